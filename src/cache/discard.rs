@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Discarding tables, dirty or not: their clusters were freed, or another process wrote the image.
+//!
+//! A discarded table leaves the index at once: the next get loads anew. Whoever pins it keeps reading what it was; its slot is
+//! free at the last put. The state lock is held by the caller, so that no write-back of the table is under way; if one is, the
+//! slot stays until it ends.
+
+use super::slot::Discard;
+use super::{Cache, Counters, Inner, group};
+use crate::error::Errno;
+use crate::primitives::Ordering;
+
+/// How many slots or offsets are looked at before the structure lock is let go for a moment.
+const CHUNK: usize = 256;
+
+impl Cache {
+    /// Discards the table at `offset`, if it is in the cache. `EINVAL`, `EIO`: see [`Cache::get`].
+    pub fn discard_offset(&self, offset: u64) -> Result<(), Errno> {
+        self.check_offset(offset)?;
+        let mut inner = self.lock_inner();
+        self.discard_key(&mut inner, offset);
+        Ok(())
+    }
+
+    /// Discards every table that overlaps `bytes` bytes from `offset`, as when a cluster with several slices is freed.
+    pub fn discard_range(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
+        self.check_poison()?;
+        let Some(last_byte) = bytes.checked_sub(1).map(|n| offset.saturating_add(n)) else {
+            return Ok(());
+        };
+        let (first, last) = (offset >> self.table_shift, last_byte >> self.table_shift);
+        if last - first < self.slots.len() as u64 {
+            let mut key = first;
+            while key <= last {
+                let mut inner = self.lock_inner();
+                let end = last.min(key + CHUNK as u64 - 1);
+                for key in key..=end {
+                    self.discard_key(&mut inner, key << self.table_shift);
+                }
+                key = end + 1;
+            }
+        } else {
+            self.discard_matching(|offset| (first..=last).contains(&(offset >> self.table_shift)));
+        }
+        Ok(())
+    }
+
+    /// Discards the table that [`Cache::table_at`] gave for `offset`. `EINVAL`: not an address of this cache's. `ESTALE`: the slot
+    /// holds another table by now, or none.
+    pub fn discard_table(&self, offset: u64, table: usize) -> Result<(), Errno> {
+        self.check_offset(offset)?;
+        let slot = self.tables.slot_of(table).ok_or(Errno::INVAL)?;
+        let mut inner = self.lock_inner();
+        if self.find_unlocked(offset) != Some(slot) {
+            return Err(Errno::STALE);
+        }
+        self.discard_slot(&mut inner, slot);
+        Ok(())
+    }
+
+    /// Discards everything. `EBUSY`, and nothing is discarded: a table is pinned, being loaded or written.
+    pub fn discard_all(&self) -> Result<(), Errno> {
+        if self.is_in_use() {
+            return Err(Errno::BUSY);
+        }
+        self.discard_matching(|_| true);
+        Ok(())
+    }
+
+    /// Whether a table is pinned, being loaded or written.
+    pub fn is_in_use(&self) -> bool {
+        let inner = self.lock_inner();
+        let in_flight = inner.loading + inner.writing.len() > 0;
+        drop(inner);
+        in_flight || self.slots.iter().any(|slot| slot.word().pins() > 0)
+    }
+
+    fn discard_matching(&self, matches: impl Fn(u64) -> bool) {
+        for number in 0..self.groups.len() {
+            let mut inner = self.lock_inner();
+            let taken = self.groups[number].taken.load(Ordering::Relaxed);
+            for slot in group::slots(number, taken) {
+                let word = self.slots[slot as usize].word();
+                let indexed = (word.is_resident() || word.is_loading()) && !word.is_discarded();
+                if indexed && matches(self.slots[slot as usize].offset()) {
+                    self.discard_slot(&mut inner, slot);
+                }
+            }
+        }
+    }
+
+    fn discard_key(&self, inner: &mut Inner, offset: u64) {
+        if let Some(slot) = self.find_unlocked(offset) {
+            self.discard_slot(inner, slot);
+        }
+    }
+
+    /// Structure lock held; the slot is in the index.
+    fn discard_slot(&self, inner: &mut Inner, slot: u32) {
+        self.unindex(inner, slot);
+        let hits = self.slots[slot as usize].word().hits();
+        self.dirty.remove(&self.groups, slot);
+        if self.slots[slot as usize].discard() == Discard::Freed {
+            Counters::add(&self.counters.hits, hits as usize);
+            self.freed(inner, slot);
+        }
+        Counters::add(&self.counters.discarded, 1);
+    }
+}

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The slow way of a get: wait for whoever loads it already, make room, load.
+//!
+//! One decision at a time is made under the structure lock ([`Cache::next_step`]); what it says is done without it, and
+//! then everything is looked at again.
+//!
+//! | the table is | and | step |
+//! |---|---|---|
+//! | resident | | pin it |
+//! | resident in a reserved slot | unlocked | move it to an ordinary slot, else `EAGAIN` |
+//! | being loaded | | wait for that load |
+//! | absent | a slot is free or its table droppable | load |
+//! | absent | only dirty tables can go | locked: write one back; unlocked: `EAGAIN` |
+//! | absent | slots are loading, being written or released | locked: wait for any; unlocked: `EAGAIN` |
+//! | absent | all are pinned | locked: `EBUSY`; unlocked: `EAGAIN` |
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{Cache, Counters, Inner, Pinned, Wait, group};
+use crate::error::Errno;
+use crate::primitives::{Ordering, fence};
+use crate::storage::{IoBuf, Storage};
+use crate::sync::wait_list::Ticket;
+
+/// Whether the caller of a get holds the state lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It does: write-back is allowed, every slot may be used.
+    Locked,
+    /// It does not: no write-back, the reserved slots are left alone.
+    Unlocked,
+}
+
+/// What an absent table is filled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contents {
+    /// What storage has at its offset.
+    Stored,
+    /// Zeros; storage is not asked.
+    Zero,
+}
+
+enum Step {
+    Pinned(u32),
+    Wait(Ticket),
+    WriteBack(u64, u32),
+    Load(u32),
+}
+
+impl Cache {
+    pub(super) async fn get_slow(
+        &self,
+        offset: u64,
+        contents: Contents,
+        access: Access,
+    ) -> Result<Pinned<'_>, Errno> {
+        let mut missed = false;
+        loop {
+            self.check_poison()?;
+            match self.next_step(offset, access, &mut missed)? {
+                Step::Pinned(slot) => return Ok(Pinned { cache: self, slot }),
+                Step::Wait(ticket) => ticket.await,
+                Step::WriteBack(victim, slot) => self.write_back(vec![(victim, slot)]).await?,
+                Step::Load(slot) => {
+                    if self.load(slot, offset, contents)? {
+                        return Ok(Pinned { cache: self, slot });
+                    }
+                }
+            }
+        }
+    }
+
+    fn next_step(&self, offset: u64, access: Access, missed: &mut bool) -> Result<Step, Errno> {
+        let mut inner = self.lock_inner();
+        if let Some(slot) = self.find_unlocked(offset) {
+            if self.slots[slot as usize].word().is_loading() {
+                self.count_miss(missed);
+                let ticket = Self::wait_for(&mut inner, Wait::Slot(slot));
+                return Ok(Step::Wait(ticket));
+            }
+            if access == Access::Unlocked && self.is_reserved(slot) {
+                return self.move_out_of_reserve(&mut inner, slot);
+            }
+            return self.pin_found(slot);
+        }
+        self.count_miss(missed);
+        if let Some(slot) = self.take_slot(&mut inner, offset, access) {
+            self.index.insert(offset >> self.table_shift, slot);
+            inner.loading += 1;
+            return Ok(Step::Load(slot));
+        }
+        if access == Access::Unlocked {
+            return Err(Errno::AGAIN);
+        }
+        if let Some(slot) = self.find_dirty_victim(&mut inner) {
+            return Ok(Step::WriteBack(self.slots[slot as usize].offset(), slot));
+        }
+        if inner.loading + inner.writing.len() + inner.releasing > 0 {
+            return Ok(Step::Wait(Self::wait_for(&mut inner, Wait::Any)));
+        }
+        Err(Errno::BUSY)
+    }
+
+    /// A table in the index that is not loading is resident; only its number of pins can be in the way (2^20 − 1).
+    fn pin_found(&self, slot: u32) -> Result<Step, Errno> {
+        if !self.slots[slot as usize].pin(&self.counters.hits) {
+            return Err(Errno::BUSY);
+        }
+        let (group, bit) = group::place(slot);
+        self.groups[group].touch(bit);
+        Ok(Step::Pinned(slot))
+    }
+
+    fn count_miss(&self, missed: &mut bool) {
+        if !std::mem::replace(missed, true) {
+            Counters::add(&self.counters.misses, 1);
+        }
+    }
+
+    pub(super) fn ordinary(&self) -> Range<usize> {
+        0..self.slots.len() - self.reserved
+    }
+
+    pub(super) fn reserve(&self) -> Range<usize> {
+        self.slots.len() - self.reserved..self.slots.len()
+    }
+
+    /// A slot for `offset`, in state loading: a free one, else a droppable table's. Ordinary slots come first, so
+    /// that the reserved ones are there when nothing else is.
+    fn take_slot(&self, inner: &mut Inner, offset: u64, access: Access) -> Option<u32> {
+        let ordinary = self.take_slot_of(inner, &self.ordinary(), offset);
+        if ordinary.is_some() || access == Access::Unlocked {
+            return ordinary;
+        }
+        self.take_slot_of(inner, &self.reserve(), offset)
+    }
+
+    fn take_slot_of(&self, inner: &mut Inner, range: &Range<usize>, offset: u64) -> Option<u32> {
+        self.take_free(inner, range, offset)
+            .or_else(|| self.take_droppable(inner, range, offset))
+    }
+
+    /// A table that unlocked callers want, and that sits in a reserved slot, moves to an ordinary one.
+    fn move_out_of_reserve(&self, inner: &mut Inner, from: u32) -> Result<Step, Errno> {
+        let source = &self.slots[from as usize];
+        let offset = source.offset();
+        if source.word().pins() > 0 || source.word().is_writing() {
+            return Err(Errno::AGAIN);
+        }
+        let to = self
+            .take_slot_of(inner, &self.ordinary(), offset)
+            .ok_or(Errno::AGAIN)?;
+        let Some(before) = source.lift() else {
+            // Pinned meanwhile, without the lock.
+            self.slots[to as usize].abandon_load();
+            self.freed(inner, to);
+            return Err(Errno::AGAIN);
+        };
+        // SAFETY: two different slots of one cache. Nobody pins either of them: the source was lifted from pins = 0, the
+        // destination was taken; both are in state loading.
+        unsafe {
+            let (from, to) = (self.tables.table(from), self.tables.table(to));
+            from.copy_to_nonoverlapping(to, self.table_size());
+        }
+        self.unindex(inner, from);
+        self.index.insert(offset >> self.table_shift, to);
+        Counters::add(&self.counters.hits, before.hits() as usize + 1);
+        self.slots[to as usize].finish_load(before.is_dirty());
+        if before.is_dirty() {
+            self.dirty.insert(&self.groups, to);
+        }
+        source.abandon_load();
+        self.freed(inner, from);
+        Ok(Step::Pinned(to))
+    }
+
+    /// Fills a slot that is in state loading; no lock held. False: the table was discarded meanwhile.
+    fn load(&self, slot: u32, offset: u64, contents: Contents) -> Result<bool, Errno> {
+        let guard = LoadGuard {
+            cache: self,
+            slot,
+            ended: false,
+        };
+        // Release: the claim's word comes before the bytes that follow; pairs with the acquire fence in `read`.
+        fence(Ordering::Release);
+        let table = self.tables.table(slot);
+        match contents {
+            Contents::Stored => {
+                // SAFETY: the slot's own memory; nobody else uses it in state loading but copying readers, which
+                // throw away what they copied.
+                let buf = unsafe { IoBuf::new(table.as_ptr(), self.table_size()) };
+                let storage: &Arc<dyn Storage> = &self.storage;
+                storage.preadv(offset, std::slice::from_ref(&buf))?;
+                Counters::add(&self.counters.loads, 1);
+            }
+            // SAFETY: as above.
+            Contents::Zero => unsafe { table.write_bytes(0, self.table_size()) },
+        }
+        Ok(guard.succeed())
+    }
+}
+
+/// Ends a load, whatever way it ends: by success, by storage's error, or by a panic in a Rust storage.
+struct LoadGuard<'a> {
+    cache: &'a Cache,
+    slot: u32,
+    ended: bool,
+}
+
+impl LoadGuard<'_> {
+    fn succeed(mut self) -> bool {
+        self.ended = true;
+        self.end(true)
+    }
+
+    fn end(&self, loaded: bool) -> bool {
+        let cache = self.cache;
+        let slot = &cache.slots[self.slot as usize];
+        let (kept, wakes) = {
+            let mut inner = cache.lock_inner();
+            inner.loading -= 1;
+            let kept = loaded && slot.finish_load(false);
+            if !kept {
+                // A discarded table left the index already, and `finish_load` freed its slot.
+                if !loaded && !slot.word().is_discarded() {
+                    cache.unindex(&mut inner, self.slot);
+                }
+                if !loaded {
+                    slot.abandon_load();
+                }
+                cache.freed(&mut inner, self.slot);
+            }
+            (kept, Cache::ended(&mut inner, self.slot))
+        };
+        wakes.wake();
+        kept
+    }
+}
+
+impl Drop for LoadGuard<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.end(false);
+        }
+    }
+}

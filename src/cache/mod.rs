@@ -1,0 +1,593 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The table cache: get and put, pins, eviction, write-back order, cleaning.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `slot` | one slot's state, pins and version: the lock-free part |
+//! | `group`, `dirty` | bits that find slots without a scan |
+//! | `index` | offset → slot |
+//! | `load` | the slow way of a get: wait, make room, load |
+//! | `eviction` | which slot to use next |
+//! | `writeback`, `dependency` | writing dirty tables, in order |
+//! | `discard`, `cleaning` | dropping tables |
+//! | `tables` | memory |
+//!
+//! *Locks*: one structure lock a cache, held for short, never across a callback, a wake-up or a second cache's lock.
+//! Hits, puts, `mark_dirty`, `read` and `store` do not take it.
+
+pub mod cleaning;
+pub mod dependency;
+pub mod dirty;
+pub mod discard;
+pub mod eviction;
+pub mod group;
+pub mod index;
+pub mod load;
+pub mod slot;
+mod stats;
+pub mod tables;
+pub mod writeback;
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use self::dependency::Dependencies;
+use self::dirty::DirtySet;
+use self::group::Group;
+use self::index::Index;
+use self::load::{Access, Contents};
+use self::slot::{Put, Slot};
+use self::tables::Tables;
+use crate::error::{Errno, Error, Result};
+use crate::host::Host;
+use crate::primitives::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence};
+use crate::storage::{Corruption, Storage};
+use crate::sync::wait_list::{Ticket, WaitList, Wakes};
+
+pub use self::stats::CacheStats;
+
+/// How a cache is made.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheOptions {
+    /// Number of slots, at least 1, at most 2^31 − 1.
+    pub tables: usize,
+    /// Bytes of a table: a power of two from 512 to 2 MiB.
+    pub table_size: usize,
+    /// The caller's own number for what the cache holds, handed to storage's checks.
+    pub kind: i32,
+    /// Slots that [`Cache::get_unlocked`] neither loads into nor pins; at most `tables`.
+    pub reserved: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    /// For this slot's load or write to end.
+    Slot(u32),
+    /// For any slot's load, write or release to end.
+    Any,
+}
+
+struct Inner {
+    /// The clock hand: where the search for a victim goes on.
+    hand: usize,
+    /// No group below this one has a free slot.
+    free_hint: usize,
+    loading: usize,
+    releasing: usize,
+    /// Slots that are being written.
+    writing: Vec<u32>,
+    waiters: WaitList<Wait>,
+}
+
+#[derive(Default)]
+struct Counters {
+    /// Hits taken out of the slots' words.
+    hits: AtomicU64,
+    misses: AtomicU64,
+    loads: AtomicU64,
+    evictions: AtomicU64,
+    write_backs: AtomicU64,
+    writes: AtomicU64,
+    cleaned: AtomicU64,
+    discarded: AtomicU64,
+}
+
+impl Counters {
+    fn add(counter: &AtomicU64, n: usize) {
+        counter.fetch_add(n as u64, Ordering::Relaxed);
+    }
+}
+
+/// A cache of equally sized tables of one image file. Usable from any thread.
+pub struct Cache {
+    tables: Tables,
+    slots: Box<[Slot]>,
+    groups: Box<[Group]>,
+    dirty: DirtySet,
+    index: Index,
+    table_shift: u32,
+    kind: i32,
+    reserved: usize,
+    poisoned: AtomicBool,
+    /// A state owns it: not to be destroyed by itself.
+    belongs_to_state: AtomicBool,
+    storage: Arc<dyn Storage>,
+    host: Arc<dyn Host>,
+    inner: Mutex<Inner>,
+    dependencies: Mutex<Dependencies>,
+    counters: Counters,
+}
+
+/// `n` atomics of value 0, in memory that is not touched before it is used.
+fn zeroed_atomics(n: usize) -> Box<[AtomicU64]> {
+    #[cfg(not(any(loom, shuttle)))]
+    {
+        let zeros = Box::into_raw(vec![0_u64; n].into_boxed_slice());
+        // SAFETY: AtomicU64 has the size, alignment and bit validity of u64; ownership passes through.
+        unsafe { Box::from_raw(zeros as *mut [AtomicU64]) }
+    }
+    #[cfg(any(loom, shuttle))]
+    (0..n).map(|_| AtomicU64::new(0)).collect()
+}
+
+fn zeroed_slots(n: usize) -> Box<[Slot]> {
+    #[cfg(not(any(loom, shuttle)))]
+    {
+        let zeros = Box::into_raw(vec![[0_u64; 2]; n].into_boxed_slice());
+        const { assert!(size_of::<Slot>() == 16 && align_of::<Slot>() == align_of::<u64>()) };
+        // SAFETY: a slot is two AtomicU64, hence two u64, and all-zero is its default: free.
+        unsafe { Box::from_raw(zeros as *mut [Slot]) }
+    }
+    #[cfg(any(loom, shuttle))]
+    (0..n).map(|_| Slot::default()).collect()
+}
+
+impl Cache {
+    /// A cache without a table in it. No table memory is resident before it is used.
+    ///
+    /// `EINVAL`: an option out of range; `ENOMEM`: no address space.
+    pub fn new(
+        options: &CacheOptions,
+        storage: Arc<dyn Storage>,
+        host: Arc<dyn Host>,
+    ) -> Result<Arc<Self>> {
+        options.check()?;
+        let CacheOptions {
+            tables,
+            table_size,
+            kind,
+            reserved,
+        } = *options;
+        let table_shift = table_size.trailing_zeros();
+        let groups: Box<[Group]> = (0..tables.div_ceil(group::SLOTS))
+            .map(|_| Group::default())
+            .collect();
+        Ok(Arc::new(Self {
+            tables: Tables::new(tables, table_shift)?,
+            slots: zeroed_slots(tables),
+            dirty: DirtySet::new(groups.len()),
+            groups,
+            index: Index::new(tables),
+            table_shift,
+            kind,
+            reserved,
+            poisoned: AtomicBool::new(false),
+            belongs_to_state: AtomicBool::new(false),
+            storage,
+            host,
+            inner: Mutex::new(Inner {
+                hand: 0,
+                free_hint: 0,
+                loading: 0,
+                releasing: 0,
+                writing: Vec::new(),
+                waiters: WaitList::default(),
+            }),
+            dependencies: Mutex::new(Dependencies::default()),
+            counters: Counters::default(),
+        }))
+    }
+
+    /// The host whose callers use this cache.
+    pub fn host(&self) -> &dyn Host {
+        &*self.host
+    }
+
+    /// Bytes of a table.
+    pub fn table_size(&self) -> usize {
+        self.tables.table_size()
+    }
+
+    /// Pins the table at `offset` and gives access to it, loading it if need be. State lock held by the caller.
+    ///
+    /// `EBUSY`: every slot is truly pinned. `EINVAL`: offset 0. `EIO`: an offset that is no multiple of the table size
+    /// (storage's `corruption` was called), or a poisoned cache. Others are storage's: of the load, or of the write
+    /// of a dirty table that had to make room.
+    pub async fn get(&self, offset: u64) -> core::result::Result<Pinned<'_>, Errno> {
+        self.get_with(offset, Contents::Stored, Access::Locked)
+            .await
+    }
+
+    /// As [`Cache::get`] for a table that is about to be written whole: nothing is read. An absent table enters filled with
+    /// zeros, a resident one comes as it is.
+    pub async fn get_empty(&self, offset: u64) -> core::result::Result<Pinned<'_>, Errno> {
+        self.get_with(offset, Contents::Zero, Access::Locked).await
+    }
+
+    /// As [`Cache::get`], without the state lock: hits, and loads that need no write-back. `EAGAIN`: take the lock and
+    /// use `get`.
+    pub async fn get_unlocked(&self, offset: u64) -> core::result::Result<Pinned<'_>, Errno> {
+        self.get_with(offset, Contents::Stored, Access::Unlocked)
+            .await
+    }
+
+    /// Pins a resident table. `EAGAIN`: it is not resident, or not without doubt. Never waits, takes no lock.
+    #[inline]
+    pub fn try_get(&self, offset: u64) -> core::result::Result<Pinned<'_>, Errno> {
+        if let Some(pinned) = self.hit(offset) {
+            return Ok(pinned);
+        }
+        self.check_offset(offset)?;
+        Err(Errno::AGAIN)
+    }
+
+    async fn get_with(
+        &self,
+        offset: u64,
+        contents: Contents,
+        access: Access,
+    ) -> core::result::Result<Pinned<'_>, Errno> {
+        if let Some(pinned) = self.hit_for(offset, access) {
+            return Ok(pinned);
+        }
+        self.check_offset(offset)?;
+        self.get_slow(offset, contents, access).await
+    }
+
+    /// A hit that needs no wait, for callers who may take what [`Cache::get`] (or `get_unlocked`) gives.
+    #[inline]
+    pub fn hit_for(&self, offset: u64, access: Access) -> Option<Pinned<'_>> {
+        let pinned = self.hit(offset)?;
+        if access == Access::Unlocked && self.is_reserved(pinned.slot) {
+            return None;
+        }
+        Some(pinned)
+    }
+
+    /// The lock-free hit: look up, pin, look at the offset again.
+    #[inline]
+    fn hit(&self, offset: u64) -> Option<Pinned<'_>> {
+        let slot_number = self.find_unlocked(offset)?;
+        let slot = &self.slots[slot_number as usize];
+        if self.is_poisoned() || !slot.pin(&self.counters.hits) {
+            return None;
+        }
+        let pinned = Pinned {
+            cache: self,
+            slot: slot_number,
+        };
+        #[cfg(not(feature = "unsound-no-pin-recheck"))]
+        if slot.offset() != offset {
+            // The slot went to another table between the lookup and the pin. `pinned` gives its pin back.
+            return None;
+        }
+        let (group, bit) = group::place(slot_number);
+        self.groups[group].touch(bit);
+        Some(pinned)
+    }
+
+    #[inline]
+    fn find_unlocked(&self, offset: u64) -> Option<u32> {
+        self.index.find(offset >> self.table_shift, |slot| {
+            self.slots[slot as usize].offset() == offset
+        })
+    }
+
+    /// Copies `buf.len()` bytes from byte `at` of a resident table; no lock, no pin, never waits. Each aligned 8-byte word
+    /// is read atomically, all of them from that table.
+    ///
+    /// `EAGAIN`: not resident, or it left while it was being copied; `buf` may have been written to then. `EINVAL`: `at` or the length
+    /// not a multiple of 8, or beyond the table.
+    #[inline]
+    pub fn read(&self, offset: u64, at: usize, buf: &mut [u8]) -> core::result::Result<(), Errno> {
+        let fits = at
+            .checked_add(buf.len())
+            .is_some_and(|end| end <= self.table_size());
+        if (at | buf.len()) % 8 != 0 || !fits {
+            return Err(Errno::INVAL);
+        }
+        let Some(slot_number) = self.find_unlocked(offset) else {
+            self.check_offset(offset)?;
+            return Err(Errno::AGAIN);
+        };
+        let slot = &self.slots[slot_number as usize];
+        let before = slot.word();
+        if !before.is_readable() || slot.offset() != offset || self.is_poisoned() {
+            self.check_poison()?;
+            return Err(Errno::AGAIN);
+        }
+        let table = self.tables.table(slot_number);
+        for (i, out) in buf.chunks_exact_mut(8).enumerate() {
+            // SAFETY: inside the table, and 8-aligned as tables and `at` are.
+            let word = unsafe { load_word(table, at + i * 8) };
+            out.copy_from_slice(&word.to_ne_bytes());
+        }
+        // Acquire: the loads above come before the second look. If one of them saw bytes of the slot's next table, this look
+        // sees that the claim for it came first: the claim's word precedes those bytes (release fence in `load`).
+        fence(Ordering::Acquire);
+        if !slot.word().is_same_table(before) || slot.offset() != offset {
+            return Err(Errno::AGAIN);
+        }
+        let (group, bit) = group::place(slot_number);
+        self.groups[group].touch(bit);
+        Ok(())
+    }
+
+    /// The slot that the pinned table at `table` lies in. `EINVAL`: not the address of a table of this cache, or one
+    /// that nobody pins.
+    fn pinned_slot(&self, table: usize) -> core::result::Result<u32, Errno> {
+        let slot = self.tables.slot_of(table).ok_or(Errno::INVAL)?;
+        if self.slots[slot as usize].word().pins() == 0 {
+            return Err(Errno::INVAL);
+        }
+        Ok(slot)
+    }
+
+    /// Gives back the pin on the table at the address `table`. `EINVAL`: a foreign or unpinned table. `EIO`: poisoned; the pin
+    /// is given back all the same. Any thread; takes the structure lock only for the last pin of a discarded table.
+    #[inline]
+    pub fn put(&self, table: usize) -> core::result::Result<(), Errno> {
+        let slot = self.tables.slot_of(table).ok_or(Errno::INVAL)?;
+        self.put_slot(slot)?;
+        self.check_poison()
+    }
+
+    #[inline]
+    fn put_slot(&self, slot: u32) -> core::result::Result<(), Errno> {
+        match self.slots[slot as usize].put() {
+            Put::Done => Ok(()),
+            Put::NotPinned => Err(Errno::INVAL),
+            Put::LastOfDiscarded => {
+                self.reclaim(slot);
+                Ok(())
+            }
+        }
+    }
+
+    /// Marks the pinned table at the address `table` dirty. Call it after the change, or hold the state lock over both. `EINVAL`: a
+    /// foreign or unpinned table. Any thread, no lock.
+    pub fn mark_dirty(&self, table: usize) -> core::result::Result<(), Errno> {
+        let slot = self.pinned_slot(table)?;
+        self.check_poison()?;
+        if !self.slots[slot as usize].mark_dirty() {
+            return Err(Errno::INVAL);
+        }
+        self.dirty.insert(&self.groups, slot);
+        Ok(())
+    }
+
+    /// Stores eight bytes, as they are in memory, at byte `at` of the pinned table at the address `table`, atomically. `EINVAL`: `at`
+    /// not a multiple of 8 or beyond the table; a foreign or unpinned table. Any thread, no lock.
+    pub fn store(&self, table: usize, at: usize, value: u64) -> core::result::Result<(), Errno> {
+        let slot = self.pinned_slot(table)?;
+        self.check_poison()?;
+        if at % 8 != 0 || at >= self.table_size() {
+            return Err(Errno::INVAL);
+        }
+        // SAFETY: inside the table, 8-aligned.
+        unsafe { store_word(self.tables.table(slot), at, value) };
+        Ok(())
+    }
+
+    /// The address of the resident table at `offset`, without a pin: only good for [`Cache::discard_table`].
+    pub fn table_at(&self, offset: u64) -> core::result::Result<Option<NonNull<u8>>, Errno> {
+        self.check_offset(offset)?;
+        let is_resident = |slot: &u32| self.slots[*slot as usize].word().is_readable();
+        let unlocked = self.find_unlocked(offset).filter(is_resident);
+        let found = unlocked.or_else(|| {
+            // What was not found without the lock may have been in motion.
+            let _inner = self.inner.lock();
+            self.find_unlocked(offset).filter(is_resident)
+        });
+        Ok(found.map(|slot| self.tables.table(slot)))
+    }
+
+    /// A state takes it over.
+    pub fn give_to_state(&self) {
+        self.belongs_to_state.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a state owns it.
+    pub fn belongs_to_state(&self) -> bool {
+        self.belongs_to_state.load(Ordering::Relaxed)
+    }
+
+    /// An internal panic happened: nothing is ever written again, every call says `EIO`.
+    pub fn poison(&self) {
+        self.poisoned.store(true, Ordering::Release);
+    }
+
+    #[inline]
+    fn is_poisoned(&self) -> bool {
+        self.poisoned.load(Ordering::Relaxed)
+    }
+
+    /// `EIO` if poisoned.
+    pub fn check_poison(&self) -> core::result::Result<(), Errno> {
+        if self.poisoned.load(Ordering::Acquire) {
+            return Err(Errno::IO);
+        }
+        Ok(())
+    }
+
+    /// Bad offsets; calls storage's `corruption`, so no lock may be held.
+    #[cold]
+    fn check_offset(&self, offset: u64) -> core::result::Result<(), Errno> {
+        self.check_poison()?;
+        if offset == 0 {
+            return Err(Errno::INVAL);
+        }
+        let size = self.table_size() as u64;
+        if offset % size != 0 {
+            let message = format!(
+                "table offset {offset:#x} is not a multiple of the table size, {size} bytes"
+            );
+            self.storage
+                .corruption(Corruption::UnalignedOffset, self.kind, offset, &message);
+            return Err(Errno::IO);
+        }
+        Ok(())
+    }
+
+    fn is_reserved(&self, slot: u32) -> bool {
+        slot as usize >= self.slots.len() - self.reserved
+    }
+
+    fn key_of(&self, slot: u32) -> u64 {
+        self.slots[slot as usize].offset() >> self.table_shift
+    }
+
+    /// Takes `slot`'s entry out of the index. Structure lock held.
+    fn unindex(&self, _inner: &mut Inner, slot: u32) -> bool {
+        self.index
+            .remove(self.key_of(slot), slot, |s| self.key_of(s))
+    }
+
+    /// Bookkeeping for a slot that became free. Structure lock held.
+    fn freed(&self, inner: &mut Inner, slot: u32) {
+        let (group, bit) = group::place(slot);
+        self.groups[group].leave(bit);
+        inner.free_hint = inner.free_hint.min(group);
+    }
+
+    /// Those who wait for `slot`, or for any. Structure lock held; wake them without it.
+    fn ended(inner: &mut Inner, slot: u32) -> Wakes {
+        inner
+            .waiters
+            .notify(|wait| *wait == Wait::Any || *wait == Wait::Slot(slot))
+    }
+
+    fn wait_for(inner: &mut Inner, wait: Wait) -> Ticket {
+        inner.waiters.enrol(wait)
+    }
+
+    fn reclaim(&self, slot: u32) {
+        let wakes = {
+            let mut inner = self.inner.lock();
+            if self.slots[slot as usize].reclaim() {
+                self.freed(&mut inner, slot);
+            }
+            Self::ended(&mut inner, slot)
+        };
+        wakes.wake();
+    }
+
+    fn lock_inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock()
+    }
+}
+
+impl CacheOptions {
+    fn check(&self) -> Result<()> {
+        let size_ok = self.table_size.is_power_of_two()
+            && (tables::MIN_TABLE_SIZE..=tables::MAX_TABLE_SIZE).contains(&self.table_size);
+        if !size_ok {
+            return Err(Error::new(
+                Errno::INVAL,
+                format!(
+                    "table size {} is not a power of two between {} and {} bytes",
+                    self.table_size,
+                    tables::MIN_TABLE_SIZE,
+                    tables::MAX_TABLE_SIZE
+                ),
+            ));
+        }
+        if self.tables == 0 || self.tables > i32::MAX as usize {
+            return Err(Error::new(
+                Errno::INVAL,
+                format!("{} tables are not between 1 and {}", self.tables, i32::MAX),
+            ));
+        }
+        if self.reserved > self.tables {
+            return Err(Error::new(
+                Errno::INVAL,
+                format!(
+                    "{} reserved tables are more than the cache's {}",
+                    self.reserved, self.tables
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// # Safety
+/// `at + 8` bytes from `table` are inside one mapping, 8-aligned.
+#[inline]
+unsafe fn load_word(table: NonNull<u8>, at: usize) -> u64 {
+    // SAFETY: the caller's promise; core's atomics, since a model checker's do not live in table memory. Whoever changes
+    // these bytes at the same time does so atomically (`store`), or is a load whose bytes are thrown away by the second look.
+    unsafe {
+        let word = table.add(at).cast::<core::sync::atomic::AtomicU64>();
+        word.as_ref().load(core::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+/// # Safety
+/// As [`load_word`].
+unsafe fn store_word(table: NonNull<u8>, at: usize, value: u64) {
+    // SAFETY: as in `load_word`. Release: what the writer did before is visible to a reader that sees the value and
+    // acquires (the fence in `read`).
+    unsafe {
+        let word = table.add(at).cast::<core::sync::atomic::AtomicU64>();
+        word.as_ref()
+            .store(value, core::sync::atomic::Ordering::Release);
+    }
+}
+
+/// A pinned table: it neither moves nor changes its offset. Dropping it gives the pin back.
+pub struct Pinned<'a> {
+    cache: &'a Cache,
+    slot: u32,
+}
+
+impl Pinned<'_> {
+    /// Where the table's bytes are, [`Cache::table_size`] of them.
+    pub fn as_ptr(&self) -> NonNull<u8> {
+        self.cache.tables.table(self.slot)
+    }
+
+    /// Gives up the guard but keeps the pin, for [`Cache::put`].
+    pub fn into_ptr(self) -> NonNull<u8> {
+        let table = self.as_ptr();
+        std::mem::forget(self);
+        table
+    }
+
+    /// The eight bytes at byte `at`, atomically.
+    ///
+    /// # Panics
+    /// If `at` is not a multiple of 8 inside the table.
+    pub fn load(&self, at: usize) -> u64 {
+        assert!(at % 8 == 0 && at < self.cache.table_size());
+        // SAFETY: checked just above.
+        unsafe { load_word(self.as_ptr(), at) }
+    }
+
+    /// Stores eight bytes at byte `at`, atomically; see [`Cache::store`].
+    pub fn store(&self, at: usize, value: u64) -> core::result::Result<(), Errno> {
+        self.cache.store(self.as_ptr().as_ptr() as usize, at, value)
+    }
+
+    /// See [`Cache::mark_dirty`].
+    pub fn mark_dirty(&self) -> core::result::Result<(), Errno> {
+        self.cache.mark_dirty(self.as_ptr().as_ptr() as usize)
+    }
+}
+
+impl Drop for Pinned<'_> {
+    fn drop(&mut self) {
+        let given_back = self.cache.put_slot(self.slot);
+        debug_assert!(given_back.is_ok(), "somebody else put this pin");
+    }
+}

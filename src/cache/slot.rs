@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One slot's state: a word that is changed by compare-and-swap alone, and the offset of the table it holds.
+//!
+//! The word, from the low end: version (24 bits, +1 whenever the slot's identity ends), hits not yet counted elsewhere
+//! (14), state (2), flags (3), pins (20, at the top, so that arithmetic on them cannot reach a neighbour).
+//!
+//! | state | pin | put | claim (eviction, cleaning) | load ends | write begins / ends | discard |
+//! |---|---|---|---|---|---|---|
+//! | free | no | error | → loading (allocation) | | | |
+//! | loading | no | error | no | → resident, 1 pin; or → free | | flag `DISCARDED`; → free when the load ends |
+//! | resident, clean | +1 | −1 | pins 0: → loading or releasing | | | pins 0: → free; else flag `DISCARDED` |
+//! | resident, dirty | +1 | −1 | no | | −`DIRTY` +`WRITING` / | as clean; `DIRTY` goes |
+//! | resident, writing | +1 | −1 | no | | / −`WRITING`, failed: +`DIRTY` | flag `DISCARDED` |
+//! | resident, discarded | no | −1; the last → free | no | | / the last of pins and writing → free | |
+//! | releasing | no | error | → free | | | |
+//!
+//! Pin, put and mark_dirty take no lock. All else happens under the cache's structure lock, so that these transitions
+//! race only with the three lock-free ones.
+//!
+//! Why a pin is safe: the offset changes only in `loading`, which is entered from pins = 0 by a compare-and-swap. A pin is
+//! a compare-and-swap on the same word in state `resident`. So one of the two comes first: the pin, and the claim
+//! fails; or the claim, and the pin fails or lands on the slot's *next* resident table. The latter is why the offset
+//! is looked at again after the pin, and not before only.
+
+use crate::primitives::{AtomicU64, Ordering};
+
+const VERSION_BITS: u32 = 24;
+const HITS_SHIFT: u32 = VERSION_BITS;
+const HITS_BITS: u32 = 14;
+const STATE_SHIFT: u32 = HITS_SHIFT + HITS_BITS;
+const PINS_SHIFT: u32 = 44;
+
+const VERSION_MASK: u64 = (1 << VERSION_BITS) - 1;
+const HIT: u64 = 1 << HITS_SHIFT;
+const HITS_MAX: u64 = (1 << HITS_BITS) - 1;
+const HITS_MASK: u64 = HITS_MAX << HITS_SHIFT;
+const STATE_MASK: u64 = 3 << STATE_SHIFT;
+const FREE: u64 = 0;
+const LOADING: u64 = 1 << STATE_SHIFT;
+const RESIDENT: u64 = 2 << STATE_SHIFT;
+const RELEASING: u64 = 3 << STATE_SHIFT;
+const DIRTY: u64 = 1 << 40;
+const WRITING: u64 = 1 << 41;
+const DISCARDED: u64 = 1 << 42;
+const PIN: u64 = 1 << PINS_SHIFT;
+const PINS_MAX: u64 = (1 << (64 - PINS_SHIFT)) - 1;
+
+/// A slot's word as it was at one moment.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Word(u64);
+
+impl Word {
+    fn state(self) -> u64 {
+        self.0 & STATE_MASK
+    }
+
+    /// How many pins.
+    pub fn pins(self) -> u64 {
+        self.0 >> PINS_SHIFT
+    }
+
+    /// Hits since they were last taken.
+    pub fn hits(self) -> u64 {
+        (self.0 & HITS_MASK) >> HITS_SHIFT
+    }
+
+    /// Holds a table that the index leads to or led to.
+    pub fn is_resident(self) -> bool {
+        self.state() == RESIDENT
+    }
+
+    /// A load is under way.
+    pub fn is_loading(self) -> bool {
+        self.state() == LOADING
+    }
+
+    /// Its memory is being given back.
+    pub fn is_releasing(self) -> bool {
+        self.state() == RELEASING
+    }
+
+    /// Changed since it was read or last written.
+    pub fn is_dirty(self) -> bool {
+        self.0 & DIRTY != 0
+    }
+
+    /// A write of it is under way.
+    pub fn is_writing(self) -> bool {
+        self.0 & WRITING != 0
+    }
+
+    /// Left the index while it was pinned, loading or being written.
+    pub fn is_discarded(self) -> bool {
+        self.0 & DISCARDED != 0
+    }
+
+    /// May be read without a pin, and pinned.
+    pub fn is_readable(self) -> bool {
+        self.0 & (STATE_MASK | DISCARDED) == RESIDENT
+    }
+
+    /// May be dropped: resident, clean, not pinned, not being written.
+    pub fn is_droppable(self) -> bool {
+        self.is_readable() && self.pins() == 0 && self.0 & (DIRTY | WRITING) == 0
+    }
+
+    /// Whether the same table is still there, and readable.
+    pub fn is_same_table(self, other: Word) -> bool {
+        self.is_readable() && (self.0 ^ other.0) & VERSION_MASK == 0
+    }
+
+    /// The slot's next identity: version + 1, no pins, no flags, no hits.
+    fn next(self, state: u64) -> Word {
+        Word((self.0.wrapping_add(1) & VERSION_MASK) | state)
+    }
+
+    fn is_last_of_discarded(self) -> bool {
+        self.is_resident() && self.is_discarded() && self.pins() == 0 && !self.is_writing()
+    }
+}
+
+/// What a put found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// One pin less.
+    Done,
+    /// One pin less, and the table was discarded meanwhile: [`Slot::reclaim`] it under the structure lock.
+    LastOfDiscarded,
+    /// There was no pin.
+    NotPinned,
+}
+
+/// What a discard did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discard {
+    /// The slot is free.
+    Freed,
+    /// The slot is free once the last pin, the load or the write ends.
+    Deferred,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Slot {
+    word: AtomicU64,
+    offset: AtomicU64,
+}
+
+impl Slot {
+    /// The word now. Acquire: what the load that made it resident wrote is visible.
+    pub fn word(&self) -> Word {
+        Word(self.word.load(Ordering::Acquire))
+    }
+
+    /// The offset of the table that the slot holds or is loading; anything in a free slot. Relaxed: it is decided only
+    /// after a pin or a claim, whose acquire orders it.
+    pub fn offset(&self) -> u64 {
+        self.offset.load(Ordering::Relaxed)
+    }
+
+    /// Pins whatever table is resident, and counts a hit; lock-free. The caller looks at [`Slot::offset`] afterwards.
+    /// `spill` receives the hits when their field is full.
+    #[inline]
+    pub fn pin(&self, spill: &AtomicU64) -> bool {
+        let mut word = self.word();
+        while word.is_readable() && word.pins() < PINS_MAX {
+            let full = word.0 & HITS_MASK == HITS_MASK;
+            let counted = if full {
+                word.0 & !HITS_MASK
+            } else {
+                word.0 + HIT
+            };
+            // Acquire pairs with the release of the load's end: offset and contents of this table are visible.
+            // Release is for the next claimer (see `put`); the pin itself publishes nothing.
+            match self.word.compare_exchange_weak(
+                word.0,
+                counted + PIN,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => {
+                    if full {
+                        spill.fetch_add(HITS_MAX + 1, Ordering::Relaxed);
+                    }
+                    return true;
+                }
+                Err(now) => word = Word(now),
+            }
+        }
+        false
+    }
+
+    /// Gives one pin back; lock-free.
+    #[inline]
+    pub fn put(&self) -> Put {
+        // Looked at first, so that a put too many does not even for a moment touch a slot that nobody pins.
+        if Word(self.word.load(Ordering::Relaxed)).pins() == 0 {
+            return Put::NotPinned;
+        }
+        // Release pairs with the acquire of the claim: what was done under the pin happened before the slot's reuse.
+        let before = Word(self.word.fetch_sub(PIN, Ordering::Release));
+        if before.pins() == 0 {
+            self.word.fetch_add(PIN, Ordering::Relaxed);
+            return Put::NotPinned;
+        }
+        if before.pins() == 1 && before.is_discarded() {
+            return Put::LastOfDiscarded;
+        }
+        Put::Done
+    }
+
+    /// Whether the table is dirty, in the one order of all `mark_dirty`s and changes of the dirty set.
+    pub fn is_dirty_in_order(&self) -> bool {
+        Word(self.word.load(Ordering::SeqCst)).is_dirty()
+    }
+
+    /// Marks a pinned table dirty; lock-free. False if nobody pins it.
+    ///
+    /// Always a read-modify-write, also if the flag is set already: it orders the caller's change of the table before
+    /// it. A write-back either clears the flag after this (its acquire sees the change) or before (the flag is set again).
+    pub fn mark_dirty(&self) -> bool {
+        let word = self.word();
+        if word.pins() == 0 {
+            return false;
+        }
+        if word.is_discarded() {
+            // Nobody will write it.
+            return true;
+        }
+        // Sequentially consistent for `DirtySet::settle`.
+        self.word.fetch_or(DIRTY, Ordering::SeqCst);
+        true
+    }
+
+    fn change(&self, mut to: impl FnMut(Word) -> Option<Word>) -> Option<Word> {
+        let mut word = self.word();
+        loop {
+            let next = to(word)?;
+            // Acquire pairs with `put`; release with `pin` and `word`.
+            match self.word.compare_exchange_weak(
+                word.0,
+                next.0,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => return Some(word),
+                Err(now) => word = Word(now),
+            }
+        }
+    }
+
+    /// Free → loading `offset`. Structure lock held.
+    pub fn allocate(&self, offset: u64) -> bool {
+        let free = self.change(|w| (w.state() == FREE).then(|| w.next(LOADING)));
+        self.offset.store(offset, Ordering::Relaxed);
+        free.is_some()
+    }
+
+    /// A droppable table gives its slot to `offset`: → loading. Returns the word before, for its hits. Structure
+    /// lock held; the caller has read the old offset.
+    pub fn evict_for(&self, offset: u64) -> Option<Word> {
+        let before = self.change(|w| w.is_droppable().then(|| w.next(LOADING)))?;
+        self.offset.store(offset, Ordering::Relaxed);
+        Some(before)
+    }
+
+    /// A droppable table goes: → free. Structure lock held.
+    pub fn drop_clean(&self) -> Option<Word> {
+        self.change(|w| w.is_droppable().then(|| w.next(FREE)))
+    }
+
+    /// Test-only: drops a resident table without looking at its pins, as a cleaner without the re-check would.
+    #[cfg(feature = "unsound-no-pin-recheck")]
+    pub fn drop_unchecked(&self) -> Option<Word> {
+        self.change(|w| w.is_resident().then(|| w.next(FREE)))
+    }
+
+    /// An unpinned resident table, clean or dirty, moves to another slot: → loading here, until the copy is made.
+    /// Returns the word before. Structure lock held.
+    pub fn lift(&self) -> Option<Word> {
+        self.change(|w| {
+            (w.is_readable() && w.pins() == 0 && !w.is_writing()).then(|| w.next(LOADING))
+        })
+    }
+
+    /// The load succeeded: loading → resident with one pin, clean or `dirty`. If it was discarded meanwhile: → free,
+    /// and false. Structure lock held.
+    pub fn finish_load(&self, dirty: bool) -> bool {
+        let flags = RESIDENT | PIN | if dirty { DIRTY } else { 0 };
+        let before = self.change(|w| {
+            let kept = w.0 & VERSION_MASK;
+            Some(if w.is_discarded() {
+                w.next(FREE)
+            } else {
+                Word(kept | flags)
+            })
+        });
+        before.is_some_and(|w| !w.is_discarded())
+    }
+
+    /// The load failed, or the table was lifted out: loading → free. Returns whether it was discarded meanwhile (and is
+    /// no longer in the index). Structure lock held.
+    pub fn abandon_load(&self) -> bool {
+        let before = self.change(|w| Some(w.next(FREE)));
+        before.is_some_and(Word::is_discarded)
+    }
+
+    /// Dirty → being written. False if there is nothing to write or somebody writes it. Structure lock held.
+    pub fn begin_write(&self) -> bool {
+        self.change(|w| {
+            let writable = w.is_readable() && w.is_dirty() && !w.is_writing();
+            writable.then_some(Word((w.0 & !DIRTY) | WRITING))
+        })
+        .is_some()
+    }
+
+    /// The write ended; a failed one leaves the table dirty. Returns the word after. Structure lock held.
+    pub fn end_write(&self, failed: bool) -> Word {
+        let after = |w: Word| {
+            let redirty = failed && !w.is_discarded();
+            Word((w.0 & !WRITING) | if redirty { DIRTY } else { 0 })
+        };
+        let before = self.change(|w| Some(after(w)));
+        before.map_or_else(|| self.word(), after)
+    }
+
+    /// The table left the index. Structure lock held.
+    pub fn discard(&self) -> Discard {
+        let at_once = |w: Word| w.is_resident() && w.pins() == 0 && !w.is_writing();
+        let before = self.change(|w| {
+            Some(if at_once(w) {
+                w.next(FREE)
+            } else {
+                Word((w.0 | DISCARDED) & !DIRTY)
+            })
+        });
+        match before {
+            Some(w) if at_once(w) => Discard::Freed,
+            _ => Discard::Deferred,
+        }
+    }
+
+    /// Frees a discarded slot that nobody pins or writes any more. Structure lock held.
+    pub fn reclaim(&self) -> bool {
+        self.change(|w| w.is_last_of_discarded().then(|| w.next(FREE)))
+            .is_some()
+    }
+
+    /// Free → releasing: nobody allocates it while its memory is given back. Structure lock held.
+    pub fn begin_release(&self) -> bool {
+        self.change(|w| (w.state() == FREE).then(|| Word(w.0 | RELEASING)))
+            .is_some()
+    }
+
+    /// Releasing → free. Structure lock held.
+    pub fn end_release(&self) {
+        self.change(|w| Some(w.next(FREE)));
+    }
+}

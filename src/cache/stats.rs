@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Statistics: counted on the slow ways, or derived when asked for. The hot path's only share is a field of the word
+//! that a pin changes anyway.
+
+use super::{Cache, group};
+use crate::error::Errno;
+use crate::primitives::Ordering;
+
+/// What a cache did and holds. Counters run from its creation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// Pins of tables that were resident; copies by `read` are not counted.
+    pub hits: u64,
+    /// Gets that had to load, or to wait for a load.
+    pub misses: u64,
+    /// Tables read from storage.
+    pub loads: u64,
+    /// Tables that gave their slot to another one.
+    pub evictions: u64,
+    /// Tables written.
+    pub write_backs: u64,
+    /// Write requests which that took.
+    pub writes: u64,
+    /// Tables dropped by cleaning.
+    pub cleaned: u64,
+    /// Tables discarded.
+    pub discarded: u64,
+    /// Slots.
+    pub tables: usize,
+    /// Bytes of a table.
+    pub table_size: usize,
+    /// Slots that hold a table.
+    pub resident_tables: usize,
+    /// Of these, how many are dirty.
+    pub dirty_tables: usize,
+    /// Slots that are pinned.
+    pub pinned_tables: usize,
+    /// Table memory that was touched and not given back, in bytes.
+    pub resident_bytes: u64,
+    /// Memory besides the tables, in bytes.
+    pub metadata_bytes: u64,
+}
+
+impl Cache {
+    /// The statistics now. Any thread; looks at every slot, with no lock: a sum over moments, not one moment.
+    pub fn stats(&self) -> CacheStats {
+        let count = |counter: &crate::primitives::AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.counters;
+        let mut stats = CacheStats {
+            hits: count(&counters.hits),
+            misses: count(&counters.misses),
+            loads: count(&counters.loads),
+            evictions: count(&counters.evictions),
+            write_backs: count(&counters.write_backs),
+            writes: count(&counters.writes),
+            cleaned: count(&counters.cleaned),
+            discarded: count(&counters.discarded),
+            tables: self.slots.len(),
+            table_size: self.table_size(),
+            resident_bytes: self.resident_bytes(),
+            metadata_bytes: self.metadata_bytes(),
+            ..CacheStats::default()
+        };
+        for slot in &self.slots {
+            let word = slot.word();
+            stats.hits += word.hits();
+            stats.resident_tables += usize::from(word.is_resident());
+            stats.dirty_tables += usize::from(word.is_resident() && word.is_dirty());
+            stats.pinned_tables += usize::from(word.pins() > 0);
+        }
+        stats
+    }
+
+    /// Pages with a touched slot in them.
+    fn resident_bytes(&self) -> u64 {
+        let unit = self.tables.slots_per_page();
+        let pages: usize = (0..self.groups.len())
+            .map(|number| {
+                let touched = self.groups[number].touched.load(Ordering::Relaxed);
+                (0..group::SLOTS)
+                    .step_by(unit)
+                    .filter(|first| {
+                        let page = number * group::SLOTS + first;
+                        touched & group::mask(number, &(page..page + unit)) != 0
+                    })
+                    .count()
+            })
+            .sum();
+        (pages * unit * self.table_size()) as u64
+    }
+
+    fn metadata_bytes(&self) -> u64 {
+        let bytes = size_of::<Self>()
+            + size_of_val(&*self.slots)
+            + size_of_val(&*self.groups)
+            + self.index.bytes()
+            + self.dirty.bytes();
+        bytes as u64
+    }
+
+    /// Why the cache may not be destroyed: `EBUSY` in use, `ENOTEMPTY` dirty tables (not if it is poisoned).
+    pub fn check_destroy(&self) -> Result<(), Errno> {
+        if self.is_in_use() {
+            return Err(Errno::BUSY);
+        }
+        let dirty = |slot: &super::Slot| slot.word().is_resident() && slot.word().is_dirty();
+        if self.check_poison().is_ok() && self.slots.iter().any(dirty) {
+            return Err(Errno::NOTEMPTY);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Writing dirty tables: in offset order, neighbours joined, what they depend on first.
+//!
+//! For each batch of neighbours: dependencies satisfied → tables claimed (`DIRTY` → `WRITING`) under the structure lock, with the
+//! look at the dependencies repeated there → storage's check, once a table → one write → claims ended. A table that is
+//! dirtied during its write stays dirty; one whose check or write failed is dirty again.
+
+use super::{Cache, Counters, Wait, group};
+use crate::error::Errno;
+use crate::storage::IoBuf;
+use crate::sync::wait_list::{Ticket, Wakes};
+
+/// A table to write: offset and the slot that held it when it was listed.
+pub(super) type Listed = (u64, u32);
+
+/// The most bytes one write joins: what a `preadv`/`pwritev` can return in an `int`.
+const MAX_WRITE: usize = 1 << 30;
+
+impl Cache {
+    /// Writes every dirty table; storage is not flushed. State lock held by the caller.
+    ///
+    /// Every table is tried; of several errors the first is returned, but `ENOSPC` is kept over all others. What was not written
+    /// is still dirty.
+    pub async fn write(&self) -> Result<(), Errno> {
+        self.check_poison()?;
+        let listed = self.list_dirty();
+        self.write_back(listed).await
+    }
+
+    /// [`Cache::write`], then flushes storage.
+    pub async fn flush(&self) -> Result<(), Errno> {
+        self.write().await?;
+        self.flush_storage()
+    }
+
+    /// Flushes, then drops every table. `EBUSY`: one is in use; nothing was dropped, everything was written.
+    pub async fn empty(&self) -> Result<(), Errno> {
+        self.flush().await?;
+        self.drop_all_clean()
+    }
+
+    /// Dirty tables, and those whose write somebody else has begun: it may fail.
+    fn list_dirty(&self) -> Vec<Listed> {
+        let inner = self.lock_inner();
+        let mut listed: Vec<Listed> = inner
+            .writing
+            .iter()
+            .map(|s| (self.offset_of(*s), *s))
+            .collect();
+        self.dirty.for_each(&self.groups, |slot| {
+            let word = self.slots[slot as usize].word();
+            if word.is_readable() && word.is_dirty() && !word.is_writing() {
+                listed.push((self.offset_of(slot), slot));
+            } else if !word.is_dirty() {
+                let is_dirty = || self.slots[slot as usize].is_dirty_in_order();
+                self.dirty.settle(&self.groups, slot, is_dirty);
+            }
+        });
+        drop(inner);
+        listed
+    }
+
+    fn offset_of(&self, slot: u32) -> u64 {
+        self.slots[slot as usize].offset()
+    }
+
+    /// Writes the listed tables, as far as they are still there and dirty, and waits for those that others are writing.
+    pub(super) async fn write_back(&self, mut listed: Vec<Listed>) -> Result<(), Errno> {
+        let mut result = Ok(());
+        while !listed.is_empty() {
+            listed.sort_unstable();
+            let mut elsewhere = Vec::new();
+            let mut rest = &listed[..];
+            while !rest.is_empty() {
+                let ready = self.satisfy_dependencies().await;
+                if let Err(error) = ready.and_then(|()| self.check_poison()) {
+                    keep(&mut result, Err(error));
+                    return result;
+                }
+                let batch = self.claim_batch(&mut rest, &mut elsewhere);
+                keep(&mut result, self.write_batch(batch));
+            }
+            listed.clear();
+            for table in elsewhere {
+                if let Some(ticket) = self.ticket_while_writing(table) {
+                    ticket.await;
+                    listed.push(table);
+                }
+            }
+        }
+        result
+    }
+
+    /// Claims the next run of neighbours. Tables that somebody else writes go to `elsewhere`, those that need no write
+    /// are passed over. Takes nothing if a dependency was set since it was looked at.
+    fn claim_batch(&self, rest: &mut &[Listed], elsewhere: &mut Vec<Listed>) -> Batch<'_> {
+        let mut batch = Batch {
+            cache: self,
+            tables: Vec::new(),
+        };
+        let limit = self
+            .storage
+            .max_iov()
+            .clamp(1, (MAX_WRITE >> self.table_shift).max(1));
+        let mut inner = self.lock_inner();
+        if !self.owes_nothing() {
+            return batch;
+        }
+        while let [(offset, slot), after @ ..] = *rest {
+            let neighbour = batch
+                .tables
+                .last()
+                .is_none_or(|(last, _)| last + self.table_size() as u64 == *offset);
+            if !neighbour || batch.tables.len() == limit {
+                break;
+            }
+            *rest = after;
+            let word = self.slots[*slot as usize].word();
+            if self.offset_of(*slot) != *offset || !word.is_readable() {
+                continue;
+            }
+            if word.is_writing() {
+                elsewhere.push((*offset, *slot));
+                continue;
+            }
+            // The set first, then the flag: see `group`.
+            self.dirty.remove(&self.groups, *slot);
+            if self.slots[*slot as usize].begin_write() {
+                inner.writing.push(*slot);
+                batch.tables.push((*offset, *slot));
+            }
+        }
+        batch
+    }
+
+    /// Asks storage about each table of a batch and writes the runs of those that it allows. No lock held.
+    fn write_batch(&self, mut batch: Batch<'_>) -> Result<(), Errno> {
+        let mut result = Ok(());
+        let size = self.table_size() as u64;
+        let mut run = Vec::with_capacity(batch.tables.len());
+        for table in batch.tables.clone() {
+            match self.storage.pre_write_check(self.kind, table.0, size) {
+                Ok(()) => run.push(table),
+                Err(error) => {
+                    keep(&mut result, Err(error));
+                    keep(&mut result, self.write_run(&mut batch, &run));
+                    run.clear();
+                    batch.end(&[table], true);
+                }
+            }
+        }
+        keep(&mut result, self.write_run(&mut batch, &run));
+        result
+    }
+
+    fn write_run(&self, batch: &mut Batch<'_>, run: &[Listed]) -> Result<(), Errno> {
+        let Some((offset, _)) = run.first() else {
+            return Ok(());
+        };
+        let bufs: Vec<IoBuf> = run
+            .iter()
+            // SAFETY: the slots' own memory; they are in state writing, so that they hold these tables until `end`.
+            .map(|(_, slot)| unsafe {
+                IoBuf::new(self.tables.table(*slot).as_ptr(), self.table_size())
+            })
+            .collect();
+        let written = self.storage.pwritev(*offset, &bufs);
+        batch.end(run, written.is_err());
+        if written.is_ok() {
+            Counters::add(&self.counters.writes, 1);
+            Counters::add(&self.counters.write_backs, run.len());
+        }
+        written
+    }
+
+    fn ticket_while_writing(&self, (offset, slot): Listed) -> Option<Ticket> {
+        let mut inner = self.lock_inner();
+        let word = self.slots[slot as usize].word();
+        let same = self.offset_of(slot) == offset && word.is_readable();
+        (same && (word.is_writing() || word.is_dirty())).then(|| {
+            if word.is_writing() {
+                Self::wait_for(&mut inner, Wait::Slot(slot))
+            } else {
+                // Its write failed, or it was dirtied again: ours to write, at once.
+                Ticket::ready()
+            }
+        })
+    }
+}
+
+/// Of several errors the first counts, but running out of space is what the caller must hear of (QEMU keeps it, too).
+fn keep(result: &mut Result<(), Errno>, next: Result<(), Errno>) {
+    match (&result, next) {
+        (Ok(()), next) => *result = next,
+        (Err(_), Err(Errno::NOSPC)) => *result = Err(Errno::NOSPC),
+        (Err(_), _) => {}
+    }
+}
+
+/// Tables claimed for writing; whatever is left in it when it is dropped (a panic in a Rust storage) is dirty again.
+struct Batch<'a> {
+    cache: &'a Cache,
+    tables: Vec<Listed>,
+}
+
+impl Batch<'_> {
+    fn end(&mut self, tables: &[Listed], failed: bool) {
+        let cache = self.cache;
+        self.tables.retain(|table| !tables.contains(table));
+        let wakes = {
+            let mut inner = cache.lock_inner();
+            let mut wakes = Wakes::default();
+            for (_, slot) in tables {
+                let number = *slot as usize;
+                inner.writing.retain(|s| s != slot);
+                let word = cache.slots[number].end_write(failed);
+                if word.is_dirty() {
+                    cache.dirty.insert(&cache.groups, *slot);
+                }
+                if cache.slots[number].reclaim() {
+                    cache.freed(&mut inner, *slot);
+                }
+                wakes.append(Cache::ended(&mut inner, *slot));
+            }
+            wakes
+        };
+        wakes.wake();
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        let left = std::mem::take(&mut self.tables);
+        if !left.is_empty() {
+            self.end(&left, true);
+        }
+    }
+}
+
+impl Cache {
+    /// Drops every table; all or none. `EBUSY`: one is pinned, loading, being written, or dirty again.
+    fn drop_all_clean(&self) -> Result<(), Errno> {
+        let mut inner = self.lock_inner();
+        let taken = || {
+            (0..self.groups.len()).flat_map(|number| {
+                let taken = self.groups[number]
+                    .taken
+                    .load(crate::primitives::Ordering::Relaxed);
+                group::slots(number, taken)
+            })
+        };
+        let droppable = |slot: u32| {
+            let word = self.slots[slot as usize].word();
+            word.is_droppable() || word.is_releasing()
+        };
+        if !taken().all(droppable) {
+            return Err(Errno::BUSY);
+        }
+        let mut result = Ok(());
+        for slot in taken() {
+            if !self.slots[slot as usize].word().is_releasing() && !self.drop_slot(&mut inner, slot)
+            {
+                // Pinned without the lock since the look above.
+                result = Err(Errno::BUSY);
+            }
+        }
+        result
+    }
+}

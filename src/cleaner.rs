@@ -1,0 +1,540 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The cache cleaner: sleep → lock → clean → repeat, and the stop that waits for its end.
+//!
+//! Each start makes an *instance*, a record of its own with its stop flag, interval, waker and caches, so that a start
+//! succeeds while an older instance is still on its way out in another context.
+//!
+//! | instance | a stop request | else |
+//! |---|---|---|
+//! | registered, its task not run yet | flag set; the task finds it before its first sleep → ended | task runs → about to sleep |
+//! | about to sleep | flag set | registers its waker under the lock that guards the flag, looks at the flag there → asleep |
+//! | asleep | flag set, waker called → ended | deadline → waiting for the lock; interval changed → about to sleep |
+//! | waiting for the lock | flag set, waker called → ended (host's own lock: when it gets it) | gets it → in a pass |
+//! | in a pass | flag set; after the pass → ended | unlocks → about to sleep |
+//! | ended | | out of the registry, waiters woken |
+//!
+//! *No wake-up is lost*: flag and waker are one record under one mutex. Either the sleeper registers first and the
+//! stopper takes its waker, or the stopper sets the flag first and the sleeper sees it and does not sleep.
+//! *None is doubled*: the waker is taken out under that mutex, so that one of several stoppers calls it.
+//! *Sticky*: the flag is never cleared; the instance ends with it.
+//! *Nothing comes after the end*: timer and caches are dropped before the report; after it, the instance calls only the
+//! wakers of those who wait for it.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll, Waker};
+
+use crate::error::Errno;
+use crate::host::{Context, Host, block_on};
+use crate::primitives::{AtomicU64, Mutex, Ordering};
+use crate::sync::lock::{Owner, StateLock};
+use crate::sync::sleep::{Clock, Sleep};
+use crate::sync::wait_list::{Ticket, WaitList};
+
+/// Something with tables to clean: a cache.
+pub trait CleanTarget: Send + Sync {
+    /// Drops what was not used since the previous call; returns how many tables. Never does I/O, never waits.
+    fn clean_unused(&self) -> usize;
+
+    /// A pass panicked inside: never write again.
+    fn poison(&self);
+}
+
+/// Counters of a cleaner over its whole life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CleanerStats {
+    /// Instances started.
+    pub starts: u64,
+    /// Passes made.
+    pub passes: u64,
+    /// Tables dropped by them.
+    pub tables_cleaned: u64,
+    /// Interval of the newest instance in ns, kept after its stop.
+    pub interval_ns: u64,
+    /// Instances alive, those asked to stop included.
+    pub instances: usize,
+}
+
+/// A cleaner over any caches, with the state lock that its passes take. Usable from any thread.
+pub struct Cleaner {
+    shared: Arc<Shared>,
+    lease: Mutex<Option<Box<dyn std::any::Any + Send + Sync>>>,
+    belongs_to_state: bool,
+}
+
+struct Shared {
+    host: Arc<dyn Host>,
+    lock: StateLock,
+    registry: Mutex<Registry>,
+    passes: AtomicU64,
+    tables_cleaned: AtomicU64,
+}
+
+#[derive(Default)]
+struct Registry {
+    targets: Vec<Arc<dyn CleanTarget>>,
+    instances: Vec<Arc<Instance>>,
+    ended: WaitList<()>,
+    starts: u64,
+    interval_ns: u64,
+}
+
+struct Instance {
+    context: Context,
+    pid: u32,
+    control: Mutex<Control>,
+}
+
+struct Control {
+    stop: bool,
+    interval_ns: u64,
+    waker: Option<Waker>,
+    runner: Option<Owner>,
+}
+
+impl Cleaner {
+    /// A cleaner on `host`, with the host's lock if it has one, else a built-in one. Starts nothing.
+    pub fn new(host: Arc<dyn Host>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                host,
+                lock: StateLock::new(),
+                registry: Mutex::new(Registry::default()),
+                passes: AtomicU64::new(0),
+                tables_cleaned: AtomicU64::new(0),
+            }),
+            lease: Mutex::new(None),
+            belongs_to_state: false,
+        }
+    }
+
+    /// A cleaner that is part of a state.
+    pub fn for_state(host: Arc<dyn Host>) -> Self {
+        let mut cleaner = Self::new(host);
+        cleaner.belongs_to_state = true;
+        cleaner
+    }
+
+    /// Whether a state owns it: not to be destroyed by itself.
+    pub fn belongs_to_state(&self) -> bool {
+        self.belongs_to_state
+    }
+
+    /// The caches that the *next* start cleans; each instance holds its own.
+    pub fn set_caches(&self, targets: Vec<Arc<dyn CleanTarget>>) {
+        let before = std::mem::replace(&mut self.shared.registry.lock().targets, targets);
+        drop(before);
+    }
+
+    /// Starts an instance in `context` that makes a pass every `interval_ns`. 0 starts none and is no error.
+    ///
+    /// `EALREADY`: one runs that was not asked to stop. `EINVAL`: not a context of this host. Others: the host could
+    /// not start it. Any thread; does not wait; may run the new coroutine up to its first wait.
+    pub fn start(&self, context: Context, interval_ns: u64) -> Result<(), Errno> {
+        if interval_ns == 0 {
+            return Ok(());
+        }
+        let shared = &self.shared;
+        shared.host.check_context(&context)?;
+        self.hold_lease();
+        let instance = Arc::new(Instance {
+            context,
+            pid: std::process::id(),
+            control: Mutex::new(Control {
+                stop: false,
+                interval_ns,
+                waker: None,
+                runner: None,
+            }),
+        });
+        let targets = shared.register(&instance, interval_ns)?;
+        let end = EndReport {
+            shared: shared.clone(),
+            instance: instance.clone(),
+        };
+        // If the host refuses, the closure is dropped, and with it the report.
+        shared.host.spawn(
+            &instance.context,
+            Box::new(move |clock| Box::pin(run(end, targets, clock))),
+        )
+    }
+
+    /// Asks every instance to stop and does not wait. Sticky; any context, any lock held.
+    pub fn request_stop(&self) {
+        let instances = self.shared.registry.lock().instances.clone();
+        instances.iter().for_each(|i| i.request_stop());
+    }
+
+    /// Whether an instance lives that was not asked to stop.
+    pub fn is_running(&self) -> bool {
+        let registry = self.shared.registry.lock();
+        registry.instances.iter().any(|i| !i.is_stopped())
+    }
+
+    /// Gives the running instance a new interval, counted from the beginning of its present sleep. 0 asks it to stop.
+    /// `ESRCH`: none runs. Any thread; does not wait.
+    pub fn set_interval(&self, interval_ns: u64) -> Result<(), Errno> {
+        let running = {
+            let mut registry = self.shared.registry.lock();
+            let running = registry
+                .instances
+                .iter()
+                .find(|i| !i.is_stopped())
+                .cloned()
+                .ok_or(Errno::SRCH)?;
+            if interval_ns > 0 {
+                registry.interval_ns = interval_ns;
+            }
+            running
+        };
+        if interval_ns == 0 {
+            running.request_stop();
+            return Ok(());
+        }
+        running.update(|control| control.interval_ns = interval_ns);
+        Ok(())
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> CleanerStats {
+        let shared = &self.shared;
+        let registry = shared.registry.lock();
+        CleanerStats {
+            starts: registry.starts,
+            passes: shared.passes.load(Ordering::Relaxed),
+            tables_cleaned: shared.tables_cleaned.load(Ordering::Relaxed),
+            interval_ns: registry.interval_ns,
+            instances: registry.instances.len(),
+        }
+    }
+
+    /// Takes the state lock, waiting in the host's way. `EDEADLK`: the caller holds the built-in one already.
+    /// `EPERM`: the host's own lock, from plain code.
+    pub fn lock(&self) -> Result<(), Errno> {
+        self.shared.lock()
+    }
+
+    /// Lets the state lock go. `EPERM`: the caller does not hold the built-in one; the host's own, from plain code.
+    pub fn unlock(&self) -> Result<(), Errno> {
+        self.shared.unlock()
+    }
+
+    /// Whether plain code of this host can take the state lock.
+    pub fn can_lock(&self) -> bool {
+        let host = &self.shared.host;
+        host.own_lock().is_none() || !host.in_plain_code()
+    }
+
+    /// `EDEADLK` where a stop would wait for the caller itself: the built-in lock is held by it, or it is the cleaner.
+    pub fn check_may_wait(&self) -> Result<(), Errno> {
+        let owner = self.shared.host.owner();
+        if self.shared.lock.is_held_by(owner) || self.is_cleaner(owner) {
+            return Err(Errno::DEADLK);
+        }
+        Ok(())
+    }
+
+    /// Stops every instance and waits for their ends, with the lock held: it is let go while waiting, and on return
+    /// it is held and no instance is alive, however many starts came between.
+    ///
+    /// `EPERM`: the caller does not hold the built-in lock, or is plain code on a coroutine host. `EDEADLK`: from the
+    /// cleaner itself.
+    pub fn co_locked_del_and_wait(&self) -> Result<(), Errno> {
+        let shared = &self.shared;
+        let owner = shared.host.owner();
+        let built_in = shared.host.own_lock().is_none();
+        if shared.host.in_plain_code() || (built_in && !shared.lock.is_held_by(owner)) {
+            return Err(Errno::PERM);
+        }
+        if self.is_cleaner(owner) {
+            return Err(Errno::DEADLK);
+        }
+        while let Some(stop) = shared.begin_stop() {
+            shared.unlock()?;
+            shared.wait_for_end(stop);
+            shared.lock()?;
+        }
+        Ok(())
+    }
+
+    /// Stops every instance and waits for their ends, lock not held; for coroutines and threads.
+    ///
+    /// The protocol needs no lock to end an instance, so that none is taken. Waits for the instances that are alive when
+    /// it is called; a start that races it is ordered before or after. `EDEADLK`: see [`Cleaner::check_may_wait`].
+    pub fn co_del_and_wait(&self) -> Result<(), Errno> {
+        self.check_may_wait()?;
+        if let Some(stop) = self.shared.begin_stop() {
+            self.shared.wait_for_end(stop);
+        }
+        Ok(())
+    }
+
+    /// As [`Cleaner::co_del_and_wait`], from plain code of a coroutine host too, where it polls until done. Since no lock
+    /// is needed, plain code waits itself and no coroutine is made for it.
+    pub fn del_and_wait(&self) -> Result<(), Errno> {
+        self.co_del_and_wait()
+    }
+
+    /// `EBUSY` while an instance is alive or the built-in lock is held.
+    pub fn check_idle(&self) -> Result<(), Errno> {
+        self.shared.forget_lost();
+        let alive = !self.shared.registry.lock().instances.is_empty();
+        if alive || self.shared.lock.is_held() {
+            return Err(Errno::BUSY);
+        }
+        Ok(())
+    }
+
+    /// The host it was made with.
+    pub fn host(&self) -> &Arc<dyn Host> {
+        &self.shared.host
+    }
+
+    /// The contexts of the instances that are alive.
+    pub fn contexts(&self) -> Vec<Context> {
+        let registry = self.shared.registry.lock();
+        let contexts = registry.instances.iter().map(|i| i.context.clone());
+        contexts.collect()
+    }
+
+    fn is_cleaner(&self, owner: Owner) -> bool {
+        let registry = self.shared.registry.lock();
+        let mut instances = registry.instances.iter();
+        instances.any(|i| i.control.lock().runner == Some(owner))
+    }
+
+    fn hold_lease(&self) {
+        let mut lease = self.lease.lock();
+        if lease.is_none() {
+            *lease = self.shared.host.lease();
+        }
+    }
+}
+
+impl Drop for Cleaner {
+    fn drop(&mut self) {
+        // A handle that is dropped with live instances (Rust users; C's destroy refuses): they end by themselves.
+        self.request_stop();
+    }
+}
+
+/// A stop on its way: the instances it waits for, and its place on the list.
+struct Stop {
+    instances: Vec<Arc<Instance>>,
+    contexts: Vec<Context>,
+}
+
+impl Shared {
+    fn register(
+        &self,
+        instance: &Arc<Instance>,
+        interval_ns: u64,
+    ) -> Result<Vec<Arc<dyn CleanTarget>>, Errno> {
+        self.forget_lost();
+        let mut registry = self.registry.lock();
+        if registry.instances.iter().any(|i| !i.is_stopped()) {
+            return Err(Errno::ALREADY);
+        }
+        registry.starts += 1;
+        registry.interval_ns = interval_ns;
+        registry.instances.push(instance.clone());
+        Ok(registry.targets.clone())
+    }
+
+    fn lock(&self) -> Result<(), Errno> {
+        if let Some(own) = self.host.own_lock() {
+            if self.host.in_plain_code() {
+                return Err(Errno::PERM);
+            }
+            own.lock();
+            return Ok(());
+        }
+        let owner = self.host.owner();
+        if self.lock.is_held_by(owner) {
+            return Err(Errno::DEADLK);
+        }
+        block_on(&*self.host, &[], self.lock.lock(owner));
+        Ok(())
+    }
+
+    fn unlock(&self) -> Result<(), Errno> {
+        if let Some(own) = self.host.own_lock() {
+            if self.host.in_plain_code() {
+                return Err(Errno::PERM);
+            }
+            own.unlock();
+            return Ok(());
+        }
+        if self.lock.unlock(self.host.owner()) {
+            Ok(())
+        } else {
+            Err(Errno::PERM)
+        }
+    }
+
+    /// Asks every instance to stop; `None` if there is none to wait for.
+    fn begin_stop(&self) -> Option<Stop> {
+        self.forget_lost();
+        let instances = self.registry.lock().instances.clone();
+        if instances.is_empty() {
+            return None;
+        }
+        instances.iter().for_each(|i| i.request_stop());
+        let contexts = instances.iter().map(|i| i.context.clone()).collect();
+        Some(Stop {
+            instances,
+            contexts,
+        })
+    }
+
+    fn wait_for_end(&self, stop: Stop) {
+        while let Some(ticket) = self.ticket_for(&stop) {
+            block_on(&*self.host, &stop.contexts, ticket);
+        }
+    }
+
+    fn ticket_for(&self, stop: &Stop) -> Option<Ticket> {
+        let mut registry = self.registry.lock();
+        let mut awaited = stop.instances.iter();
+        let alive = awaited.any(|i| registry.instances.iter().any(|j| Arc::ptr_eq(i, j)));
+        alive.then(|| registry.ended.enrol(()))
+    }
+
+    fn forget_lost(&self) {
+        let mut registry = self.registry.lock();
+        registry
+            .instances
+            .retain(|i| !self.host.lost_cleaners_of(i.pid));
+    }
+
+    /// The cleaner's way to the lock; false if it was asked to stop instead.
+    async fn lock_for_pass(&self, instance: &Instance) -> bool {
+        if let Some(own) = self.host.own_lock() {
+            if instance.is_stopped() {
+                return false;
+            }
+            own.lock();
+        } else {
+            let locked = poll_fn(|cx| {
+                if !instance.poll_not_stopped(cx) {
+                    return Poll::Ready(false);
+                }
+                let owner = self.host.owner();
+                self.lock.poll_lock_cleaner(owner, cx).map(|()| true)
+            });
+            if !locked.await {
+                return false;
+            }
+        }
+        if instance.is_stopped() {
+            self.unlock_after_pass();
+            return false;
+        }
+        true
+    }
+
+    fn unlock_after_pass(&self) {
+        // The cleaner took the lock in this same context; there is no error to have.
+        let unlocked = self.unlock();
+        debug_assert!(unlocked.is_ok());
+    }
+
+    fn pass(&self, targets: &[Arc<dyn CleanTarget>]) {
+        for target in targets {
+            let clean = std::panic::AssertUnwindSafe(|| target.clean_unused());
+            match std::panic::catch_unwind(clean) {
+                Ok(cleaned) => {
+                    self.tables_cleaned
+                        .fetch_add(cleaned as u64, Ordering::Relaxed);
+                }
+                Err(_) => target.poison(),
+            }
+        }
+        self.passes.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Instance {
+    fn is_stopped(&self) -> bool {
+        self.control.lock().stop
+    }
+
+    fn request_stop(&self) {
+        self.update(|control| control.stop = true);
+    }
+
+    /// Changes the record and wakes the instance, so that it looks again.
+    fn update(&self, change: impl FnOnce(&mut Control)) {
+        let waker = {
+            let mut control = self.control.lock();
+            change(&mut control);
+            control.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Whether to go on; if so, an [`Instance::update`] from now on wakes `cx`.
+    fn poll_not_stopped(&self, cx: &TaskContext<'_>) -> bool {
+        let mut control = self.control.lock();
+        if !control.stop {
+            control.waker = Some(cx.waker().clone());
+        }
+        !control.stop
+    }
+
+    /// Sleeps for the interval; false if asked to stop. The timer is deleted on return.
+    async fn sleep(&self, clock: &dyn Clock) -> bool {
+        let start_ns = clock.now_ns();
+        let mut current: Option<(u64, Sleep<'_>)> = None;
+        poll_fn(|cx| {
+            if !self.poll_not_stopped(cx) {
+                return Poll::Ready(false);
+            }
+            let interval_ns = self.control.lock().interval_ns;
+            let sleep = match &mut current {
+                Some((of, sleep)) if *of == interval_ns => sleep,
+                other => {
+                    let sleep = Sleep::new(clock, start_ns, interval_ns);
+                    &mut other.insert((interval_ns, sleep)).1
+                }
+            };
+            sleep.poll_elapsed(cx).map(|()| true)
+        })
+        .await
+    }
+}
+
+/// Takes the instance out of the registry and wakes those who wait for it: its last act, also if the task was never
+/// run or is dropped.
+struct EndReport {
+    shared: Arc<Shared>,
+    instance: Arc<Instance>,
+}
+
+impl Drop for EndReport {
+    fn drop(&mut self) {
+        let wakes = {
+            let mut registry = self.shared.registry.lock();
+            registry
+                .instances
+                .retain(|i| !Arc::ptr_eq(i, &self.instance));
+            registry.ended.notify(|()| true)
+        };
+        wakes.wake();
+    }
+}
+
+async fn run(end: EndReport, targets: Vec<Arc<dyn CleanTarget>>, clock: Arc<dyn Clock>) {
+    let EndReport { shared, instance } = &end;
+    instance.control.lock().runner = shared.host.cleaner_owner();
+    while instance.sleep(&*clock).await && shared.lock_for_pass(instance).await {
+        shared.pass(&targets);
+        shared.unlock_after_pass();
+    }
+    // Before the report: whoever waits for it may free what these lead to.
+    drop(targets);
+    drop(clock);
+    drop(end);
+}

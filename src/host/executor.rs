@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Tasks and a timer heap that one thread turns: inside the background thread of the thread host, and inside each event loop.
+//!
+//! | task | wake | turn |
+//! |---|---|---|
+//! | idle | → queued, the turner is notified | |
+//! | queued | stays | → polling |
+//! | polling | → queued (polled once more) | → idle, or gone when it is done |
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
+
+use parking_lot::Mutex;
+
+use crate::sync::sleep::{Clock, Timer};
+
+type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+type TimerKey = (u64, u64);
+
+/// A monotonic clock that can stand still and be stepped.
+#[derive(Default)]
+struct PausableClock {
+    /// How far this clock is behind the monotonic one, in ns.
+    behind: i128,
+    paused_at: Option<u64>,
+}
+
+struct TaskEntry {
+    /// Out while it is polled.
+    future: Option<BoxFuture>,
+    queued: bool,
+}
+
+#[derive(Default)]
+struct Inner {
+    tasks: HashMap<u64, TaskEntry>,
+    ready: VecDeque<u64>,
+    timers: BTreeMap<TimerKey, Waker>,
+    next_id: u64,
+    clock: PausableClock,
+}
+
+/// See the module. `notify` is called, with no lock held, when there is something to turn for.
+pub struct Executor {
+    inner: Mutex<Inner>,
+    notify: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Executor {
+    /// An executor without tasks.
+    pub fn new(notify: Box<dyn Fn() + Send + Sync>) -> Arc<Self> {
+        Arc::new(Self {
+            inner: Mutex::default(),
+            notify,
+        })
+    }
+
+    /// Adds a task; it is polled in the next turn. Any thread.
+    pub fn spawn(&self, future: BoxFuture) {
+        let mut inner = self.inner.lock();
+        let id = inner.next_id();
+        let entry = TaskEntry {
+            future: Some(future),
+            queued: true,
+        };
+        inner.tasks.insert(id, entry);
+        inner.ready.push_back(id);
+        drop(inner);
+        (self.notify)();
+    }
+
+    /// Whether a task is alive.
+    pub fn has_tasks(&self) -> bool {
+        !self.inner.lock().tasks.is_empty()
+    }
+
+    /// Runs due timers and then every task that is ready now; returns how many of both. One thread at a time.
+    pub fn turn(self: &Arc<Self>) -> usize {
+        let due = self.take_due_timers();
+        let mut count = due.len();
+        due.into_iter().for_each(Waker::wake);
+        let mut left = self.inner.lock().ready.len();
+        while left > 0 && self.poll_next() {
+            left -= 1;
+            count += 1;
+        }
+        count
+    }
+
+    /// ns until there is something to turn for: 0 now, `None` nothing is known of.
+    pub fn timeout_ns(&self) -> Option<u64> {
+        let inner = self.inner.lock();
+        if !inner.ready.is_empty() {
+            return Some(0);
+        }
+        let (&(deadline, _), _) = inner.timers.first_key_value()?;
+        let now = inner.clock.now_ns();
+        if deadline > now && inner.clock.paused_at.is_some() {
+            return None;
+        }
+        Some(deadline.saturating_sub(now))
+    }
+
+    /// Stops the clock. False if it stands already.
+    pub fn pause_clock(&self) -> bool {
+        let mut inner = self.inner.lock();
+        if inner.clock.paused_at.is_some() {
+            return false;
+        }
+        inner.clock.paused_at = Some(inner.clock.now_ns());
+        true
+    }
+
+    /// Lets the clock go on from where it stood. False if it runs already.
+    pub fn resume_clock(&self) -> bool {
+        let mut inner = self.inner.lock();
+        let Some(at) = inner.clock.paused_at.take() else {
+            return false;
+        };
+        inner.clock.behind = i128::from(monotonic_ns()) - i128::from(at);
+        drop(inner);
+        (self.notify)();
+        true
+    }
+
+    /// Moves a standing clock by `ns`. False if it runs.
+    pub fn step_clock(&self, ns: u64) -> bool {
+        let mut inner = self.inner.lock();
+        let Some(at) = inner.clock.paused_at.as_mut() else {
+            return false;
+        };
+        *at = at.saturating_add(ns);
+        drop(inner);
+        (self.notify)();
+        true
+    }
+
+    fn take_due_timers(&self) -> Vec<Waker> {
+        let mut inner = self.inner.lock();
+        let now = inner.clock.now_ns();
+        let later = inner.timers.split_off(&(now.saturating_add(1), 0));
+        std::mem::replace(&mut inner.timers, later)
+            .into_values()
+            .collect()
+    }
+
+    fn poll_next(self: &Arc<Self>) -> bool {
+        let (id, future) = {
+            let mut inner = self.inner.lock();
+            let Some(id) = inner.ready.pop_front() else {
+                return false;
+            };
+            let taken = inner.tasks.get_mut(&id).and_then(|entry| {
+                entry.queued = false;
+                entry.future.take()
+            });
+            (id, taken)
+        };
+        let Some(mut future) = future else {
+            return true;
+        };
+        let waker = Waker::from(Arc::new(TaskWaker {
+            executor: self.clone(),
+            id,
+        }));
+        let polled = future.as_mut().poll(&mut Context::from_waker(&waker));
+        let mut inner = self.inner.lock();
+        if polled.is_ready() {
+            inner.tasks.remove(&id);
+        } else if let Some(entry) = inner.tasks.get_mut(&id) {
+            entry.future = Some(future);
+            return true;
+        }
+        drop(inner);
+        drop(future);
+        true
+    }
+
+    fn wake_task(&self, id: u64) {
+        let mut inner = self.inner.lock();
+        match inner.tasks.get_mut(&id) {
+            Some(entry) if !entry.queued => entry.queued = true,
+            _ => return,
+        }
+        inner.ready.push_back(id);
+        drop(inner);
+        (self.notify)();
+    }
+}
+
+impl Inner {
+    fn next_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+}
+
+impl PausableClock {
+    fn now_ns(&self) -> u64 {
+        self.paused_at
+            .unwrap_or_else(|| u64::try_from(i128::from(monotonic_ns()) - self.behind).unwrap_or(0))
+    }
+}
+
+struct TaskWaker {
+    executor: Arc<Executor>,
+    id: u64,
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        self.executor.wake_task(self.id);
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.executor.wake_task(self.id);
+    }
+}
+
+/// The executor's clock, for its tasks.
+pub struct ExecutorClock(pub Arc<Executor>);
+
+struct ExecutorTimer {
+    executor: Arc<Executor>,
+    key: TimerKey,
+}
+
+impl Clock for ExecutorClock {
+    fn now_ns(&self) -> u64 {
+        self.0.inner.lock().clock.now_ns()
+    }
+
+    fn arm(&self, deadline_ns: u64, waker: Waker) -> Box<dyn Timer> {
+        let mut inner = self.0.inner.lock();
+        let key = (deadline_ns, inner.next_id());
+        inner.timers.insert(key, waker);
+        let first = inner.timers.first_key_value().map(|(key, _)| *key) == Some(key);
+        drop(inner);
+        if first {
+            (self.0.notify)();
+        }
+        Box::new(ExecutorTimer {
+            executor: self.0.clone(),
+            key,
+        })
+    }
+}
+
+impl Timer for ExecutorTimer {}
+
+impl Drop for ExecutorTimer {
+    fn drop(&mut self) {
+        let removed = self.executor.inner.lock().timers.remove(&self.key);
+        drop(removed);
+    }
+}
+
+/// CLOCK_MONOTONIC in ns.
+pub(crate) fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` is a valid place for the result; CLOCK_MONOTONIC exists on every Unix this is built for.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    u64::try_from(i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)).unwrap_or(0)
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The state lock: an asynchronous mutex with an owner.
+//!
+//! Two kinds of callers want it. *Requests* (threads, coroutines) queue in order. The *cleaner* never queues: it
+//! is told when the lock becomes free and tries. A cleaner may live in an event loop whose thread is itself parked in
+//! the queue; a lock handed to such a cleaner would never come back.
+//!
+//! | lock | queue | `unlock` does |
+//! |---|---|---|
+//! | held | empty | free; tells every cleaner |
+//! | held | first has not lost a race | free; wakes the first, which stays first until it has the lock; tells every cleaner |
+//! | held | first was woken once and found the lock taken again | hands the lock over: it is never free in between |
+//!
+//! So an uncontended lock can be taken by whoever runs (no convoy), and nobody in the queue is overtaken for ever.
+//! No wake-up is lost: whoever is first in the queue is woken by every `unlock` until it has the lock, and a waiter that
+//! gives up passes its wake-up on.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use crate::primitives::Mutex;
+
+/// Who holds the lock: a coroutine or a thread, named by its host. Never compared with one that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner(pub usize);
+
+struct Request {
+    id: u64,
+    owner: Owner,
+    waker: Waker,
+    /// Woken, and not polled since.
+    woken: bool,
+    /// Was woken and found the lock taken: gets it handed over.
+    lost: bool,
+}
+
+#[derive(Default)]
+struct Inner {
+    owner: Option<Owner>,
+    /// The request that the lock was handed to and that has not noticed yet.
+    granted: Option<u64>,
+    queue: VecDeque<Request>,
+    cleaners: Vec<Waker>,
+    next_id: u64,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct StateLock {
+    inner: Mutex<Inner>,
+}
+
+impl StateLock {
+    /// A free lock.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Waits for the lock, in order. The caller checks for itself that it does not hold it already.
+    pub fn lock(&self, owner: Owner) -> Locking<'_> {
+        Locking {
+            lock: self,
+            owner,
+            id: None,
+        }
+    }
+
+    /// Takes the lock if it is free, or promises to wake `cx` when it next is. For the cleaner: any number of polls,
+    /// none owes another one.
+    pub fn poll_lock_cleaner(&self, owner: Owner, cx: &mut Context<'_>) -> Poll<()> {
+        let mut inner = self.inner.lock();
+        if inner.owner.is_none() {
+            inner.owner = Some(owner);
+            return Poll::Ready(());
+        }
+        if !inner.cleaners.iter().any(|w| w.will_wake(cx.waker())) {
+            inner.cleaners.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Whether `owner` holds it.
+    pub fn is_held_by(&self, owner: Owner) -> bool {
+        self.inner.lock().owner == Some(owner)
+    }
+
+    /// Whether anybody holds it.
+    pub fn is_held(&self) -> bool {
+        self.inner.lock().owner.is_some()
+    }
+
+    /// Lets it go. False, and nothing happens, if `owner` does not hold it. Wakes others with no lock held.
+    pub fn unlock(&self, owner: Owner) -> bool {
+        let mut inner = self.inner.lock();
+        if inner.owner != Some(owner) {
+            return false;
+        }
+        let wakers = Self::release(&mut inner);
+        drop(inner);
+        wakers.into_iter().for_each(Waker::wake);
+        true
+    }
+
+    fn release(inner: &mut Inner) -> Vec<Waker> {
+        let hand_over = inner.queue.front().is_some_and(|first| first.lost);
+        if let Some(request) = hand_over.then(|| inner.queue.pop_front()).flatten() {
+            inner.owner = Some(request.owner);
+            inner.granted = Some(request.id);
+            return vec![request.waker];
+        }
+        inner.owner = None;
+        let mut wakers = std::mem::take(&mut inner.cleaners);
+        wakers.extend(Self::wake_first(inner));
+        wakers
+    }
+
+    fn wake_first(inner: &mut Inner) -> Option<Waker> {
+        inner.queue.front_mut().map(|first| {
+            first.woken = true;
+            first.waker.clone()
+        })
+    }
+}
+
+/// A request for the lock; ready when the caller owns it.
+#[must_use = "the lock is taken when this is awaited"]
+pub struct Locking<'a> {
+    lock: &'a StateLock,
+    owner: Owner,
+    id: Option<u64>,
+}
+
+impl Future for Locking<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut inner = self.lock.inner.lock();
+        if self.id.is_some() && inner.granted == self.id {
+            inner.granted = None;
+            drop(inner);
+            self.id = None;
+            return Poll::Ready(());
+        }
+        let position = self
+            .id
+            .and_then(|id| inner.queue.iter().position(|r| r.id == id));
+        if inner.owner.is_none() {
+            inner.owner = Some(self.owner);
+            if let Some(position) = position {
+                inner.queue.remove(position);
+            }
+            drop(inner);
+            self.id = None;
+            return Poll::Ready(());
+        }
+        if let Some(position) = position {
+            let request = &mut inner.queue[position];
+            request.lost |= std::mem::take(&mut request.woken);
+            request.waker.clone_from(cx.waker());
+            return Poll::Pending;
+        }
+        let id = inner.next_id;
+        inner.next_id += 1;
+        inner.queue.push_back(Request {
+            id,
+            owner: self.owner,
+            waker: cx.waker().clone(),
+            woken: false,
+            lost: false,
+        });
+        drop(inner);
+        self.id = Some(id);
+        Poll::Pending
+    }
+}
+
+impl Drop for Locking<'_> {
+    fn drop(&mut self) {
+        let Some(id) = self.id else { return };
+        let mut inner = self.lock.inner.lock();
+        let wakers = if inner.granted == Some(id) {
+            inner.granted = None;
+            StateLock::release(&mut inner)
+        } else {
+            inner.queue.retain(|r| r.id != id);
+            if inner.owner.is_none() {
+                StateLock::wake_first(&mut inner).into_iter().collect()
+            } else {
+                Vec::new()
+            }
+        };
+        drop(inner);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
