@@ -55,7 +55,7 @@ impl Cache {
             let bits = &self.groups[number];
             let clean = bits.clean() & mask;
             let unused = clean & !bits.recent.load(Ordering::Relaxed);
-            let victim = group::slots(number, unused).find(|slot| self.evict(inner, *slot, offset));
+            let victim = group::slots(number, unused).find(|slot| self.evict(*slot, offset));
             if victim.is_none() {
                 bits.age(clean);
             }
@@ -67,13 +67,12 @@ impl Cache {
         Some(found)
     }
 
-    fn evict(&self, inner: &mut Inner, victim: u32, offset: u64) -> bool {
+    fn evict(&self, victim: u32, offset: u64) -> bool {
         let slot = &self.slots[victim as usize];
         let key = self.key_of(victim);
         let Some(before) = slot.evict_for(offset) else {
             return false;
         };
-        let _ = inner;
         // The slot has its new offset by now; entries are moved by the keys of the *other* slots alone.
         self.index.remove(key, victim, |s| self.key_of(s));
         Counters::add(&self.counters.hits, before.hits() as usize);

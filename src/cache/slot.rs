@@ -348,7 +348,7 @@ impl Slot {
 
     /// Free → releasing: nobody allocates it while its memory is given back. Structure lock held.
     pub fn begin_release(&self) -> bool {
-        self.change(|w| (w.state() == FREE).then(|| Word(w.0 | RELEASING)))
+        self.change(|w| (w.state() == FREE).then_some(Word(w.0 | RELEASING)))
             .is_some()
     }
 

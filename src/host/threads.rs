@@ -74,16 +74,24 @@ static CURRENT: Mutex<Weak<Service>> = Mutex::new(Weak::new());
 static FORK_GATE: RawMutex = RawMutex::INIT;
 
 #[derive(Default)]
+struct Pending {
+    /// There is something to turn for.
+    turn: bool,
+    /// The last lease is gone: the thread ends with its last task.
+    finish: bool,
+}
+
+#[derive(Default)]
 struct Signal {
-    pending: Mutex<(bool, bool)>,
+    pending: Mutex<Pending>,
     condvar: Condvar,
 }
 
 impl Signal {
     fn notify(&self, finish: bool) {
         let mut pending = self.pending.lock();
-        pending.0 = true;
-        pending.1 |= finish;
+        pending.turn = true;
+        pending.finish |= finish;
         self.condvar.notify_one();
     }
 }
@@ -150,24 +158,22 @@ fn run(executor: &Arc<Executor>, signal: &Signal) {
         FORK_GATE.lock();
         executor.turn();
         let timeout = executor.timeout_ns();
-        let idle = !executor.has_tasks();
-        // SAFETY: locked by this thread four lines above.
+        // SAFETY: locked by this thread just above.
         unsafe { FORK_GATE.unlock() };
         let mut pending = signal.pending.lock();
-        if !pending.0 {
+        if pending.finish && !executor.has_tasks() {
+            return;
+        }
+        if !pending.turn {
             match timeout {
                 Some(ns) => {
-                    signal
-                        .condvar
-                        .wait_for(&mut pending, Duration::from_nanos(ns));
+                    let limit = Duration::from_nanos(ns);
+                    signal.condvar.wait_for(&mut pending, limit);
                 }
                 None => signal.condvar.wait(&mut pending),
             }
         }
-        pending.0 = false;
-        if pending.1 && idle && !executor.has_tasks() {
-            return;
-        }
+        pending.turn = false;
     }
 }
 

@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The C API: `include/qcow2cache.h` is generated from this module.
+//!
+//! Nothing is decided here. An exported function checks its arguments, converts them, calls the safe core and
+//! converts the result back:
+//!
+//! | step | here |
+//! |---|---|
+//! | a panic never crosses into C | [`guard`], below every export |
+//! | a panic inside a cache poisons it | [`call_cache`], [`call_state`] |
+//! | an error becomes `-errno` | [`outcome`] |
+//! | set-up functions fill a `q2c_error` | [`call_set_up`] |
+//! | NULL, handle → `&T` (never `&mut T`) | [`value`] |
+//! | `struct_size` | [`read_struct`], [`out_struct`] |
+//! | outputs are written on success alone | [`Out`], [`OutStruct`] |
+//!
+//! | file | subject |
+//! |---|---|
+//! | `library`, `error` | version; `q2c_error` |
+//! | `storage`, `host` | the caller's callbacks, as the core's traits |
+//! | `cache` | handle, options, statistics |
+//! | `table`, `writeback`, `discard` | what one does with a cache |
+//! | `cleaner`, `options`, `state`, `update`, `poll`, `event_loop` | one group of the API each |
+#![allow(non_camel_case_types)] // C's own names, so that header and source read alike
+
+pub mod library;
+
+pub mod error;
+
+pub mod storage;
+
+pub mod host;
+
+pub mod cache;
+
+pub mod table;
+
+pub mod writeback;
+
+pub mod discard;
+
+pub mod cleaner;
+
+pub mod options;
+
+pub mod state;
+
+pub mod update;
+
+pub mod poll;
+
+pub mod event_loop;
+
+use std::any::Any;
+use std::ffi::c_int;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
+
+use self::cache::q2c_cache;
+use self::error::q2c_error;
+use self::state::q2c_state;
+use crate::cache::Cache;
+use crate::error::{Errno, Error};
+use crate::state::State;
+
+/// What a call that succeeded returns to C: 0, or the number that it was asked for.
+trait Code {
+    fn code(self) -> c_int;
+}
+
+impl Code for () {
+    fn code(self) -> c_int {
+        0
+    }
+}
+
+impl Code for bool {
+    fn code(self) -> c_int {
+        c_int::from(self)
+    }
+}
+
+/// A number of things; `INT_MAX` stands for more.
+impl Code for usize {
+    fn code(self) -> c_int {
+        c_int::try_from(self).unwrap_or(c_int::MAX)
+    }
+}
+
+/// The one conversion of results.
+#[inline]
+fn outcome<T: Code>(result: Result<T, Errno>) -> c_int {
+    match result {
+        Ok(value) => value.code(),
+        Err(errno) => -errno.code(),
+    }
+}
+
+type Panic = Box<dyn Any + Send>;
+
+/// The one place where panics end.
+///
+/// Unwind-safe: what a panic may leave half done is a cache, which is poisoned, or belongs to the body alone.
+#[inline]
+fn guard<T>(body: impl FnOnce() -> T) -> Result<T, Panic> {
+    catch_unwind(AssertUnwindSafe(body))
+}
+
+/// An export without a cache behind it. A panic is `EIO`.
+#[inline]
+fn call<T: Code>(body: impl FnOnce() -> Result<T, Errno>) -> c_int {
+    outcome(guard(body).unwrap_or(Err(Errno::IO)))
+}
+
+/// `body` on a cache; a panic in it poisons the cache and is `EIO`.
+#[inline]
+fn on_cache<T>(
+    cache: &Cache,
+    body: impl FnOnce(&Cache) -> Result<T, Errno>,
+) -> Result<T, Errno> {
+    guard(|| body(cache)).unwrap_or_else(|_| {
+        cache.poison();
+        Err(Errno::IO)
+    })
+}
+
+/// An export on a cache.
+///
+/// # Safety
+/// As [`value`].
+#[inline]
+unsafe fn call_cache<T: Code>(
+    cache: *const q2c_cache,
+    body: impl FnOnce(&Cache) -> Result<T, Errno>,
+) -> c_int {
+    // SAFETY: the caller's promise; the borrow ends with this call.
+    outcome(unsafe { value(cache) }.and_then(|cache| on_cache(cache, body)))
+}
+
+/// `body` on a state; a panic in it poisons both caches and is `EIO`.
+fn on_state<T>(
+    state: &State,
+    body: impl FnOnce(&State) -> Result<T, Errno>,
+) -> Result<T, Errno> {
+    guard(|| body(state)).unwrap_or_else(|_| {
+        poison_state(state);
+        Err(Errno::IO)
+    })
+}
+
+fn poison_state(state: &State) {
+    // Both are tried; that there is nothing to poison any more is no further harm.
+    let _ = guard(|| state.l2_cache().poison());
+    let _ = guard(|| state.refcount_cache().poison());
+}
+
+/// An export on a state.
+///
+/// # Safety
+/// As [`value`].
+unsafe fn call_state<T: Code>(
+    state: *const q2c_state,
+    body: impl FnOnce(&State) -> Result<T, Errno>,
+) -> c_int {
+    // SAFETY: the caller's promise; the borrow ends with this call.
+    outcome(unsafe { value(state) }.and_then(|state| on_state(state, body)))
+}
+
+/// A set-up function, which tells its error in words. `what`: its name, for a panic's message.
+///
+/// # Safety
+/// `error` is NULL or valid for a write.
+unsafe fn call_set_up(
+    what: &str,
+    error: *mut q2c_error,
+    body: impl FnOnce() -> Result<(), Error>,
+) -> c_int {
+    let result = guard(body).unwrap_or_else(|panic| Err(internal_error(what, &*panic)));
+    // SAFETY: the caller's promise.
+    unsafe { error::fill(error, result.as_ref().err()) };
+    outcome(result.map_err(|error| error.errno()))
+}
+
+fn internal_error(what: &str, panic: &(dyn Any + Send)) -> Error {
+    let said = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message");
+    Error::new(Errno::IO, format!("{what}: internal error: {said}"))
+}
+
+/// A handle type of C: an opaque struct whose pointers are in truth pointers to a Rust value.
+trait Handle {
+    type Value;
+}
+
+/// The value behind a handle. `EINVAL`: NULL.
+///
+/// # Safety
+/// `handle` is NULL or a live handle that the library gave out, and stays one for `'a`.
+#[inline]
+unsafe fn value<'a, H: Handle>(handle: *const H) -> Result<&'a H::Value, Errno> {
+    // SAFETY: live handles are made from `H::Value` by `into_raw` or by a borrow, so that the address is valid and
+    // aligned. All values behind handles are Sync and shared: nobody has a `&mut` to them.
+    unsafe { handle.cast::<H::Value>().as_ref() }.ok_or(Errno::INVAL)
+}
+
+/// A destroying export: NULL, or a place with NULL in it, is 0. Else `check` says whether the handle may go; if so,
+/// the place is set to NULL and `free` takes the handle.
+///
+/// # Safety
+/// `place` is NULL or valid for reads and writes and holds NULL or a live handle, which nobody else uses any more
+/// when `check` has agreed.
+unsafe fn call_destroy<H: Handle>(
+    place: *mut *mut H,
+    check: impl FnOnce(&H::Value) -> Result<(), Errno>,
+    free: impl FnOnce(*mut H::Value),
+) -> c_int {
+    call(|| {
+        if place.is_null() {
+            return Ok(());
+        }
+        // SAFETY: readable, as the caller promised and since it is not NULL.
+        let handle = unsafe { place.read() };
+        if handle.is_null() {
+            return Ok(());
+        }
+        // SAFETY: a live handle, as the caller promised; this borrow ends before `free`.
+        check(unsafe { value(handle) }?)?;
+        // SAFETY: writable, as the caller promised.
+        unsafe { place.write(std::ptr::null_mut()) };
+        free(handle.cast());
+        Ok(())
+    })
+}
+
+/// A place of the caller's for an output.
+struct Out<T>(NonNull<T>);
+
+/// `EINVAL`: NULL.
+///
+/// # Safety
+/// `place` is NULL or valid for a write as long as the result is in use.
+#[inline]
+unsafe fn out<T>(place: *mut T) -> Result<Out<T>, Errno> {
+    NonNull::new(place).map(Out).ok_or(Errno::INVAL)
+}
+
+/// As [`out`], with words: the argument's name.
+///
+/// # Safety
+/// As [`out`].
+unsafe fn named_out<T>(place: *mut T, name: &str) -> Result<Out<T>, Error> {
+    // SAFETY: the caller's promise.
+    unsafe { out(place) }
+        .map_err(|errno| Error::new(errno, format!("'{name}' is NULL: nowhere to put the result")))
+}
+
+impl<T> Out<T> {
+    #[inline]
+    fn set(self, value: T) {
+        // SAFETY: `out` was promised a place to write to; there is no old value that would have to be dropped.
+        unsafe { self.0.write(value) };
+    }
+}
+
+/// A struct that crosses the boundary with its size in front.
+///
+/// # Safety
+/// `repr(C)`, its first field is `struct_size: usize`, and every bit pattern of its fields is valid.
+unsafe trait CStruct: Copy {
+    /// C's name of it.
+    const NAME: &'static str;
+}
+
+/// # Safety
+/// `at` is NULL or valid for reads of as many bytes as its `struct_size` says.
+unsafe fn struct_size<T: CStruct>(at: *const T) -> Result<usize, Error> {
+    if at.is_null() {
+        return Err(Error::new(Errno::INVAL, format!("the {} is NULL", T::NAME)));
+    }
+    // SAFETY: the size is the first field (`CStruct`), and readable, as the caller promised.
+    let size = unsafe { at.cast::<usize>().read() };
+    let known = size_of::<T>();
+    if size < known {
+        let message = format!(
+            "{}.struct_size is {size}: allowed are {known}, its size in bytes, or more",
+            T::NAME
+        );
+        return Err(Error::new(Errno::INVAL, message));
+    }
+    Ok(size)
+}
+
+/// A copy of a struct of the caller's. `EINVAL`: NULL, or its `struct_size` is too small; a larger one is of a newer
+/// version, whose further fields are not looked at.
+///
+/// # Safety
+/// As [`struct_size`].
+unsafe fn read_struct<T: CStruct>(at: *const T) -> Result<T, Error> {
+    // SAFETY: the caller's promise.
+    unsafe { struct_size(at) }?;
+    // SAFETY: readable as far as `struct_size` says, which was checked to cover T; any bytes are a T (`CStruct`).
+    Ok(unsafe { at.read() })
+}
+
+/// As [`read_struct`]; NULL is `None`.
+///
+/// # Safety
+/// As [`struct_size`].
+unsafe fn read_optional_struct<T: CStruct>(at: *const T) -> Result<Option<T>, Error> {
+    if at.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: the caller's promise.
+    unsafe { read_struct(at) }.map(Some)
+}
+
+/// A place of the caller's for a struct with its size in front, which stays as the caller set it.
+struct OutStruct<T> {
+    place: Out<T>,
+    struct_size: usize,
+}
+
+/// `EINVAL`: see [`read_struct`]. Fields that a newer version has are not written.
+///
+/// # Safety
+/// As [`struct_size`], and writable as long as the result is in use.
+unsafe fn out_struct<T: CStruct>(place: *mut T) -> Result<OutStruct<T>, Error> {
+    // SAFETY: the caller's promise.
+    let struct_size = unsafe { struct_size(place) }?;
+    // SAFETY: the caller's promise.
+    let place = unsafe { out(place) }?;
+    Ok(OutStruct { place, struct_size })
+}
+
+/// The errno alone, for functions without a `q2c_error`.
+#[allow(clippy::needless_pass_by_value)] // for `map_err`
+fn errno_of(error: Error) -> Errno {
+    error.errno()
+}

@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! C's storage callbacks as the core's [`Storage`].
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::mem::offset_of;
+use std::sync::{Arc, Weak};
+
+use libc::iovec;
+use parking_lot::Mutex;
+
+use super::{CStruct, read_struct};
+use crate::error::{Errno, Error, Result};
+use crate::storage::{Corruption, IoBuf, Storage};
+
+/// A table's offset is not a multiple of the table size: the image is damaged.
+pub const Q2C_CORRUPTION_UNALIGNED_OFFSET: c_int = 1;
+
+const _: () = assert!(Corruption::UnalignedOffset as c_int == Q2C_CORRUPTION_UNALIGNED_OFFSET);
+const _: () = assert!(
+    size_of::<IoBuf>() == size_of::<iovec>()
+        && align_of::<IoBuf>() == align_of::<iovec>()
+        && offset_of!(IoBuf, base) == offset_of!(iovec, iov_base)
+        && offset_of!(IoBuf, len) == offset_of!(iovec, iov_len),
+    "an IoBuf is an iovec"
+);
+
+/// The most buffers that one call may have on Linux (`UIO_MAXIOV`); the system refuses more.
+const IOV_MAX: usize = 1024;
+
+/// The image file below a cache: the caller's callbacks.
+///
+/// They are called in the caller's own coroutine or thread, never in one that the library made, with no lock of the library
+/// held, from several threads at once for different tables. They may block or yield, and may come back on another
+/// thread if the host's coroutines do. They must not throw or `longjmp` out, and must not call functions on the same
+/// cache that wait for the table at hand.
+///
+/// Copied at creation. `opaque` and what it leads to must live as long as the cache or state. Two storages with the
+/// same `opaque` and the same `flush` count as one: a flush of one makes the other's writes stable.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct q2c_storage {
+    /// sizeof(q2c_storage).
+    pub struct_size: usize,
+    /// The caller's own pointer, first argument of each callback; may be NULL.
+    pub opaque: *mut c_void,
+    /// Reads into the `iovcnt` (1 to 1024) buffers from byte `offset` of the file on. 0 or more: every byte was read;
+    /// what lies behind the end of the file has to be filled with zeros. `-errno`: passed to the caller of the get
+    /// unchanged, and the table is not in the cache. Must not be NULL.
+    pub preadv: Option<
+        unsafe extern "C" fn(
+            opaque: *mut c_void,
+            offset: u64,
+            iov: *const iovec,
+            iovcnt: c_int,
+        ) -> c_int,
+    >,
+    /// Writes the `iovcnt` buffers to byte `offset` of the file on. 0 or more: every byte was written. `-errno`:
+    /// passed on unchanged, and the tables stay dirty. The buffers must not be changed. Must not be NULL.
+    pub pwritev: Option<
+        unsafe extern "C" fn(
+            opaque: *mut c_void,
+            offset: u64,
+            iov: *const iovec,
+            iovcnt: c_int,
+        ) -> c_int,
+    >,
+    /// Makes stable what was written before it was called. 0 or more: done. `-errno`: passed on unchanged, and what
+    /// had to wait for the flush still waits. Must not be NULL.
+    pub flush: Option<unsafe extern "C" fn(opaque: *mut c_void) -> c_int>,
+    /// Asked once for each table before it is written: may `bytes` bytes of `kind` be written at `offset`? For overlap
+    /// checks. 0 or more: yes. `-errno`: that table is not written and stays dirty, others are. NULL: always yes.
+    pub pre_write_check: Option<
+        unsafe extern "C" fn(opaque: *mut c_void, kind: c_int, offset: u64, bytes: u64) -> c_int,
+    >,
+    /// Told about a damaged image, before the call that found it returns `-EIO`. `reason`: `Q2C_CORRUPTION_*`, more may
+    /// come; `kind`: the cache's; `offset`: bytes in the file; `message`: UTF-8, valid during the call. NULL: nobody is told.
+    pub corruption: Option<
+        unsafe extern "C" fn(
+            opaque: *mut c_void,
+            reason: c_int,
+            kind: c_int,
+            offset: u64,
+            message: *const c_char,
+        ),
+    >,
+    /// The most tables that one write may join. 0: 1024, which is also the most. 1: no joining.
+    pub max_iov: c_int,
+}
+
+// SAFETY: repr(C), its size first, pointers, optional functions and an int.
+unsafe impl CStruct for q2c_storage {
+    const NAME: &'static str = "q2c_storage";
+}
+
+type Vectored = unsafe extern "C" fn(*mut c_void, u64, *const iovec, c_int) -> c_int;
+
+struct CStorage {
+    calls: q2c_storage,
+    preadv: Vectored,
+    pwritev: Vectored,
+    flush: unsafe extern "C" fn(*mut c_void) -> c_int,
+    max_iov: usize,
+    device: Arc<Device>,
+}
+
+// SAFETY: `q2c_storage` says that the callbacks, with this `opaque`, are called from any thread.
+unsafe impl Send for CStorage {}
+// SAFETY: as above, from several at once.
+unsafe impl Sync for CStorage {}
+
+/// The core's storage on a copy of C's. `EINVAL`: NULL, too small, a missing callback, a negative `max_iov`.
+///
+/// # Safety
+/// `storage` is NULL or readable as far as its `struct_size` says; its callbacks and `opaque` keep the contract of
+/// [`q2c_storage`] as long as the result lives.
+pub(super) unsafe fn storage_from(storage: *const q2c_storage) -> Result<Arc<dyn Storage>> {
+    // SAFETY: the caller's promise.
+    let calls = unsafe { read_struct(storage) }?;
+    let missing = |name: &str| {
+        Error::new(
+            Errno::INVAL,
+            format!("q2c_storage.{name} is NULL: only pre_write_check and corruption may be"),
+        )
+    };
+    let flush = calls.flush.ok_or_else(|| missing("flush"))?;
+    Ok(Arc::new(CStorage {
+        calls,
+        preadv: calls.preadv.ok_or_else(|| missing("preadv"))?,
+        pwritev: calls.pwritev.ok_or_else(|| missing("pwritev"))?,
+        flush,
+        max_iov: max_iov_of(calls.max_iov)?,
+        device: Device::of(calls.opaque.addr(), flush as usize),
+    }))
+}
+
+fn max_iov_of(max_iov: c_int) -> Result<usize> {
+    match usize::try_from(max_iov) {
+        Ok(0) => Ok(IOV_MAX),
+        Ok(most) => Ok(most.min(IOV_MAX)),
+        Err(_) => Err(Error::new(
+            Errno::INVAL,
+            format!("q2c_storage.max_iov is {max_iov}: allowed are 0 ({IOV_MAX} tables) and more"),
+        )),
+    }
+}
+
+/// A callback's answer: 0 or more is all done, below 0 passes through unchanged.
+fn answer(code: c_int) -> std::result::Result<(), Errno> {
+    if code < 0 {
+        return Err(Errno::from_code(code));
+    }
+    Ok(())
+}
+
+impl CStorage {
+    fn vectored(
+        &self,
+        callback: Vectored,
+        offset: u64,
+        bufs: &[IoBuf],
+    ) -> std::result::Result<(), Errno> {
+        let count = c_int::try_from(bufs.len()).map_err(|_| Errno::INVAL)?;
+        let iov = bufs.as_ptr().cast::<iovec>();
+        // SAFETY: the callback keeps `q2c_storage`'s contract (promised at creation); `iov` is an array of `count`
+        // iovecs, as which IoBufs are laid out (asserted above), over table memory that is valid during the call.
+        answer(unsafe { callback(self.calls.opaque, offset, iov, count) })
+    }
+}
+
+impl Storage for CStorage {
+    fn preadv(&self, offset: u64, bufs: &[IoBuf]) -> std::result::Result<(), Errno> {
+        self.vectored(self.preadv, offset, bufs)
+    }
+
+    fn pwritev(&self, offset: u64, bufs: &[IoBuf]) -> std::result::Result<(), Errno> {
+        self.vectored(self.pwritev, offset, bufs)
+    }
+
+    fn flush(&self) -> std::result::Result<(), Errno> {
+        // SAFETY: the callback keeps `q2c_storage`'s contract, promised at creation.
+        answer(unsafe { (self.flush)(self.calls.opaque) })
+    }
+
+    fn pre_write_check(
+        &self,
+        kind: i32,
+        offset: u64,
+        bytes: u64,
+    ) -> std::result::Result<(), Errno> {
+        let Some(check) = self.calls.pre_write_check else {
+            return Ok(());
+        };
+        // SAFETY: the callback keeps `q2c_storage`'s contract, promised at creation.
+        answer(unsafe { check(self.calls.opaque, kind, offset, bytes) })
+    }
+
+    fn corruption(&self, reason: Corruption, kind: i32, offset: u64, message: &str) {
+        let Some(corruption) = self.calls.corruption else {
+            return;
+        };
+        let message = CString::new(message).unwrap_or_default();
+        // SAFETY: the callback keeps `q2c_storage`'s contract, promised at creation; the message outlives the call.
+        unsafe { corruption(self.calls.opaque, reason as c_int, kind, offset, message.as_ptr()) };
+    }
+
+    fn max_iov(&self) -> usize {
+        self.max_iov
+    }
+
+    fn device(&self) -> usize {
+        Arc::as_ptr(&self.device).addr()
+    }
+}
+
+/// What stands for one pair of `opaque` and `flush`: its address is the same for all living storages with that pair,
+/// different for all others, and never 0.
+struct Device {
+    opaque: usize,
+    flush: usize,
+}
+
+static DEVICES: Mutex<BTreeMap<(usize, usize), Weak<Device>>> = Mutex::new(BTreeMap::new());
+
+impl Device {
+    fn of(opaque: usize, flush: usize) -> Arc<Self> {
+        let mut devices = DEVICES.lock();
+        let entry = devices.entry((opaque, flush)).or_default();
+        entry.upgrade().unwrap_or_else(|| {
+            let device = Arc::new(Self { opaque, flush });
+            *entry = Arc::downgrade(&device);
+            device
+        })
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let mut devices = DEVICES.lock();
+        let key = (self.opaque, self.flush);
+        // Another one may have come for the same pair since the last owner let go of this one.
+        if devices.get(&key).is_some_and(|now| now.strong_count() == 0) {
+            devices.remove(&key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    unsafe extern "C" fn vectored(_: *mut c_void, _: u64, _: *const iovec, _: c_int) -> c_int {
+        0
+    }
+
+    unsafe extern "C" fn flush(opaque: *mut c_void) -> c_int {
+        c_int::from(opaque.is_null()) - 1
+    }
+
+    unsafe extern "C" fn another_flush(opaque: *mut c_void) -> c_int {
+        c_int::from(!opaque.is_null()) * 7
+    }
+
+    fn storage(opaque: usize, flush: unsafe extern "C" fn(*mut c_void) -> c_int) -> Arc<dyn Storage> {
+        let calls = q2c_storage {
+            struct_size: size_of::<q2c_storage>(),
+            opaque: std::ptr::without_provenance_mut(opaque),
+            preadv: Some(vectored),
+            pwritev: Some(vectored),
+            flush: Some(flush),
+            pre_write_check: None,
+            corruption: None,
+            max_iov: 0,
+        };
+        // SAFETY: a local variable, and callbacks that follow no pointer.
+        unsafe { storage_from(&raw const calls) }.expect("a whole storage")
+    }
+
+    #[test]
+    fn a_device_is_a_pair_of_opaque_and_flush() {
+        let first = storage(0, flush);
+        let same = storage(0, flush);
+        assert_eq!(first.device(), same.device());
+        assert_ne!(first.device(), 0);
+        assert_ne!(first.device(), storage(8, flush).device());
+        assert_ne!(first.device(), storage(0, another_flush).device());
+    }
+
+    #[test]
+    fn devices_are_forgotten_with_their_last_storage() {
+        let key = |flush: unsafe extern "C" fn(*mut c_void) -> c_int| (0x1230, flush as usize);
+        let first = storage(0x1230, flush);
+        let second = storage(0x1230, flush);
+        drop(first);
+        assert!(DEVICES.lock().contains_key(&key(flush)));
+        drop(second);
+        assert!(!DEVICES.lock().contains_key(&key(flush)));
+    }
+
+    #[test]
+    fn a_callbacks_error_passes_through_unchanged() {
+        assert_eq!(answer(-libc::ENXIO), Err(Errno::from_code(libc::ENXIO)));
+        assert_eq!(answer(-12345).map_err(Errno::code), Err(12345));
+        assert_eq!(answer(c_int::MIN), Err(Errno::IO));
+        assert_eq!((answer(0), answer(4096)), (Ok(()), Ok(())));
+    }
+}
