@@ -13,6 +13,9 @@
 //! | in a pass | flag set; after the pass → ended | unlocks → about to sleep |
 //! | ended | | out of the registry, waiters woken |
 //!
+//! On hosts that run the instance as a task of theirs (threads, event loops), whoever asks it to stop also takes it out of
+//! there and drops it: nobody's wait needs that thread or loop to make progress. A coroutine ends by itself.
+//!
 //! *No wake-up is lost*: flag and waker are one record under one mutex. Either the sleeper registers first and the
 //! stopper takes its waker, or the stopper sets the flag first and the sleeper sees it and does not sleep.
 //! *None is doubled*: the waker is taken out under that mutex, so that one of several stoppers calls it.
@@ -25,7 +28,7 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker};
 
 use crate::error::Errno;
-use crate::host::{Context, Host, block_on};
+use crate::host::{Cancel, Context, Host, block_on};
 use crate::primitives::{AtomicU64, Mutex, Ordering};
 use crate::sync::lock::{Owner, StateLock};
 use crate::sync::sleep::{Clock, Sleep};
@@ -90,6 +93,8 @@ struct Control {
     interval_ns: u64,
     waker: Option<Waker>,
     runner: Option<Owner>,
+    /// Where the host can end the task from outside.
+    cancel: Option<Box<dyn Cancel>>,
 }
 
 impl Cleaner {
@@ -145,6 +150,7 @@ impl Cleaner {
                 interval_ns,
                 waker: None,
                 runner: None,
+                cancel: None,
             }),
         });
         let targets = shared.register(&instance, interval_ns)?;
@@ -153,10 +159,12 @@ impl Cleaner {
             instance: instance.clone(),
         };
         // If the host refuses, the closure is dropped, and with it the report.
-        shared.host.spawn(
+        let cancel = shared.host.spawn(
             &instance.context,
             Box::new(move |clock| Box::pin(run(end, targets, clock))),
-        )
+        )?;
+        instance.set_cancel(cancel);
+        Ok(())
     }
 
     /// Asks every instance to stop and does not wait. Sticky; any context, any lock held.
@@ -459,8 +467,30 @@ impl Instance {
         self.control.lock().stop
     }
 
+    /// Sticky. Whoever comes here ends the task, if the host lets it; else the task ends by itself.
     fn request_stop(&self) {
-        self.update(|control| control.stop = true);
+        let (waker, cancel) = {
+            let mut control = self.control.lock();
+            control.stop = true;
+            (control.waker.take(), control.cancel.take())
+        };
+        match (cancel, waker) {
+            (Some(cancel), _) => cancel.cancel(),
+            (None, Some(waker)) => waker.wake(),
+            (None, None) => {}
+        }
+    }
+
+    /// A stop that came before finds nothing to cancel with: it is done here then.
+    fn set_cancel(&self, cancel: Option<Box<dyn Cancel>>) {
+        let stopped = {
+            let mut control = self.control.lock();
+            control.cancel = cancel;
+            control.stop
+        };
+        if stopped {
+            self.request_stop();
+        }
     }
 
     /// Changes the record and wakes the instance, so that it looks again.

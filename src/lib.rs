@@ -16,7 +16,11 @@ pub mod cache;
 pub mod cleaner;
 mod delay;
 pub mod error;
+#[cfg(not(any(loom, shuttle)))]
+pub mod ffi;
 pub mod host;
+#[cfg(any(loom, shuttle))]
+pub mod model;
 pub mod options;
 mod primitives;
 pub mod state;

@@ -32,8 +32,13 @@ mod chosen {
     #[cfg(shuttle)]
     use shuttle::sync as model;
 
+    #[cfg(loom)]
+    pub use super::ordered::AtomicU64;
     pub(crate) use model::MutexGuard;
-    pub(crate) use model::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
+    #[cfg(shuttle)]
+    pub use model::atomic::AtomicU64;
+    pub use model::atomic::Ordering;
+    pub(crate) use model::atomic::{AtomicBool, AtomicU8, fence};
 
     /// The checker's mutex with `parking_lot`'s interface: no poisoning.
     #[derive(Debug, Default)]
@@ -68,3 +73,59 @@ mod chosen {
 }
 
 pub(crate) use chosen::*;
+#[cfg(any(loom, shuttle))]
+pub use chosen::{AtomicU64, Ordering};
+
+#[cfg(loom)]
+mod ordered {
+    use loom::sync::atomic::{self, Ordering, fence};
+
+    /// loom's `AtomicU64`, and the one order of all sequentially consistent operations. loom takes such an access for an
+    /// acquire-release one and so reports what cannot happen; its `SeqCst` fences are exact. A fence in front of each such
+    /// load gives what C11 promises for the pair "change mine, look at yours", which is all that this crate asks of `SeqCst`.
+    #[derive(Debug, Default)]
+    pub struct AtomicU64(atomic::AtomicU64);
+
+    impl AtomicU64 {
+        pub fn new(value: u64) -> Self {
+            Self(atomic::AtomicU64::new(value))
+        }
+
+        pub fn load(&self, ordering: Ordering) -> u64 {
+            if ordering == Ordering::SeqCst {
+                fence(Ordering::SeqCst);
+            }
+            self.0.load(ordering)
+        }
+
+        pub fn store(&self, value: u64, ordering: Ordering) {
+            self.0.store(value, ordering);
+        }
+
+        pub fn fetch_add(&self, value: u64, ordering: Ordering) -> u64 {
+            self.0.fetch_add(value, ordering)
+        }
+
+        pub fn fetch_sub(&self, value: u64, ordering: Ordering) -> u64 {
+            self.0.fetch_sub(value, ordering)
+        }
+
+        pub fn fetch_or(&self, value: u64, ordering: Ordering) -> u64 {
+            self.0.fetch_or(value, ordering)
+        }
+
+        pub fn fetch_and(&self, value: u64, ordering: Ordering) -> u64 {
+            self.0.fetch_and(value, ordering)
+        }
+
+        pub fn compare_exchange_weak(
+            &self,
+            current: u64,
+            new: u64,
+            success: Ordering,
+            failure: Ordering,
+        ) -> Result<u64, u64> {
+            self.0.compare_exchange_weak(current, new, success, failure)
+        }
+    }
+}

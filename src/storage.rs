@@ -9,8 +9,8 @@ use crate::error::Errno;
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct IoBuf {
-    base: *mut u8,
-    len: usize,
+    pub(crate) base: *mut u8,
+    pub(crate) len: usize,
 }
 
 impl IoBuf {

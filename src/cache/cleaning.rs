@@ -77,9 +77,7 @@ impl Cache {
         let mut from = 0;
         while let Some(first) = self.next_stale(from) {
             let (runs, next) = self.take_runs(first, unit, batch);
-            for run in &runs {
-                self.tables.release(run.clone());
-            }
+            self.tables.release(&runs);
             self.return_runs(&runs);
             from = next;
         }

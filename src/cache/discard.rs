@@ -98,10 +98,10 @@ impl Cache {
     /// Structure lock held; the slot is in the index.
     fn discard_slot(&self, inner: &mut Inner, slot: u32) {
         self.unindex(inner, slot);
-        let hits = self.slots[slot as usize].word().hits();
         self.dirty.remove(&self.groups, slot);
-        if self.slots[slot as usize].discard() == Discard::Freed {
-            Counters::add(&self.counters.hits, hits as usize);
+        let (how, before) = self.slots[slot as usize].discard();
+        if how == Discard::Freed {
+            Counters::add(&self.counters.hits, before.hits() as usize);
             self.freed(inner, slot);
         }
         Counters::add(&self.counters.discarded, 1);

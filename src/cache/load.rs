@@ -141,35 +141,37 @@ impl Cache {
             .or_else(|| self.take_droppable(inner, range, offset))
     }
 
-    /// A table that unlocked callers want, and that sits in a reserved slot, moves to an ordinary one.
+    /// A table that unlocked callers want, and that sits in a reserved slot, moves to an ordinary one. A dirty one stays where
+    /// it is: a flush that has it on its list finds it there.
     fn move_out_of_reserve(&self, inner: &mut Inner, from: u32) -> Result<Step, Errno> {
         let source = &self.slots[from as usize];
         let offset = source.offset();
-        if source.word().pins() > 0 || source.word().is_writing() {
+        if !source.word().is_droppable() {
             return Err(Errno::AGAIN);
         }
         let to = self
             .take_slot_of(inner, &self.ordinary(), offset)
             .ok_or(Errno::AGAIN)?;
         let Some(before) = source.lift() else {
-            // Pinned meanwhile, without the lock.
+            // Pinned meanwhile: somebody else holds the state lock.
             self.slots[to as usize].abandon_load();
             self.freed(inner, to);
             return Err(Errno::AGAIN);
         };
+        // Release: as in `load`.
+        fence(Ordering::Release);
         // SAFETY: two different slots of one cache. Nobody pins either of them: the source was lifted from pins = 0, the
         // destination was taken; both are in state loading.
         unsafe {
             let (from, to) = (self.tables.table(from), self.tables.table(to));
             from.copy_to_nonoverlapping(to, self.table_size());
+            #[cfg(any(loom, shuttle))]
+            crate::model::copy(from, to);
         }
         self.unindex(inner, from);
         self.index.insert(offset >> self.table_shift, to);
         Counters::add(&self.counters.hits, before.hits() as usize + 1);
-        self.slots[to as usize].finish_load(before.is_dirty());
-        if before.is_dirty() {
-            self.dirty.insert(&self.groups, to);
-        }
+        self.slots[to as usize].finish_load();
         source.abandon_load();
         self.freed(inner, from);
         Ok(Step::Pinned(to))
@@ -195,7 +197,11 @@ impl Cache {
                 Counters::add(&self.counters.loads, 1);
             }
             // SAFETY: as above.
-            Contents::Zero => unsafe { table.write_bytes(0, self.table_size()) },
+            Contents::Zero => unsafe {
+                table.write_bytes(0, self.table_size());
+                #[cfg(any(loom, shuttle))]
+                crate::model::zero(table);
+            },
         }
         Ok(guard.succeed())
     }
@@ -220,7 +226,7 @@ impl LoadGuard<'_> {
         let (kept, wakes) = {
             let mut inner = cache.lock_inner();
             inner.loading -= 1;
-            let kept = loaded && slot.finish_load(false);
+            let kept = loaded && slot.finish_load();
             if !kept {
                 // A discarded table left the index already, and `finish_load` freed its slot.
                 if !loaded && !slot.word().is_discarded() {

@@ -221,10 +221,11 @@ impl Cache {
             .await
     }
 
-    /// Pins a resident table. `EAGAIN`: it is not resident, or not without doubt. Never waits, takes no lock.
+    /// Pins a resident table. `EAGAIN`: it is not resident, not without doubt, or in a slot that is reserved for those who
+    /// hold the state lock. Never waits, takes no lock.
     #[inline]
     pub fn try_get(&self, offset: u64) -> core::result::Result<Pinned<'_>, Errno> {
-        if let Some(pinned) = self.hit(offset) {
+        if let Some(pinned) = self.hit_for(offset, Access::Unlocked) {
             return Ok(pinned);
         }
         self.check_offset(offset)?;
@@ -244,20 +245,14 @@ impl Cache {
         self.get_slow(offset, contents, access).await
     }
 
-    /// A hit that needs no wait, for callers who may take what [`Cache::get`] (or `get_unlocked`) gives.
+    /// The lock-free hit: look up, pin, look at the offset again. Unlocked callers do not pin a reserved slot, not even for a
+    /// moment: a locked get could find nothing but pinned slots then.
     #[inline]
     pub fn hit_for(&self, offset: u64, access: Access) -> Option<Pinned<'_>> {
-        let pinned = self.hit(offset)?;
-        if access == Access::Unlocked && self.is_reserved(pinned.slot) {
+        let slot_number = self.find_unlocked(offset)?;
+        if access == Access::Unlocked && self.is_reserved(slot_number) {
             return None;
         }
-        Some(pinned)
-    }
-
-    /// The lock-free hit: look up, pin, look at the offset again.
-    #[inline]
-    fn hit(&self, offset: u64) -> Option<Pinned<'_>> {
-        let slot_number = self.find_unlocked(offset)?;
         let slot = &self.slots[slot_number as usize];
         if self.is_poisoned() || !slot.pin(&self.counters.hits) {
             return None;
@@ -471,12 +466,18 @@ impl Cache {
         inner.waiters.enrol(wait)
     }
 
+    /// Frees the slot if its table was discarded and nobody pins or writes it any more. Structure lock held.
+    fn reclaim_locked(&self, inner: &mut Inner, slot: u32) {
+        if let Some(before) = self.slots[slot as usize].reclaim() {
+            Counters::add(&self.counters.hits, before.hits() as usize);
+            self.freed(inner, slot);
+        }
+    }
+
     fn reclaim(&self, slot: u32) {
         let wakes = {
             let mut inner = self.inner.lock();
-            if self.slots[slot as usize].reclaim() {
-                self.freed(&mut inner, slot);
-            }
+            self.reclaim_locked(&mut inner, slot);
             Self::ended(&mut inner, slot)
         };
         wakes.wake();
@@ -525,6 +526,10 @@ impl CacheOptions {
 /// `at + 8` bytes from `table` are inside one mapping, 8-aligned.
 #[inline]
 unsafe fn load_word(table: NonNull<u8>, at: usize) -> u64 {
+    #[cfg(any(loom, shuttle))]
+    if let Some(value) = crate::model::load(table.as_ptr() as usize + at) {
+        return value;
+    }
     // SAFETY: the caller's promise; core's atomics, since a model checker's do not live in table memory. Whoever changes
     // these bytes at the same time does so atomically (`store`), or is a load whose bytes are thrown away by the second look.
     unsafe {
@@ -536,6 +541,10 @@ unsafe fn load_word(table: NonNull<u8>, at: usize) -> u64 {
 /// # Safety
 /// As [`load_word`].
 unsafe fn store_word(table: NonNull<u8>, at: usize, value: u64) {
+    #[cfg(any(loom, shuttle))]
+    if crate::model::store(table.as_ptr() as usize + at, value, Ordering::Release) {
+        return;
+    }
     // SAFETY: as in `load_word`. Release: what the writer did before is visible to a reader that sees the value and
     // acquires (the fence in `read`).
     unsafe {

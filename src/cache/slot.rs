@@ -275,24 +275,21 @@ impl Slot {
         self.change(|w| w.is_resident().then(|| w.next(FREE)))
     }
 
-    /// An unpinned resident table, clean or dirty, moves to another slot: → loading here, until the copy is made.
-    /// Returns the word before. Structure lock held.
+    /// A droppable table moves to another slot: → loading here, until the copy is made. Returns the word before.
+    /// Structure lock held.
     pub fn lift(&self) -> Option<Word> {
-        self.change(|w| {
-            (w.is_readable() && w.pins() == 0 && !w.is_writing()).then(|| w.next(LOADING))
-        })
+        self.change(|w| w.is_droppable().then(|| w.next(LOADING)))
     }
 
-    /// The load succeeded: loading → resident with one pin, clean or `dirty`. If it was discarded meanwhile: → free,
-    /// and false. Structure lock held.
-    pub fn finish_load(&self, dirty: bool) -> bool {
-        let flags = RESIDENT | PIN | if dirty { DIRTY } else { 0 };
+    /// The load succeeded: loading → resident, clean, with one pin. If it was discarded meanwhile: → free, and false.
+    /// Structure lock held.
+    pub fn finish_load(&self) -> bool {
         let before = self.change(|w| {
             let kept = w.0 & VERSION_MASK;
             Some(if w.is_discarded() {
                 w.next(FREE)
             } else {
-                Word(kept | flags)
+                Word(kept | RESIDENT | PIN)
             })
         });
         before.is_some_and(|w| !w.is_discarded())
@@ -324,8 +321,8 @@ impl Slot {
         before.map_or_else(|| self.word(), after)
     }
 
-    /// The table left the index. Structure lock held.
-    pub fn discard(&self) -> Discard {
+    /// The table left the index. Returns the word before, too. Structure lock held.
+    pub fn discard(&self) -> (Discard, Word) {
         let at_once = |w: Word| w.is_resident() && w.pins() == 0 && !w.is_writing();
         let before = self.change(|w| {
             Some(if at_once(w) {
@@ -334,16 +331,18 @@ impl Slot {
                 Word((w.0 | DISCARDED) & !DIRTY)
             })
         });
-        match before {
-            Some(w) if at_once(w) => Discard::Freed,
-            _ => Discard::Deferred,
-        }
+        let before = before.unwrap_or_else(|| self.word());
+        let how = if at_once(before) {
+            Discard::Freed
+        } else {
+            Discard::Deferred
+        };
+        (how, before)
     }
 
-    /// Frees a discarded slot that nobody pins or writes any more. Structure lock held.
-    pub fn reclaim(&self) -> bool {
+    /// Frees a discarded slot that nobody pins or writes any more; returns the word before. Structure lock held.
+    pub fn reclaim(&self) -> Option<Word> {
         self.change(|w| w.is_last_of_discarded().then(|| w.next(FREE)))
-            .is_some()
     }
 
     /// Free → releasing: nobody allocates it while its memory is given back. Structure lock held.

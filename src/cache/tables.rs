@@ -66,12 +66,15 @@ impl Tables {
         // SAFETY: sysconf reads a constant of the system.
         let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
         let base = NonNull::new(base.cast()).ok_or_else(too_large)?;
-        Ok(Self {
+        let tables = Self {
             base,
             table_shift,
             count,
             page,
-        })
+        };
+        #[cfg(any(loom, shuttle))]
+        (0..count as u32).for_each(|slot| crate::model::create(tables.table(slot)));
+        Ok(tables)
     }
 
     /// Bytes of one table.
@@ -111,29 +114,162 @@ impl Tables {
         (slots as u64) << self.table_shift
     }
 
-    /// Gives the whole pages inside the slots' memory back to the kernel; they read as zero afterwards. The caller
-    /// made sure that nobody uses these slots.
-    pub fn release(&self, slots: Range<usize>) {
-        let start = (slots.start << self.table_shift).next_multiple_of(self.page);
-        let end = (slots.end << self.table_shift) & !(self.page - 1);
-        if !CAN_RELEASE || start >= end {
+    /// Gives the whole pages inside the slots' memory back to the kernel, runs of neighbours; they read as zero
+    /// afterwards. The caller made sure that nobody uses these slots. A kernel that refuses keeps the memory.
+    ///
+    /// Each `madvise` interrupts every other processor that runs this process, so that scattered runs go in one call
+    /// where the kernel has it.
+    pub fn release(&self, runs: &[Range<usize>]) {
+        if !CAN_RELEASE {
             return;
         }
-        // SAFETY: whole pages inside the mapping, of slots that are in state `releasing`: no reader has them pinned,
-        // and one that copies without a pin checks the slot's version afterwards. A failure keeps the memory.
-        unsafe {
-            libc::madvise(
-                self.base.as_ptr().add(start).cast(),
-                end - start,
-                libc::MADV_DONTNEED,
-            );
+        let pages: Vec<libc::iovec> = runs
+            .iter()
+            .filter_map(|run| self.whole_pages(run))
+            .collect();
+        for batch in pages.chunks(MAX_RANGES) {
+            let done = if batch.len() > 1 {
+                release_at_once(batch)
+            } else {
+                0
+            };
+            for range in &batch[done..] {
+                // SAFETY: see `release_at_once`.
+                unsafe { libc::madvise(range.iov_base, range.iov_len, libc::MADV_DONTNEED) };
+            }
         }
     }
+
+    fn whole_pages(&self, slots: &Range<usize>) -> Option<libc::iovec> {
+        let start = (slots.start << self.table_shift).next_multiple_of(self.page);
+        let end = slots.end << self.table_shift;
+        let end = if slots.end == self.count {
+            // The mapping ends with a whole page, whatever the tables leave over of it.
+            end.next_multiple_of(self.page)
+        } else {
+            end & !(self.page - 1)
+        };
+        (start < end).then(|| libc::iovec {
+            // SAFETY: `start` is inside the mapping.
+            iov_base: unsafe { self.base.as_ptr().add(start).cast() },
+            iov_len: end - start,
+        })
+    }
+}
+
+/// The most ranges that one call takes: Linux's `UIO_MAXIOV`.
+const MAX_RANGES: usize = 1024;
+
+/// `process_madvise` on the own process: how many of the ranges it gave back, from the first on. `MADV_DONTNEED` is allowed there since
+/// Linux 6.13, `PIDFD_SELF` since 6.14; an older kernel refuses, and is not asked again.
+#[cfg(target_os = "linux")]
+fn release_at_once(ranges: &[libc::iovec]) -> usize {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    static REFUSED: AtomicBool = AtomicBool::new(false);
+    const PIDFD_SELF_THREAD_GROUP: libc::c_int = -10001;
+    if REFUSED.load(Ordering::Relaxed) {
+        return 0;
+    }
+    // SAFETY: whole pages inside the mapping, of slots that are in state `releasing`: nobody has them pinned, and a reader that
+    // copies without a pin checks the slot's version afterwards.
+    let released = unsafe {
+        libc::syscall(
+            libc::SYS_process_madvise,
+            PIDFD_SELF_THREAD_GROUP,
+            ranges.as_ptr(),
+            ranges.len(),
+            libc::MADV_DONTNEED,
+            0,
+        )
+    };
+    let Ok(mut left) = usize::try_from(released) else {
+        REFUSED.store(true, Ordering::Relaxed);
+        return 0;
+    };
+    let whole = ranges.iter().take_while(|range| {
+        let fits = range.iov_len <= left;
+        left = left.saturating_sub(range.iov_len);
+        fits
+    });
+    whole.count()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn release_at_once(_ranges: &[libc::iovec]) -> usize {
+    0
 }
 
 impl Drop for Tables {
     fn drop(&mut self) {
+        #[cfg(any(loom, shuttle))]
+        (0..self.count as u32).for_each(|slot| crate::model::remove(self.table(slot)));
         // SAFETY: the mapping of `new`, with its length; no table pointer outlives the cache.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.count << self.table_shift) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn touched(tables: &Tables) -> Vec<u32> {
+        let first_byte = |slot: &u32| {
+            // SAFETY: inside the mapping; this test alone uses it.
+            unsafe { tables.table(*slot).read() != 0 }
+        };
+        (0..tables.count() as u32).filter(first_byte).collect()
+    }
+
+    fn filled(count: usize, table_shift: u32) -> Tables {
+        let tables = Tables::new(count, table_shift).unwrap();
+        for slot in 0..count as u32 {
+            // SAFETY: as above.
+            unsafe { tables.table(slot).write_bytes(1, tables.table_size()) };
+        }
+        tables
+    }
+
+    #[test]
+    fn releases_scattered_runs_and_nothing_else() {
+        let tables = filled(3000, 12);
+        let runs: Vec<_> = (0..1500).map(|i| i * 2..i * 2 + 1).collect();
+        tables.release(&runs);
+        assert_eq!(
+            touched(&tables),
+            (0..1500).map(|i| i * 2 + 1).collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn releases_whole_pages_alone() {
+        let tables = filled(32, 9);
+        let unit = tables.slots_per_page();
+        tables.release(&[1..unit * 2 + 1]);
+        let gone = unit..unit * 2;
+        assert_eq!(
+            touched(&tables),
+            (0..32)
+                .filter(|s| !gone.contains(&(*s as usize)))
+                .collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn slot_of_takes_exact_addresses_alone() {
+        let tables = Tables::new(4, 9).unwrap();
+        let base = tables.table(0).as_ptr() as usize;
+        assert_eq!(tables.slot_of(base), Some(0));
+        assert_eq!(tables.slot_of(base + 3 * 512), Some(3));
+        for foreign in [base + 1, base + 4 * 512, base - 512, 0, usize::MAX] {
+            assert_eq!(tables.slot_of(foreign), None);
+        }
+    }
+
+    #[test]
+    fn too_many_tables_are_an_error() {
+        assert_eq!(
+            Tables::new(usize::MAX, 21).err().unwrap().errno(),
+            Errno::NOMEM
+        );
     }
 }

@@ -217,9 +217,7 @@ impl Batch<'_> {
                 if word.is_dirty() {
                     cache.dirty.insert(&cache.groups, *slot);
                 }
-                if cache.slots[number].reclaim() {
-                    cache.freed(&mut inner, *slot);
-                }
+                cache.reclaim_locked(&mut inner, *slot);
                 wakes.append(Cache::ended(&mut inner, *slot));
             }
             wakes

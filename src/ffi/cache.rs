@@ -153,45 +153,40 @@ impl From<q2c_cache_options> for CacheOptions {
 /// `cache` is NULL or points to NULL or to a live cache, which nobody uses during the call or after it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_cache_destroy(cache: *mut *mut q2c_cache) -> c_int {
-    let check = |cache: &Cache| {
-        on_cache(cache, |cache| {
+    let check = |handle: *mut q2c_cache| {
+        // SAFETY: live, as the caller promised; the borrow ends before the cache does.
+        on_cache(unsafe { value(handle) }?, |cache| {
             if cache.belongs_to_state() {
                 return Err(Errno::PERM);
             }
             cache.check_destroy()?;
-            // SAFETY: a cache that belongs to no state came from `Arc::into_raw` in `q2c_cache_create`.
-            let shared = unsafe { share(cache) };
+            // SAFETY: live, as above.
+            let shared = unsafe { share(handle) }?;
             block_on(cache.host(), &[], shared.release_dependents())
         })
     };
-    // SAFETY: the caller's promise about `cache`; the pointer that is freed came from `Arc::into_raw`, as above, and its
-    // count has not been given back yet.
-    unsafe { call_destroy(cache, check, |cache| drop(Arc::from_raw(cache))) }
+    // SAFETY: the pointer came from `Arc::into_raw` in `q2c_cache_create`, since the cache belongs to no state, and its
+    // count is given back here alone, as the handle's place holds NULL from now on.
+    let free = |cache: *mut Cache| drop(unsafe { Arc::from_raw(cache) });
+    // SAFETY: the caller's promise about `cache`.
+    unsafe { call_destroy(cache, check, free) }
 }
 
-/// A further owner of a cache that C refers to.
-///
-/// # Safety
-/// `cache` lives in an `Arc`, as every cache behind a handle does.
-pub(super) unsafe fn share(cache: &Cache) -> Arc<Cache> {
-    let pointer = std::ptr::from_ref(cache);
-    // SAFETY: inside an Arc, as the caller promised, whose count is above 0 while the borrow lives; the count that is
-    // added here belongs to the result.
-    unsafe {
-        Arc::increment_strong_count(pointer);
-        Arc::from_raw(pointer)
-    }
-}
-
-/// As [`share`], from the handle. `EINVAL`: NULL.
+/// A further owner of a cache that C refers to. `EINVAL`: NULL.
 ///
 /// # Safety
 /// As [`value`].
-pub(super) unsafe fn share_handle(cache: *const q2c_cache) -> Result<Arc<Cache>, Errno> {
-    // SAFETY: the caller's promise.
-    let cache = unsafe { value(cache) }?;
-    // SAFETY: handles are made from Arcs, see `Handle`.
-    Ok(unsafe { share(cache) })
+pub(super) unsafe fn share(cache: *const q2c_cache) -> Result<Arc<Cache>, Errno> {
+    if cache.is_null() {
+        return Err(Errno::INVAL);
+    }
+    let cache = cache.cast::<Cache>();
+    // SAFETY: every handle is the address of a cache inside an Arc (see `Handle`), whose count is above 0 since the handle
+    // is live; the count that is added here belongs to the result.
+    unsafe {
+        Arc::increment_strong_count(cache);
+        Ok(Arc::from_raw(cache))
+    }
 }
 
 /// Fills `*stats`, whose `struct_size` the caller has set: a sum over moments, not one moment.

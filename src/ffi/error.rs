@@ -81,7 +81,8 @@ mod tests {
     fn a_long_message_is_cut_at_a_characters_end() {
         assert_eq!(filled(&"x".repeat(256)).1, "x".repeat(255).as_bytes());
         // Characters of 2, 3 and 4 bytes that begin before byte 255 and end behind it.
-        for (before, wide) in [(254, "é"), (253, "€"), (254, "€"), (252, "𝄞"), (254, "𝄞")] {
+        for (before, wide) in [(254, "é"), (253, "€"), (254, "€"), (252, "𝄞"), (254, "𝄞")]
+        {
             let kept = "x".repeat(before);
             assert_eq!(filled(&format!("{kept}{wide}{wide}")).1, kept.as_bytes());
         }

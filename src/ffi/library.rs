@@ -7,10 +7,11 @@ use std::ffi::{CStr, c_char};
 /// so that programs have to be built anew.
 pub const Q2C_ABI_VERSION: u32 = 0;
 
-const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
-    Ok(version) => version,
-    Err(_) => panic!("a version has no NUL inside"),
-};
+const VERSION: &CStr =
+    match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+        Ok(version) => version,
+        Err(_) => panic!("a version has no NUL inside"),
+    };
 
 /// The version of the library that runs, as `Q2C_VERSION` is that of the header: "major.minor.patch".
 ///

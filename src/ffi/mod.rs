@@ -114,10 +114,7 @@ fn call<T: Code>(body: impl FnOnce() -> Result<T, Errno>) -> c_int {
 
 /// `body` on a cache; a panic in it poisons the cache and is `EIO`.
 #[inline]
-fn on_cache<T>(
-    cache: &Cache,
-    body: impl FnOnce(&Cache) -> Result<T, Errno>,
-) -> Result<T, Errno> {
+fn on_cache<T>(cache: &Cache, body: impl FnOnce(&Cache) -> Result<T, Errno>) -> Result<T, Errno> {
     guard(|| body(cache)).unwrap_or_else(|_| {
         cache.poison();
         Err(Errno::IO)
@@ -138,10 +135,7 @@ unsafe fn call_cache<T: Code>(
 }
 
 /// `body` on a state; a panic in it poisons both caches and is `EIO`.
-fn on_state<T>(
-    state: &State,
-    body: impl FnOnce(&State) -> Result<T, Errno>,
-) -> Result<T, Errno> {
+fn on_state<T>(state: &State, body: impl FnOnce(&State) -> Result<T, Errno>) -> Result<T, Errno> {
     guard(|| body(state)).unwrap_or_else(|_| {
         poison_state(state);
         Err(Errno::IO)
@@ -214,7 +208,7 @@ unsafe fn value<'a, H: Handle>(handle: *const H) -> Result<&'a H::Value, Errno> 
 /// when `check` has agreed.
 unsafe fn call_destroy<H: Handle>(
     place: *mut *mut H,
-    check: impl FnOnce(&H::Value) -> Result<(), Errno>,
+    check: impl FnOnce(*mut H) -> Result<(), Errno>,
     free: impl FnOnce(*mut H::Value),
 ) -> c_int {
     call(|| {
@@ -226,8 +220,7 @@ unsafe fn call_destroy<H: Handle>(
         if handle.is_null() {
             return Ok(());
         }
-        // SAFETY: a live handle, as the caller promised; this borrow ends before `free`.
-        check(unsafe { value(handle) }?)?;
+        check(handle)?;
         // SAFETY: writable, as the caller promised.
         unsafe { place.write(std::ptr::null_mut()) };
         free(handle.cast());
@@ -253,8 +246,12 @@ unsafe fn out<T>(place: *mut T) -> Result<Out<T>, Errno> {
 /// As [`out`].
 unsafe fn named_out<T>(place: *mut T, name: &str) -> Result<Out<T>, Error> {
     // SAFETY: the caller's promise.
-    unsafe { out(place) }
-        .map_err(|errno| Error::new(errno, format!("'{name}' is NULL: nowhere to put the result")))
+    unsafe { out(place) }.map_err(|errno| {
+        Error::new(
+            errno,
+            format!("'{name}' is NULL: nowhere to put the result"),
+        )
+    })
 }
 
 impl<T> Out<T> {

@@ -201,7 +201,15 @@ impl Storage for CStorage {
         };
         let message = CString::new(message).unwrap_or_default();
         // SAFETY: the callback keeps `q2c_storage`'s contract, promised at creation; the message outlives the call.
-        unsafe { corruption(self.calls.opaque, reason as c_int, kind, offset, message.as_ptr()) };
+        unsafe {
+            corruption(
+                self.calls.opaque,
+                reason as c_int,
+                kind,
+                offset,
+                message.as_ptr(),
+            )
+        };
     }
 
     fn max_iov(&self) -> usize {
@@ -261,7 +269,10 @@ mod tests {
         c_int::from(!opaque.is_null()) * 7
     }
 
-    fn storage(opaque: usize, flush: unsafe extern "C" fn(*mut c_void) -> c_int) -> Arc<dyn Storage> {
+    fn storage(
+        opaque: usize,
+        flush: unsafe extern "C" fn(*mut c_void) -> c_int,
+    ) -> Arc<dyn Storage> {
         let calls = q2c_storage {
             struct_size: size_of::<q2c_storage>(),
             opaque: std::ptr::without_provenance_mut(opaque),

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::task::Waker;
 
-use super::{Context, Host, HostLock, Task, block_on};
+use super::{Cancel, Context, Host, HostLock, Task, block_on};
 use crate::error::Errno;
 use crate::primitives::{AtomicBool, Ordering};
 use crate::sync::lock::Owner;
@@ -87,7 +87,7 @@ impl Host for CoroutineHost {
         }
     }
 
-    fn spawn(&self, context: &Context, task: Task) -> Result<(), Errno> {
+    fn spawn(&self, context: &Context, task: Task) -> Result<Option<Box<dyn Cancel>>, Errno> {
         let context = match context {
             Context::Default => 0,
             Context::Opaque(context) => *context,
@@ -96,7 +96,9 @@ impl Host for CoroutineHost {
         self.spawn_in(context, move |host| {
             let future = task(Arc::new(CoroutineClock(host.coroutines.clone())));
             block_on(host, &[], future);
-        })
+        })?;
+        // A coroutine ends by itself alone.
+        Ok(None)
     }
 
     fn check_context(&self, context: &Context) -> Result<(), Errno> {

@@ -6,14 +6,15 @@
 //! | [`EventLoop::poll`], [`EventLoop::dispatch`] | home | runs timers and tasks |
 //! | [`EventLoop::fd`], [`EventLoop::timeout_ns`], [`EventLoop::kick`], the clock | any | |
 //!
-//! A wait on this host turns the loop only if the wait's end needs it, that is, if a cleaner that is being stopped lives
-//! in the caller's own loop. Any other wait parks the thread: no nested dispatch without need.
+//! A wait on this host parks the thread. None needs a loop to turn: a cleaner that is asked to stop is taken out of its
+//! loop by whoever stops it, so that two threads can stop each other's cleaners, and there is no nested dispatch. Only
+//! `poll_until_done` turns the caller's own loop.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use super::executor::{Executor, ExecutorClock};
-use super::{Context, Host, Task, thread_owner};
+use super::{Cancel, Context, Host, Task, thread_owner};
 use crate::error::{Errno, Error, Result};
 use crate::sync::lock::Owner;
 use crate::sync::parker::{Sleeper, ThreadSleeper};
@@ -151,20 +152,20 @@ impl Host for EventLoopHost {
         thread_owner()
     }
 
-    fn sleeper(&self, turn: &[Context]) -> Box<dyn Sleeper> {
-        match home_loop(turn) {
-            Some(event_loop) => Box::new(LoopSleeper(event_loop.clone())),
-            None => Box::new(ThreadSleeper::new()),
-        }
+    fn sleeper(&self, _turn: &[Context]) -> Box<dyn Sleeper> {
+        Box::new(ThreadSleeper::new())
     }
 
-    fn spawn(&self, context: &Context, task: Task) -> core::result::Result<(), Errno> {
+    fn spawn(
+        &self,
+        context: &Context,
+        task: Task,
+    ) -> core::result::Result<Option<Box<dyn Cancel>>, Errno> {
         let Context::Loop(event_loop) = context else {
             return Err(Errno::INVAL);
         };
         let clock = Arc::new(ExecutorClock(event_loop.executor.clone()));
-        event_loop.executor.spawn(task(clock));
-        Ok(())
+        Ok(Some(event_loop.executor.spawn(task(clock))))
     }
 
     fn check_context(&self, context: &Context) -> core::result::Result<(), Errno> {
@@ -202,18 +203,5 @@ fn turn_until(event_loop: &EventLoop, done: &dyn Fn() -> bool) {
         if event_loop.poll(None).is_err() {
             return;
         }
-    }
-}
-
-/// Sleeps by turning the loop, in its home thread.
-struct LoopSleeper(Arc<EventLoop>);
-
-impl Sleeper for LoopSleeper {
-    fn sleep(&self, notified: &dyn Fn() -> bool) {
-        turn_until(&self.0, notified);
-    }
-
-    fn wake(&self) {
-        self.0.kick();
     }
 }

@@ -5,16 +5,19 @@
 //! |---|---|---|
 //! | idle | → queued, the turner is notified | |
 //! | queued | stays | → polling |
-//! | polling | → queued (polled once more) | → idle, or gone when it is done |
+//! | polling | → queued (polled once more) | → idle, or gone when it is done or was cancelled |
+//!
+//! A cancelled task is dropped at once if it is not being polled, by whoever cancels it; else by its poller.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Wake, Waker};
 
 use parking_lot::Mutex;
 
+use super::Cancel;
 use crate::sync::sleep::{Clock, Timer};
 
 type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -32,6 +35,7 @@ struct TaskEntry {
     /// Out while it is polled.
     future: Option<BoxFuture>,
     queued: bool,
+    cancelled: bool,
 }
 
 #[derive(Default)]
@@ -59,17 +63,39 @@ impl Executor {
     }
 
     /// Adds a task; it is polled in the next turn. Any thread.
-    pub fn spawn(&self, future: BoxFuture) {
+    pub fn spawn(self: &Arc<Self>, future: BoxFuture) -> Box<dyn Cancel> {
         let mut inner = self.inner.lock();
         let id = inner.next_id();
         let entry = TaskEntry {
             future: Some(future),
             queued: true,
+            cancelled: false,
         };
         inner.tasks.insert(id, entry);
         inner.ready.push_back(id);
         drop(inner);
         (self.notify)();
+        Box::new(TaskHandle {
+            executor: Arc::downgrade(self),
+            id,
+        })
+    }
+
+    fn cancel(&self, id: u64) {
+        let future = {
+            let mut inner = self.inner.lock();
+            let Some(entry) = inner.tasks.get_mut(&id) else {
+                return;
+            };
+            entry.cancelled = true;
+            let future = entry.future.take();
+            if future.is_some() {
+                inner.tasks.remove(&id);
+            }
+            future
+        };
+        // Without the lock: its drop deletes timers and wakes others.
+        drop(future);
     }
 
     /// Whether a task is alive.
@@ -168,12 +194,13 @@ impl Executor {
         }));
         let polled = future.as_mut().poll(&mut Context::from_waker(&waker));
         let mut inner = self.inner.lock();
-        if polled.is_ready() {
-            inner.tasks.remove(&id);
-        } else if let Some(entry) = inner.tasks.get_mut(&id) {
-            entry.future = Some(future);
-            return true;
-        }
+        match inner.tasks.get_mut(&id) {
+            Some(entry) if polled.is_pending() && !entry.cancelled => {
+                entry.future = Some(future);
+                return true;
+            }
+            _ => inner.tasks.remove(&id),
+        };
         drop(inner);
         drop(future);
         true
@@ -202,6 +229,19 @@ impl PausableClock {
     fn now_ns(&self) -> u64 {
         self.paused_at
             .unwrap_or_else(|| u64::try_from(i128::from(monotonic_ns()) - self.behind).unwrap_or(0))
+    }
+}
+
+struct TaskHandle {
+    executor: Weak<Executor>,
+    id: u64,
+}
+
+impl Cancel for TaskHandle {
+    fn cancel(&self) {
+        if let Some(executor) = self.executor.upgrade() {
+            executor.cancel(self.id);
+        }
     }
 }
 

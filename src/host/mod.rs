@@ -49,6 +49,13 @@ pub trait HostLock: Send + Sync {
     fn unlock(&self);
 }
 
+/// Ends a task without its context's help, so that nobody who waits for its end depends on that context's progress.
+pub trait Cancel: Send + Sync {
+    /// Drops the task's future now, in the calling thread; or, while the future is being polled in another thread, right after that
+    /// poll. Any thread.
+    fn cancel(&self);
+}
+
 /// What the library needs from its host. Every method may be called from any thread with no lock of the library
 /// held, and returns in the caller's own context.
 pub trait Host: Send + Sync {
@@ -59,8 +66,9 @@ pub trait Host: Send + Sync {
     /// event loop among them whose home is the calling thread is turned meanwhile.
     fn sleeper(&self, turn: &[Context]) -> Box<dyn Sleeper>;
 
-    /// Has `task` run in `context`, at once inside the call or later. An error: it never runs.
-    fn spawn(&self, context: &Context, task: Task) -> Result<(), Errno>;
+    /// Has `task` run in `context`, at once inside the call or later. An error: it never runs. On success, a way to end it
+    /// from outside, where the host has one.
+    fn spawn(&self, context: &Context, task: Task) -> Result<Option<Box<dyn Cancel>>, Errno>;
 
     /// Whether `context` is one that this host can run a cleaner in; else why not.
     fn check_context(&self, context: &Context) -> Result<(), Errno>;
@@ -156,6 +164,7 @@ pub fn poll_until_done(host: &dyn Host, turn: &[Context], event: &Event, done: &
 }
 
 /// A name for the calling thread that no other living thread has. It is not kept beyond the thread's life.
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) fn thread_owner() -> Owner {
     thread_local! {
         static ANCHOR: u8 = const { 0 };

@@ -17,7 +17,7 @@ use once_cell::sync::OnceCell;
 use parking_lot::{Condvar, Mutex, RawMutex, lock_api::RawMutex as _};
 
 use super::executor::{Executor, ExecutorClock};
-use super::{Context, Host, Task, thread_owner};
+use super::{Cancel, Context, Host, Task, thread_owner};
 use crate::error::Errno;
 use crate::sync::lock::Owner;
 use crate::sync::parker::{Sleeper, ThreadSleeper};
@@ -42,12 +42,11 @@ impl Host for ThreadHost {
         Box::new(ThreadSleeper::new())
     }
 
-    fn spawn(&self, context: &Context, task: Task) -> Result<(), Errno> {
+    fn spawn(&self, context: &Context, task: Task) -> Result<Option<Box<dyn Cancel>>, Errno> {
         self.check_context(context)?;
         let service = Service::get()?;
         let clock = Arc::new(ExecutorClock(service.executor.clone()));
-        service.executor.spawn(task(clock));
-        Ok(())
+        Ok(Some(service.executor.spawn(task(clock))))
     }
 
     fn check_context(&self, context: &Context) -> Result<(), Errno> {

@@ -1,0 +1,405 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! C's host as the core's [`Host`]: the three kinds, and the coroutine callbacks.
+
+use std::ffi::{c_int, c_void};
+use std::sync::Arc;
+use std::task::Waker;
+
+use super::event_loop::{q2c_loop, share_loop};
+use super::{CStruct, guard, read_optional_struct};
+use crate::error::{Errno, Error, Result};
+use crate::host::coroutine::{CoroutineHost, Coroutines};
+use crate::host::event_loop::EventLoopHost;
+use crate::host::threads::ThreadHost;
+use crate::host::{Context, Host};
+use crate::sync::sleep::Timer;
+
+/// Callers are operating system threads, which park where they wait. One background thread for the whole process runs
+/// all cleaners; it comes with the first start of one and goes with the last cleaner's handle.
+pub const Q2C_HOST_THREADS: u32 = 0;
+/// Callers are threads; cleaners are tasks of a `q2c_loop`, which is turned while its home thread waits for the end of one.
+pub const Q2C_HOST_EVENT_LOOP: u32 = 1;
+/// Callers are the host's own stackful coroutines, which yield where they wait, and plain code of its threads, which polls.
+pub const Q2C_HOST_COROUTINES: u32 = 2;
+
+/// Where callers wait and where cleaners run. A NULL host is `Q2C_HOST_THREADS`.
+///
+/// `kind` says who the callers are; the callbacks are for `Q2C_HOST_COROUTINES` alone, where all must be there but for `lock` and
+/// `unlock`, which come as a pair or not at all. For the other kinds they must be NULL.
+///
+/// Callbacks are called from any thread unless they say otherwise, with no lock of the library held, so that they may call back
+/// into it. They must not throw or `longjmp` out. No call of the library needs more than 16 KiB of the caller's stack,
+/// besides what callbacks use.
+///
+/// Copied at creation. `opaque` and what it leads to must live as long as everything that was created with it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct q2c_host {
+    /// sizeof(q2c_host).
+    pub struct_size: usize,
+    /// `Q2C_HOST_*`.
+    pub kind: u32,
+    /// The caller's own pointer, first argument of each callback; may be NULL.
+    pub opaque: *mut c_void,
+    /// Whether the caller runs in a coroutine; false: in plain code of a thread.
+    pub in_coroutine: Option<unsafe extern "C" fn(opaque: *mut c_void) -> bool>,
+    /// The current coroutine, or, in plain code, something that stands for the thread. Never NULL. Different for any two that
+    /// live at the same time.
+    pub co_self: Option<unsafe extern "C" fn(opaque: *mut c_void) -> *mut c_void>,
+    /// Suspends the current coroutine until `co_wake`. In a coroutine only. May return in another thread.
+    pub co_yield: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
+    /// Resumes the coroutine `co` (of `co_self`), which has announced that it yields, once for each yield. From any thread,
+    /// perhaps before `co` has come to its `co_yield`: the host defers it to the coroutine's home then. May run `co` at once.
+    pub co_wake: Option<unsafe extern "C" fn(opaque: *mut c_void, co: *mut c_void)>,
+    /// Has `entry(arg)` run in a new coroutine in `context` (NULL: the caller's current one), at once inside the call up to its
+    /// first yield, or later; once. 0 or more: it will. `-errno`: it never will; passed on to the caller of the start.
+    pub co_spawn: Option<
+        unsafe extern "C" fn(
+            opaque: *mut c_void,
+            context: *mut c_void,
+            entry: unsafe extern "C" fn(arg: *mut c_void),
+            arg: *mut c_void,
+        ) -> c_int,
+    >,
+    /// Takes the host's own coroutine mutex, which then is the state lock in place of the built-in one; may yield. In a
+    /// coroutine only. NULL, and `unlock` too: the built-in one.
+    pub lock: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
+    /// Lets that mutex go, in the coroutine that took it.
+    pub unlock: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
+    /// The host's clock in ns since a moment of its choice, 0 or more. May stand still; then cleaning does, too, but no stop.
+    pub now_ns: Option<unsafe extern "C" fn(opaque: *mut c_void) -> i64>,
+    /// A timer, not armed, that will call `cb(arg)` in the thread that makes it; never NULL. This and the other `timer_*` are
+    /// called in the cleaner's coroutine, hence in its home thread only.
+    pub timer_new: Option<
+        unsafe extern "C" fn(
+            opaque: *mut c_void,
+            cb: unsafe extern "C" fn(arg: *mut c_void),
+            arg: *mut c_void,
+        ) -> *mut c_void,
+    >,
+    /// Arms the timer: its callback is called once when `now_ns` has reached `deadline_ns`.
+    pub timer_mod:
+        Option<unsafe extern "C" fn(opaque: *mut c_void, timer: *mut c_void, deadline_ns: i64)>,
+    /// Disarms the timer: no callback begins from now on. Also for one that has fired, perhaps from inside its callback.
+    pub timer_del: Option<unsafe extern "C" fn(opaque: *mut c_void, timer: *mut c_void)>,
+    /// Frees the timer, after `timer_del`; perhaps from inside its callback.
+    pub timer_free: Option<unsafe extern "C" fn(opaque: *mut c_void, timer: *mut c_void)>,
+    /// Dispatches the calling thread's events while `cond(arg)` is true; looks at it first, after each event, and after each
+    /// `kick`. From plain code only; `cond` is called in the calling thread.
+    pub poll_while: Option<
+        unsafe extern "C" fn(
+            opaque: *mut c_void,
+            cond: unsafe extern "C" fn(arg: *mut c_void) -> bool,
+            arg: *mut c_void,
+        ),
+    >,
+    /// Makes every `poll_while`, in whatever thread, look at its condition again, also if it is only about to wait.
+    pub kick: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
+}
+
+// SAFETY: repr(C), its size first, a number, a pointer and optional functions.
+unsafe impl CStruct for q2c_host {
+    const NAME: &'static str = "q2c_host";
+}
+
+/// The core's host on a copy of C's. `EINVAL`: too small, unknown kind, missing or unwanted callbacks.
+///
+/// # Safety
+/// `host` is NULL or readable as far as its `struct_size` says; its callbacks and `opaque` keep the contract of
+/// [`q2c_host`] as long as the result lives.
+pub(super) unsafe fn host_from(host: *const q2c_host) -> Result<Arc<dyn Host>> {
+    // SAFETY: the caller's promise.
+    let Some(host) = (unsafe { read_optional_struct(host) })? else {
+        return Ok(ThreadHost::shared());
+    };
+    match host.kind {
+        Q2C_HOST_THREADS => host.without_callbacks().map(|()| ThreadHost::shared()),
+        Q2C_HOST_EVENT_LOOP => host.without_callbacks().map(|()| EventLoopHost::shared()),
+        Q2C_HOST_COROUTINES => {
+            let callbacks = Callbacks::from_c(&host)?;
+            Ok(Arc::new(CoroutineHost::new(Arc::new(callbacks))))
+        }
+        kind => Err(invalid(format!(
+            "q2c_host.kind is {kind}: allowed are {Q2C_HOST_THREADS} (threads), {Q2C_HOST_EVENT_LOOP} \
+             (event loop) and {Q2C_HOST_COROUTINES} (coroutines)"
+        ))),
+    }
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(Errno::INVAL, message)
+}
+
+impl q2c_host {
+    fn without_callbacks(&self) -> Result<()> {
+        let callbacks = [
+            ("in_coroutine", self.in_coroutine.is_some()),
+            ("co_self", self.co_self.is_some()),
+            ("co_yield", self.co_yield.is_some()),
+            ("co_wake", self.co_wake.is_some()),
+            ("co_spawn", self.co_spawn.is_some()),
+            ("lock", self.lock.is_some()),
+            ("unlock", self.unlock.is_some()),
+            ("now_ns", self.now_ns.is_some()),
+            ("timer_new", self.timer_new.is_some()),
+            ("timer_mod", self.timer_mod.is_some()),
+            ("timer_del", self.timer_del.is_some()),
+            ("timer_free", self.timer_free.is_some()),
+            ("poll_while", self.poll_while.is_some()),
+            ("kick", self.kick.is_some()),
+        ];
+        match callbacks.iter().find(|(_, given)| *given) {
+            Some((name, _)) => Err(invalid(format!(
+                "q2c_host.{name} is given: allowed for kind {} is NULL, callbacks are for kind \
+                 {Q2C_HOST_COROUTINES}, coroutines",
+                self.kind
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Where a cleaner is to run, as C says it to this kind of host. `EINVAL`: not a context of this host.
+///
+/// # Safety
+/// On an event loop host, `context` is NULL or a live `q2c_loop`.
+pub(super) unsafe fn context_from(
+    host: &dyn Host,
+    context: *mut c_void,
+) -> std::result::Result<Context, Errno> {
+    let takes = |context: &Context| host.check_context(context).is_ok();
+    if context.is_null() {
+        host.check_context(&Context::Default)?;
+        return Ok(Context::Default);
+    }
+    let opaque = Context::Opaque(context.expose_provenance());
+    if takes(&opaque) {
+        return Ok(opaque);
+    }
+    // Only threads have a default context, and no other.
+    if takes(&Context::Default) {
+        return Err(Errno::INVAL);
+    }
+    // SAFETY: neither coroutines nor threads, hence an event loop host, for which the caller promised a loop.
+    unsafe { share_loop(context.cast::<q2c_loop>()) }.map(Context::Loop)
+}
+
+type Entry = Box<dyn FnOnce() + Send>;
+type Callback = unsafe extern "C" fn(*mut c_void);
+type TimerCall = unsafe extern "C" fn(*mut c_void, *mut c_void);
+
+/// The callbacks of a coroutine host, all there.
+#[derive(Clone, Copy)]
+struct Callbacks {
+    opaque: *mut c_void,
+    in_coroutine: unsafe extern "C" fn(*mut c_void) -> bool,
+    co_self: unsafe extern "C" fn(*mut c_void) -> *mut c_void,
+    co_yield: Callback,
+    co_wake: unsafe extern "C" fn(*mut c_void, *mut c_void),
+    co_spawn: unsafe extern "C" fn(*mut c_void, *mut c_void, Callback, *mut c_void) -> c_int,
+    lock: Option<(Callback, Callback)>,
+    now_ns: unsafe extern "C" fn(*mut c_void) -> i64,
+    timer_new: unsafe extern "C" fn(*mut c_void, Callback, *mut c_void) -> *mut c_void,
+    timer_mod: unsafe extern "C" fn(*mut c_void, *mut c_void, i64),
+    timer_del: TimerCall,
+    timer_free: TimerCall,
+    poll_while:
+        unsafe extern "C" fn(*mut c_void, unsafe extern "C" fn(*mut c_void) -> bool, *mut c_void),
+    kick: Callback,
+}
+
+// SAFETY: `q2c_host` says that the callbacks, with this `opaque`, are called from any thread, or from the thread that each
+// of them names, which is where the core calls it.
+unsafe impl Send for Callbacks {}
+// SAFETY: as above, from several threads at once.
+unsafe impl Sync for Callbacks {}
+
+impl Callbacks {
+    fn from_c(host: &q2c_host) -> Result<Self> {
+        fn there<T>(callback: Option<T>, name: &str) -> Result<T> {
+            callback.ok_or_else(|| {
+                invalid(format!(
+                    "q2c_host.{name} is NULL: a coroutine host must have every callback but the pair \
+                     lock and unlock"
+                ))
+            })
+        }
+        let lock = match (host.lock, host.unlock) {
+            (Some(lock), Some(unlock)) => Some((lock, unlock)),
+            (None, None) => None,
+            (lock, unlock) => Some((there(lock, "lock")?, there(unlock, "unlock")?)),
+        };
+        Ok(Self {
+            opaque: host.opaque,
+            in_coroutine: there(host.in_coroutine, "in_coroutine")?,
+            co_self: there(host.co_self, "co_self")?,
+            co_yield: there(host.co_yield, "co_yield")?,
+            co_wake: there(host.co_wake, "co_wake")?,
+            co_spawn: there(host.co_spawn, "co_spawn")?,
+            lock,
+            now_ns: there(host.now_ns, "now_ns")?,
+            timer_new: there(host.timer_new, "timer_new")?,
+            timer_mod: there(host.timer_mod, "timer_mod")?,
+            timer_del: there(host.timer_del, "timer_del")?,
+            timer_free: there(host.timer_free, "timer_free")?,
+            poll_while: there(host.poll_while, "poll_while")?,
+            kick: there(host.kick, "kick")?,
+        })
+    }
+}
+
+/// Runs the entry that [`Callbacks::spawn`] boxed.
+///
+/// # Safety
+/// `arg` is from `spawn`, and this is its one call.
+unsafe extern "C" fn run_entry(arg: *mut c_void) {
+    // SAFETY: `spawn` boxed it and gave it up to this one call.
+    let entry: Entry = *unsafe { Box::from_raw(arg.cast::<Entry>()) };
+    // A panic ends the entry alone; whatever it held has been dropped, which reports the end of a cleaner.
+    let _ = guard(entry);
+}
+
+/// # Safety
+/// `arg` is the condition that [`Callbacks::poll_while`] passes, during that call.
+unsafe extern "C" fn look_at_condition(arg: *mut c_void) -> bool {
+    // SAFETY: the caller's promise.
+    let condition = unsafe { &*arg.cast::<&dyn Fn() -> bool>() };
+    // A condition that panics ends the polling; whoever polls looks again for itself.
+    guard(condition).unwrap_or(false)
+}
+
+/// # Safety
+/// `arg` is the waker of a [`CTimer`] that has not been deleted when this call begins.
+unsafe extern "C" fn timer_fired(arg: *mut c_void) {
+    // Nothing is held over the wake-up but a clone: it may run the sleeper at once, which deletes the timer and its waker.
+    let _ = guard(|| {
+        // SAFETY: the caller's promise.
+        let waker = unsafe { &*arg.cast::<Waker>() }.clone();
+        waker.wake();
+    });
+}
+
+/// A timer of the host's, and the waker that its callback calls.
+struct CTimer {
+    callbacks: Callbacks,
+    timer: *mut c_void,
+    waker: *mut Waker,
+}
+
+// SAFETY: a coroutine may carry it to another thread; its host calls are made in the cleaner's coroutine, where `q2c_host`
+// wants them, and the waker is Send and Sync.
+unsafe impl Send for CTimer {}
+
+impl Timer for CTimer {}
+
+impl Drop for CTimer {
+    fn drop(&mut self) {
+        let Callbacks {
+            opaque,
+            timer_del,
+            timer_free,
+            ..
+        } = self.callbacks;
+        if !self.timer.is_null() {
+            // SAFETY: a timer of this host's `timer_new`, deleted and freed here alone; the callbacks keep their contract.
+            unsafe {
+                timer_del(opaque, self.timer);
+                timer_free(opaque, self.timer);
+            }
+        }
+        // SAFETY: boxed in `arm`, freed here alone; no callback begins after `timer_del`, and one that runs has its clone.
+        drop(unsafe { Box::from_raw(self.waker) });
+    }
+}
+
+// In each call below: the callbacks, with `opaque`, keep the contract of `q2c_host`, promised to `host_from`.
+impl Coroutines for Callbacks {
+    fn in_coroutine(&self) -> bool {
+        // SAFETY: any thread may ask; see above.
+        unsafe { (self.in_coroutine)(self.opaque) }
+    }
+
+    fn current(&self) -> usize {
+        // SAFETY: any thread may ask; see above.
+        unsafe { (self.co_self)(self.opaque) }.expose_provenance()
+    }
+
+    fn yield_self(&self) {
+        // SAFETY: the core yields in coroutines only; see above.
+        unsafe { (self.co_yield)(self.opaque) };
+    }
+
+    fn wake(&self, coroutine: usize) {
+        // SAFETY: the core wakes a coroutine only after it announced that it yields, and once; see above.
+        unsafe {
+            (self.co_wake)(
+                self.opaque,
+                std::ptr::with_exposed_provenance_mut(coroutine),
+            );
+        }
+    }
+
+    fn spawn(&self, context: usize, entry: Entry) -> std::result::Result<(), Errno> {
+        let context = std::ptr::with_exposed_provenance_mut(context);
+        let arg: *mut Entry = Box::into_raw(Box::new(entry));
+        // SAFETY: `run_entry` gets the box that it frees, once if the host takes it; see above.
+        let code = unsafe { (self.co_spawn)(self.opaque, context, run_entry, arg.cast()) };
+        if code < 0 {
+            // SAFETY: a host that refuses never calls the entry, so that the box is still ours.
+            drop(unsafe { Box::from_raw(arg) });
+            return Err(Errno::from_code(code));
+        }
+        Ok(())
+    }
+
+    fn has_lock(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    fn lock(&self) {
+        if let Some((lock, _)) = self.lock {
+            // SAFETY: the core locks in coroutines only; see above.
+            unsafe { lock(self.opaque) };
+        }
+    }
+
+    fn unlock(&self) {
+        if let Some((_, unlock)) = self.lock {
+            // SAFETY: the core unlocks where it, or its caller, locked; see above.
+            unsafe { unlock(self.opaque) };
+        }
+    }
+
+    fn now_ns(&self) -> u64 {
+        // SAFETY: any thread may ask; see above.
+        u64::try_from(unsafe { (self.now_ns)(self.opaque) }).unwrap_or(0)
+    }
+
+    fn arm(&self, deadline_ns: u64, waker: Waker) -> Box<dyn Timer> {
+        let waker = Box::into_raw(Box::new(waker));
+        // SAFETY: the core arms timers in the cleaner's coroutine; the waker lives until after `timer_del`; see above.
+        let timer = unsafe { (self.timer_new)(self.opaque, timer_fired, waker.cast()) };
+        let armed = Box::new(CTimer {
+            callbacks: *self,
+            timer,
+            waker,
+        });
+        if !timer.is_null() {
+            let deadline_ns = i64::try_from(deadline_ns).unwrap_or(i64::MAX);
+            // SAFETY: made just above, in this same coroutine.
+            unsafe { (self.timer_mod)(self.opaque, timer, deadline_ns) };
+        }
+        armed
+    }
+
+    fn poll_while(&self, condition: &dyn Fn() -> bool) {
+        let arg = (&raw const condition).cast_mut().cast();
+        // SAFETY: the core polls in plain code only; `condition` outlives the call, and is only read through `arg`; see above.
+        unsafe { (self.poll_while)(self.opaque, look_at_condition, arg) };
+    }
+
+    fn kick(&self) {
+        // SAFETY: any thread may kick; see above.
+        unsafe { (self.kick)(self.opaque) };
+    }
+}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Only under a model checker: table memory as the checker sees it.
+//!
+//! A checker explores what goes through its own atomics and knows nothing of a mapping's bytes. So the first words of each
+//! table have a twin here: the cache's 8-byte loads and stores, its copies and what it gives back to the kernel go to the
+//! twins, and a test's storage fills and reads them by address. Twins are relaxed: whatever order they seem to have, the
+//! cache's own words and fences gave it to them.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+pub use crate::primitives::{AtomicU64, Ordering};
+
+/// How many 8-byte words of each table have a twin.
+pub const WORDS: usize = 2;
+
+thread_local! {
+    // Both checkers run all of a model's threads in one thread of the operating system.
+    static TWINS: RefCell<HashMap<usize, Rc<AtomicU64>>> = RefCell::default();
+}
+
+fn addresses(table: NonNull<u8>) -> impl Iterator<Item = usize> {
+    (0..WORDS).map(move |n| table.as_ptr() as usize + n * 8)
+}
+
+fn twin(address: usize) -> Option<Rc<AtomicU64>> {
+    TWINS.with_borrow(|twins| twins.get(&address).cloned())
+}
+
+pub(crate) fn create(table: NonNull<u8>) {
+    for address in addresses(table) {
+        let word = Rc::new(AtomicU64::new(0));
+        TWINS.with_borrow_mut(|twins| twins.insert(address, word));
+    }
+}
+
+pub(crate) fn remove(table: NonNull<u8>) {
+    for address in addresses(table) {
+        TWINS.with_borrow_mut(|twins| twins.remove(&address));
+    }
+}
+
+/// The word at `address`; `None` if it has no twin.
+pub fn load(address: usize) -> Option<u64> {
+    twin(address).map(|word| word.load(Ordering::Relaxed))
+}
+
+/// Stores the word at `address`; false if it has no twin.
+pub fn store(address: usize, value: u64, ordering: Ordering) -> bool {
+    twin(address)
+        .map(|word| word.store(value, ordering))
+        .is_some()
+}
+
+pub(crate) fn copy(from: NonNull<u8>, to: NonNull<u8>) {
+    for (from, to) in addresses(from).zip(addresses(to)) {
+        if let Some(value) = load(from) {
+            store(to, value, Ordering::Relaxed);
+        }
+    }
+}
+
+pub(crate) fn zero(table: NonNull<u8>) {
+    for address in addresses(table) {
+        store(address, 0, Ordering::Relaxed);
+    }
+}
