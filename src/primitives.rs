@@ -77,6 +77,7 @@ pub(crate) use chosen::*;
 pub use chosen::{AtomicU64, Ordering};
 
 #[cfg(loom)]
+#[allow(missing_docs)] // core's methods
 mod ordered {
     use loom::sync::atomic::{self, Ordering, fence};
 

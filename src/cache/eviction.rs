@@ -82,9 +82,7 @@ impl Cache {
     /// An unpinned dirty table that nobody writes, for a write-back. (Or one that is only said to be dirty: writing it
     /// back is nothing, and it is droppable the next time.) Structure lock held.
     pub(super) fn find_dirty_victim(&self, inner: &mut Inner) -> Option<u32> {
-        let found = self
-            .find_dirty_of(inner.hand, &self.ordinary())
-            .or_else(|| self.find_dirty_of(inner.hand, &self.reserve()))?;
+        let found = self.find_dirty_of(inner.hand, &(0..self.slots.len()))?;
         inner.hand = found as usize + 1;
         Some(found)
     }

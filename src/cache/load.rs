@@ -126,19 +126,23 @@ impl Cache {
         self.slots.len() - self.reserved..self.slots.len()
     }
 
-    /// A slot for `offset`, in state loading: a free one, else a droppable table's. Ordinary slots come first, so
-    /// that the reserved ones are there when nothing else is.
+    /// A slot for `offset`, in state loading: a free one, else a droppable table's. Free ordinary slots come before free
+    /// reserved ones; among the tables to drop there is no difference.
     fn take_slot(&self, inner: &mut Inner, offset: u64, access: Access) -> Option<u32> {
-        let ordinary = self.take_slot_of(inner, &self.ordinary(), offset);
-        if ordinary.is_some() || access == Access::Unlocked {
-            return ordinary;
+        let ordinary = self.ordinary();
+        match access {
+            Access::Unlocked => self.take_ordinary(inner, offset),
+            Access::Locked => self
+                .take_free(inner, &ordinary, offset)
+                .or_else(|| self.take_free(inner, &self.reserve(), offset))
+                .or_else(|| self.take_droppable(inner, &(0..self.slots.len()), offset)),
         }
-        self.take_slot_of(inner, &self.reserve(), offset)
     }
 
-    fn take_slot_of(&self, inner: &mut Inner, range: &Range<usize>, offset: u64) -> Option<u32> {
-        self.take_free(inner, range, offset)
-            .or_else(|| self.take_droppable(inner, range, offset))
+    fn take_ordinary(&self, inner: &mut Inner, offset: u64) -> Option<u32> {
+        let ordinary = self.ordinary();
+        self.take_free(inner, &ordinary, offset)
+            .or_else(|| self.take_droppable(inner, &ordinary, offset))
     }
 
     /// A table that unlocked callers want, and that sits in a reserved slot, moves to an ordinary one. A dirty one stays where
@@ -149,9 +153,7 @@ impl Cache {
         if !source.word().is_droppable() {
             return Err(Errno::AGAIN);
         }
-        let to = self
-            .take_slot_of(inner, &self.ordinary(), offset)
-            .ok_or(Errno::AGAIN)?;
+        let to = self.take_ordinary(inner, offset).ok_or(Errno::AGAIN)?;
         let Some(before) = source.lift() else {
             // Pinned meanwhile: somebody else holds the state lock.
             self.slots[to as usize].abandon_load();

@@ -123,6 +123,10 @@ impl Tables {
         if !CAN_RELEASE {
             return;
         }
+        #[cfg(any(loom, shuttle))]
+        for slot in runs.iter().cloned().flatten() {
+            crate::model::zero(self.table(slot as u32));
+        }
         let pages: Vec<libc::iovec> = runs
             .iter()
             .filter_map(|run| self.whole_pages(run))

@@ -14,10 +14,11 @@ use crate::cache::{Cache, CacheOptions};
 use crate::error::Errno;
 use crate::host::block_on;
 
-/// A cache of equally sized tables (L2 tables or slices of them, refcount blocks) of one image file.
+/// A cache of equally sized tables (L2 tables or slices of them, refcount blocks) of one image
+/// file.
 ///
-/// Made by `q2c_cache_create` and destroyed by `q2c_cache_destroy`, or borrowed from a state. Any number of threads and
-/// coroutines may use it at once, but for its destruction.
+/// Made by `q2c_cache_create` and destroyed by `q2c_cache_destroy`, or borrowed from a state. Any
+/// number of threads and coroutines may use it at once, but for its destruction.
 pub struct q2c_cache {
     _private: [u8; 0],
 }
@@ -37,10 +38,11 @@ pub struct q2c_cache_options {
     pub tables: usize,
     /// Bytes of one table: a power of two from 512 to 2 MiB (2097152).
     pub table_size: usize,
-    /// The caller's own number for what the tables are, handed to `pre_write_check` and `corruption`.
+    /// The caller's own number for what the tables are, handed to `pre_write_check` and
+    /// `corruption`.
     pub kind: c_int,
-    /// How many of the slots `q2c_cache_get_unlocked` neither loads into nor pins, so that callers with the lock never
-    /// starve: 1 for an L2 cache, 2 for refcount blocks; at most `tables`.
+    /// How many of the slots `q2c_cache_get_unlocked` neither loads into nor pins, so that callers
+    /// with the lock never starve: 1 for an L2 cache, 2 for refcount blocks; at most `tables`.
     pub reserved_tables: u32,
 }
 
@@ -92,14 +94,17 @@ unsafe impl CStruct for q2c_cache_stats {
     const NAME: &'static str = "q2c_cache_stats";
 }
 
-/// Makes a cache without a table in it. Table memory is taken from the kernel when it is first used.
+/// Makes a cache without a table in it. Table memory is taken from the kernel when it is first
+/// used.
 ///
-/// Any thread, never waits, calls neither storage nor host. `options`, `storage` and `host` are copied and may go
-/// afterwards; what their `opaque`s lead to must live as long as the cache. `host` NULL: threads. On success `*cache`
-/// is the caller's, for `q2c_cache_destroy`; on an error it is left alone. `error` may be NULL.
+/// Any thread, never waits, calls neither storage nor host. `options`, `storage` and `host` are
+/// copied and may go afterwards; what their `opaque`s lead to must live as long as the cache.
+/// `host` NULL: threads. On success `*cache` is the caller's, for `q2c_cache_destroy`; on an error
+/// it is left alone. `error` may be NULL.
 ///
-/// - `-EINVAL`: `options`, `storage` or `cache` is NULL; a `struct_size` is too small; an option is out of its range; a callback
-///   that must be there is NULL, or one is given that is not for the host's kind; `max_iov` is negative; unknown host kind.
+/// - `-EINVAL`: `options`, `storage` or `cache` is NULL; a `struct_size` is too small; an option is
+///   out of its range; a callback that must be there is NULL, or one is given that is not for the
+///   host's kind; `max_iov` is negative; unknown host kind.
 /// - `-ENOMEM`: there is no address space for so many tables.
 ///
 /// # Safety
@@ -140,17 +145,20 @@ impl From<q2c_cache_options> for CacheOptions {
 
 /// Destroys a cache and sets `*cache` to NULL. NULL, and a NULL in `*cache`, is 0.
 ///
-/// State lock held, or calls serialised otherwise; may wait. Never writes a table of this cache: dirty ones are an error. Caches that
-/// depend on this one are relieved of that first, which flushes storage. On an error nothing changed. Not to be called while
-/// another call uses the cache; a cleaner that still holds it, asked to stop or not, does no harm.
+/// State lock held, or calls serialised otherwise; may wait. Never writes a table of this cache:
+/// dirty ones are an error. Caches that depend on this one are relieved of that first, which
+/// flushes storage. On an error nothing changed. Not to be called while another call uses the
+/// cache; a cleaner that still holds it, asked to stop or not, does no harm.
 ///
 /// - `-EBUSY`: a table is pinned, being loaded or being written.
-/// - `-ENOTEMPTY`: tables are dirty. Flush them, or give them up: `q2c_cache_discard_range(cache, 0, UINT64_MAX)`.
+/// - `-ENOTEMPTY`: tables are dirty. Flush them, or give them up: `q2c_cache_discard_range(cache,
+///   0, UINT64_MAX)`.
 /// - `-EPERM`: the cache belongs to a state, which will destroy it.
 /// - `-EIO`, or storage's own: the flush for a dependent cache failed.
 ///
 /// # Safety
-/// `cache` is NULL or points to NULL or to a live cache, which nobody uses during the call or after it.
+/// `cache` is NULL or points to NULL or to a live cache, which nobody uses during the call or after
+/// it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_cache_destroy(cache: *mut *mut q2c_cache) -> c_int {
     let check = |handle: *mut q2c_cache| {
@@ -165,8 +173,9 @@ pub unsafe extern "C" fn q2c_cache_destroy(cache: *mut *mut q2c_cache) -> c_int 
             block_on(cache.host(), &[], shared.release_dependents())
         })
     };
-    // SAFETY: the pointer came from `Arc::into_raw` in `q2c_cache_create`, since the cache belongs to no state, and its
-    // count is given back here alone, as the handle's place holds NULL from now on.
+    // SAFETY: the pointer came from `Arc::into_raw` in `q2c_cache_create`, since the cache belongs
+    // to no state, and its count is given back here alone, as the handle's place holds NULL from
+    // now on.
     let free = |cache: *mut Cache| drop(unsafe { Arc::from_raw(cache) });
     // SAFETY: the caller's promise about `cache`.
     unsafe { call_destroy(cache, check, free) }
@@ -181,8 +190,8 @@ pub(super) unsafe fn share(cache: *const q2c_cache) -> Result<Arc<Cache>, Errno>
         return Err(Errno::INVAL);
     }
     let cache = cache.cast::<Cache>();
-    // SAFETY: every handle is the address of a cache inside an Arc (see `Handle`), whose count is above 0 since the handle
-    // is live; the count that is added here belongs to the result.
+    // SAFETY: every handle is the address of a cache inside an Arc (see `Handle`), whose count is
+    // above 0 since the handle is live; the count that is added here belongs to the result.
     unsafe {
         Arc::increment_strong_count(cache);
         Ok(Arc::from_raw(cache))

@@ -14,11 +14,12 @@ use crate::cache::tables::CAN_RELEASE;
 use crate::cleaner::{CleanTarget, Cleaner};
 use crate::error::Errno;
 
-/// A cache cleaner: drops the tables that nobody used for an interval, again and again, and gives their memory back. With it
-/// comes the state lock, under which it cleans.
+/// A cache cleaner: drops the tables that nobody used for an interval, again and again, and gives
+/// their memory back. With it comes the state lock, under which it cleans.
 ///
-/// Made by `q2c_cleaner_create` and destroyed by `q2c_cleaner_destroy`, or borrowed from a state. Each start makes an *instance*;
-/// one that was asked to stop may still be on its way out when the next one starts. Usable from any thread.
+/// Made by `q2c_cleaner_create` and destroyed by `q2c_cleaner_destroy`, or borrowed from a state.
+/// Each start makes an *instance*; one that was asked to stop may still be on its way out when the
+/// next one starts. Usable from any thread.
 pub struct q2c_cleaner {
     _private: [u8; 0],
 }
@@ -84,13 +85,15 @@ pub(super) fn check_interval(interval_ns: u64) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Makes a cleaner on `host` (NULL: threads), with the host's own lock if it brought one, else with a built-in one. Nothing
-/// is started, and it has no caches yet.
+/// Makes a cleaner on `host` (NULL: threads), with the host's own lock if it brought one, else with
+/// a built-in one. Nothing is started, and it has no caches yet.
 ///
-/// Any thread, never waits, calls no callback. `host` is copied; what its `opaque` leads to must live as long as the cleaner. On
-/// success `*cleaner` is the caller's, for `q2c_cleaner_destroy`; on an error it is left alone. `error` may be NULL.
+/// Any thread, never waits, calls no callback. `host` is copied; what its `opaque` leads to must
+/// live as long as the cleaner. On success `*cleaner` is the caller's, for `q2c_cleaner_destroy`;
+/// on an error it is left alone. `error` may be NULL.
 ///
-/// - `-EINVAL`: `cleaner` is NULL; `host` is too small, of no known kind, lacks a callback or has one that is not for its kind.
+/// - `-EINVAL`: `cleaner` is NULL; `host` is too small, of no known kind, lacks a callback or has
+///   one that is not for its kind.
 ///
 /// # Safety
 /// Pointers are NULL or valid; callbacks keep the contract of `q2c_host`.
@@ -101,7 +104,8 @@ pub unsafe extern "C" fn q2c_cleaner_create(
     error: *mut q2c_error,
 ) -> c_int {
     let create = || {
-        // SAFETY: NULL or readable as far as its struct_size says, with callbacks that keep their contract.
+        // SAFETY: NULL or readable as far as its struct_size says, with callbacks that keep their
+        // contract.
         let host = unsafe { host_from(host) }?;
         // SAFETY: NULL or writable, as the caller promised.
         let cleaner = unsafe { named_out(cleaner, "cleaner") }?;
@@ -114,14 +118,16 @@ pub unsafe extern "C" fn q2c_cleaner_create(
 
 /// Destroys a cleaner and sets `*cleaner` to NULL. NULL, and a NULL in `*cleaner`, is 0.
 ///
-/// Any thread, state lock not held. On the thread host the last cleaner's end waits for the background thread's. Not to be called
-/// while another call uses the cleaner.
+/// Any thread, state lock not held. On the thread host the last cleaner's end waits for the
+/// background thread's. Not to be called while another call uses the cleaner.
 ///
-/// - `-EBUSY`: an instance is alive (stop it first), or the built-in lock is held. Nothing happened.
+/// - `-EBUSY`: an instance is alive (stop it first), or the built-in lock is held. Nothing
+///   happened.
 /// - `-EPERM`: the cleaner belongs to a state.
 ///
 /// # Safety
-/// `cleaner` is NULL or points to NULL or to a live cleaner, which nobody uses during the call or after it.
+/// `cleaner` is NULL or points to NULL or to a live cleaner, which nobody uses during the call or
+/// after it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_cleaner_destroy(cleaner: *mut *mut q2c_cleaner) -> c_int {
     let check = |handle: *mut q2c_cleaner| {
@@ -132,21 +138,23 @@ pub unsafe extern "C" fn q2c_cleaner_destroy(cleaner: *mut *mut q2c_cleaner) -> 
         }
         cleaner.check_idle()
     };
-    // SAFETY: the pointer came from `Box::into_raw` in `q2c_cleaner_create`, since the cleaner belongs to no state.
+    // SAFETY: the pointer came from `Box::into_raw` in `q2c_cleaner_create`, since the cleaner
+    // belongs to no state.
     let free = |cleaner: *mut Cleaner| drop(unsafe { Box::from_raw(cleaner) });
     // SAFETY: the caller's promise about `cleaner`.
     unsafe { call_destroy(cleaner, check, free) }
 }
 
-/// Sets the caches that the *next* start cleans. Each instance holds those it was started with, also beyond their
-/// destruction by the caller.
+/// Sets the caches that the *next* start cleans. Each instance holds those it was started with,
+/// also beyond their destruction by the caller.
 ///
 /// Any thread, never waits. The array is copied; `n` 0: none, and `caches` may be NULL.
 ///
 /// - `-EINVAL`: `cleaner`, `caches` or one of them is NULL; `n` is no possible length.
 ///
 /// # Safety
-/// `cleaner` is NULL or a live cleaner; `caches` is NULL or an array of `n` pointers, NULL or to live caches.
+/// `cleaner` is NULL or a live cleaner; `caches` is NULL or an array of `n` pointers, NULL or to
+/// live caches.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_cleaner_set_caches(
     cleaner: *mut q2c_cleaner,
@@ -186,8 +194,9 @@ unsafe fn targets_from(
 
 /// Takes the state lock.
 ///
-/// Thread or coroutine that does not hold it; may wait in the host's way. On a coroutine host with a lock of its own, from a
-/// coroutine only. Requests are served in order; the cleaner never goes before them for long.
+/// Thread or coroutine that does not hold it; may wait in the host's way. On a coroutine host with
+/// a lock of its own, from a coroutine only. Requests are served in order; the cleaner never goes
+/// before them for long.
 ///
 /// - `-EINVAL`: `cleaner` is NULL.
 /// - `-EDEADLK`: the caller holds the built-in lock already.
@@ -201,8 +210,8 @@ pub unsafe extern "C" fn q2c_cleaner_lock(cleaner: *mut q2c_cleaner) -> c_int {
     unsafe { call_cleaner(cleaner, Cleaner::lock) }
 }
 
-/// Lets the state lock go. By the thread or coroutine that took it; never waits, but may run the next owner at once where
-/// the host's `co_wake` does.
+/// Lets the state lock go. By the thread or coroutine that took it; never waits, but may run the
+/// next owner at once where the host's `co_wake` does.
 ///
 /// - `-EINVAL`: `cleaner` is NULL.
 /// - `-EPERM`: the caller does not hold the built-in lock; the host's own lock, from plain code.
@@ -215,11 +224,13 @@ pub unsafe extern "C" fn q2c_cleaner_unlock(cleaner: *mut q2c_cleaner) -> c_int 
     unsafe { call_cleaner(cleaner, Cleaner::unlock) }
 }
 
-/// Starts an instance that makes a pass over the caches every `interval_ns` ns. 0 starts none and is no error.
+/// Starts an instance that makes a pass over the caches every `interval_ns` ns. 0 starts none and
+/// is no error.
 ///
-/// `context` says where it runs. Threads: NULL. Event loop: the `q2c_loop`, which lives on as long as it is needed here. Coroutines:
-/// handed to `co_spawn`; NULL is the caller's current context. Any thread, state lock held or not; never waits, but may run the
-/// new coroutine up to its first wait.
+/// `context` says where it runs. Threads: NULL. Event loop: the `q2c_loop`, which lives on as long
+/// as it is needed here. Coroutines: handed to `co_spawn`; NULL is the caller's current context.
+/// Any thread, state lock held or not; never waits, but may run the new coroutine up to its first
+/// wait.
 ///
 /// - `-EINVAL`: `cleaner` is NULL; `context` is none of this host.
 /// - `-EALREADY`: an instance lives that was not asked to stop.
@@ -244,8 +255,8 @@ pub unsafe extern "C" fn q2c_cleaner_start(
     unsafe { call_cleaner(cleaner, start) }
 }
 
-/// Asks every instance to stop, and does not wait: for places where waiting is forbidden. The instances end by themselves.
-/// With none, and for NULL, it does nothing.
+/// Asks every instance to stop, and does not wait: for places where waiting is forbidden. The
+/// instances end by themselves. With none, and for NULL, it does nothing.
 ///
 /// Any thread, any lock held, never waits. Returns 0.
 ///
@@ -261,8 +272,8 @@ pub unsafe extern "C" fn q2c_cleaner_request_stop(cleaner: *mut q2c_cleaner) -> 
     unsafe { call_stop(cleaner, stop) }
 }
 
-/// Returns 1 if an instance lives that was not asked to stop, else 0. Any thread, never waits. `-EINVAL`: `cleaner` is
-/// NULL.
+/// Returns 1 if an instance lives that was not asked to stop, else 0. Any thread, never waits.
+/// `-EINVAL`: `cleaner` is NULL.
 ///
 /// # Safety
 /// `cleaner` is NULL or a live cleaner.
@@ -272,8 +283,8 @@ pub unsafe extern "C" fn q2c_cleaner_is_running(cleaner: *mut q2c_cleaner) -> c_
     unsafe { call_cleaner(cleaner, |cleaner| Ok(cleaner.is_running())) }
 }
 
-/// Gives the running instance a new interval in ns, at once: its present sleep counts from where it began. 0 asks it to
-/// stop.
+/// Gives the running instance a new interval in ns, at once: its present sleep counts from where it
+/// began. 0 asks it to stop.
 ///
 /// Any thread, state lock held or not, never waits.
 ///
@@ -296,8 +307,8 @@ pub unsafe extern "C" fn q2c_cleaner_set_interval(
     unsafe { call_cleaner(cleaner, set) }
 }
 
-/// Fills `*stats`, whose `struct_size` the caller has set. Any thread, never waits. `-EINVAL`: an argument is NULL, or
-/// `struct_size` is too small; `*stats` is left alone then.
+/// Fills `*stats`, whose `struct_size` the caller has set. Any thread, never waits. `-EINVAL`: an
+/// argument is NULL, or `struct_size` is too small; `*stats` is left alone then.
 ///
 /// # Safety
 /// `cleaner` is NULL or a live cleaner; `stats` is NULL or writable.
@@ -324,8 +335,9 @@ pub unsafe extern "C" fn q2c_cleaner_get_stats(
     unsafe { call_cleaner(cleaner, fill) }
 }
 
-/// Stops every instance and waits for their ends, with the state lock held: it is let go while waiting. On return it is
-/// held again and no instance is alive, however many starts came between. NULL: 0.
+/// Stops every instance and waits for their ends, with the state lock held: it is let go while
+/// waiting. On return it is held again and no instance is alive, however many starts came between.
+/// NULL: 0.
 ///
 /// Coroutine or thread that holds the state lock; may wait. Any number of stops may run at once.
 ///
@@ -340,8 +352,9 @@ pub unsafe extern "C" fn q2c_cleaner_co_locked_del_and_wait(cleaner: *mut q2c_cl
     unsafe { call_stop(cleaner, Cleaner::co_locked_del_and_wait) }
 }
 
-/// Stops every instance that is alive when it is called, those that were asked to stop before too, and waits for their ends. A
-/// start that races it is ordered before or after it. When it returns, they touch nothing any more. NULL: 0.
+/// Stops every instance that is alive when it is called, those that were asked to stop before too,
+/// and waits for their ends. A start that races it is ordered before or after it. When it returns,
+/// they touch nothing any more. NULL: 0.
 ///
 /// Coroutine or thread, state lock not held; may wait. Any number of stops may run at once.
 ///
@@ -355,8 +368,8 @@ pub unsafe extern "C" fn q2c_cleaner_co_del_and_wait(cleaner: *mut q2c_cleaner) 
     unsafe { call_stop(cleaner, Cleaner::co_del_and_wait) }
 }
 
-/// As `q2c_cleaner_co_del_and_wait`, from coroutine, thread, or plain code of a coroutine host, which polls until done.
-/// Same errors.
+/// As `q2c_cleaner_co_del_and_wait`, from coroutine, thread, or plain code of a coroutine host,
+/// which polls until done. Same errors.
 ///
 /// # Safety
 /// `cleaner` is NULL or a live cleaner.

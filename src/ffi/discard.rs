@@ -8,8 +8,9 @@ use super::{call_cache, out};
 use crate::cache::Cache;
 use crate::cleaner::CleanTarget;
 
-/// Drops the tables that are clean, not pinned and not used since the previous call, and gives their memory back to the
-/// kernel as far as whole pages are free. A cleaner does this; it may also be called by hand.
+/// Drops the tables that are clean, not pinned and not used since the previous call, and gives
+/// their memory back to the kernel as far as whole pages are free. A cleaner does this; it may also
+/// be called by hand.
 ///
 /// Any thread, state lock held or not; never waits, never does I/O.
 ///
@@ -29,14 +30,15 @@ pub unsafe extern "C" fn q2c_cache_clean_unused(cache: *mut q2c_cache) -> c_int 
     unsafe { call_cache(cache, clean) }
 }
 
-/// Whether the table at `table_offset` is in the cache. If so, `*table` is its address; it is not pinned, so that the address
-/// is only good for `q2c_cache_discard`. If not, `*table` is NULL.
+/// Whether the table at `table_offset` is in the cache. If so, `*table` is its address; it is not
+/// pinned, so that the address is only good for `q2c_cache_discard`. If not, `*table` is NULL.
 ///
 /// Any thread, state lock held or not, never waits.
 ///
 /// Returns 1: it is; 0: it is not, or is still being loaded; or
 /// - `-EINVAL`: an argument is NULL; `table_offset` is 0.
-/// - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the cache is poisoned.
+/// - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the
+///   cache is poisoned.
 ///
 /// # Safety
 /// `cache` is NULL or a live cache; `table` is NULL or writable.
@@ -57,13 +59,16 @@ pub unsafe extern "C" fn q2c_cache_is_table_offset(
     unsafe { call_cache(cache, look) }
 }
 
-/// Discards the table at `table_offset`, dirty or not: its cluster was freed. It is out of the cache at once, and nothing of it will be
-/// written; a next get reads anew. Those who have it pinned keep it until they put it. A table that is not there: 0.
+/// Discards the table at `table_offset`, dirty or not: its cluster was freed. It is out of the
+/// cache at once, and nothing of it will be written; a next get reads anew. Those who have it
+/// pinned keep it until they put it. A table that is not there: 0.
 ///
-/// State lock held, or calls serialised otherwise: no write-back of the table may be under way. Never waits.
+/// State lock held, or calls serialised otherwise: no write-back of the table may be under way.
+/// Never waits.
 ///
 /// - `-EINVAL`: `cache` is NULL; `table_offset` is 0.
-/// - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the cache is poisoned.
+/// - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the
+///   cache is poisoned.
 ///
 /// # Safety
 /// `cache` is NULL or a live cache.
@@ -76,9 +81,9 @@ pub unsafe extern "C" fn q2c_cache_discard_offset(
     unsafe { call_cache(cache, |cache| cache.discard_offset(table_offset)) }
 }
 
-/// Discards every table that shares a byte with the `bytes` bytes from `offset` of the file on, as `q2c_cache_discard_offset`
-/// does: all slices of a freed cluster, or with 0 and `UINT64_MAX` all there are. A range need not be aligned, may reach over the end,
-/// and may be empty. Same context.
+/// Discards every table that shares a byte with the `bytes` bytes from `offset` of the file on, as
+/// `q2c_cache_discard_offset` does: all slices of a freed cluster, or with 0 and `UINT64_MAX` all
+/// there are. A range need not be aligned, may reach over the end, and may be empty. Same context.
 ///
 /// - `-EINVAL`: `cache` is NULL.
 /// - `-EIO`: the cache is poisoned.
@@ -95,10 +100,11 @@ pub unsafe extern "C" fn q2c_cache_discard_range(
     unsafe { call_cache(cache, |cache| cache.discard_range(offset, bytes)) }
 }
 
-/// Discards the table at `table_offset` if it is still the one that `q2c_cache_is_table_offset` found at the address `table`. Same
-/// context as `q2c_cache_discard_offset`.
+/// Discards the table at `table_offset` if it is still the one that `q2c_cache_is_table_offset`
+/// found at the address `table`. Same context as `q2c_cache_discard_offset`.
 ///
-/// - `-EINVAL`: an argument is NULL; `table_offset` is 0; `table` is not the address of a table of this cache.
+/// - `-EINVAL`: an argument is NULL; `table_offset` is 0; `table` is not the address of a table of
+///   this cache.
 /// - `-ESTALE`: another table, or none, is at that address by now. Nothing was discarded.
 /// - `-EIO`: as `q2c_cache_discard_offset`.
 ///

@@ -5,15 +5,16 @@ use std::ffi::{c_char, c_int};
 
 use crate::error::Error;
 
-/// What went wrong, for a person. Allocated by the caller; set-up functions take NULL, too, and then tell the errno
-/// alone. A function that takes one always fills it: on success with 0 and an empty message.
+/// What went wrong, for a person. Allocated by the caller; set-up functions take NULL, too, and
+/// then tell the errno alone. A function that takes one always fills it: on success with 0 and an
+/// empty message.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct q2c_error {
     /// The errno, positive; the function returned its negative. 0: no error.
     pub code: c_int,
-    /// One sentence, UTF-8, NUL-terminated, cut at a character's end where it would not fit. It names the option or
-    /// argument, its value and what is allowed.
+    /// One sentence, UTF-8, NUL-terminated, cut at a character's end where it would not fit. It
+    /// names the option or argument, its value and what is allowed.
     pub message: [c_char; 256],
 }
 
@@ -31,8 +32,8 @@ pub(super) unsafe fn fill(place: *mut q2c_error, error: Option<&Error>) {
     }
     let code = error.map_or(0, |error| error.errno().code());
     let kept = cut(error.map_or("", Error::message)).as_bytes();
-    // SAFETY: the caller's promise, for both fields; `cut` leaves a byte for the NUL, and a message of ours does not
-    // lie in the caller's struct.
+    // SAFETY: the caller's promise, for both fields; `cut` leaves a byte for the NUL, and a message
+    // of ours does not lie in the caller's struct.
     unsafe {
         (&raw mut (*place).code).write(code);
         let message = (&raw mut (*place).message).cast::<u8>();
@@ -41,7 +42,8 @@ pub(super) unsafe fn fill(place: *mut q2c_error, error: Option<&Error>) {
     }
 }
 
-/// As much of `message` as fits, and no half character; a NUL inside would end it in C, so it ends there.
+/// As much of `message` as fits, and no half character; a NUL inside would end it in C, so it ends
+/// there.
 fn cut(message: &str) -> &str {
     let message = message.split('\0').next().unwrap_or("");
     let mut end = message.len().min(MESSAGE_SIZE - 1);

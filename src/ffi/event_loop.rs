@@ -10,8 +10,9 @@ use super::{
 use crate::error::Errno;
 use crate::host::event_loop::EventLoop;
 
-/// An event loop of the library, in which cleaners live as tasks. Its *home* is the thread that made it, which turns it by
-/// `q2c_loop_poll`, or by `q2c_loop_dispatch` from inside a foreign loop that watches the descriptor and the timeout.
+/// An event loop of the library, in which cleaners live as tasks. Its *home* is the thread that
+/// made it, which turns it by `q2c_loop_poll`, or by `q2c_loop_dispatch` from inside a foreign loop
+/// that watches the descriptor and the timeout.
 pub struct q2c_loop {
     _private: [u8; 0],
 }
@@ -30,8 +31,8 @@ pub(super) unsafe fn share_loop(event_loop: *const q2c_loop) -> Result<Arc<Event
         return Err(Errno::INVAL);
     }
     let event_loop = event_loop.cast::<EventLoop>();
-    // SAFETY: every handle came from `Arc::into_raw` in `q2c_loop_new`, and its count is above 0 since it is live; the count
-    // that is added here belongs to the result.
+    // SAFETY: every handle came from `Arc::into_raw` in `q2c_loop_new`, and its count is above 0
+    // since it is live; the count that is added here belongs to the result.
     unsafe {
         Arc::increment_strong_count(event_loop);
         Ok(Arc::from_raw(event_loop))
@@ -50,7 +51,8 @@ unsafe fn call_loop<T: Code>(
 
 /// Makes an event loop whose home is the calling thread. It holds one file descriptor.
 ///
-/// Any thread, never waits. On success `*loop` is the caller's, for `q2c_loop_free`; on an error it is left alone. `error` may be NULL.
+/// Any thread, never waits. On success `*loop` is the caller's, for `q2c_loop_free`; on an error it
+/// is left alone. `error` may be NULL.
 ///
 /// - `-EINVAL`: `loop` is NULL.
 /// - `-EMFILE`, `-ENFILE`, `-ENOMEM`: there is no descriptor to be had.
@@ -71,13 +73,16 @@ pub unsafe extern "C" fn q2c_loop_new(r#loop: *mut *mut q2c_loop, error: *mut q2
 
 /// Frees a loop and sets `*loop` to NULL. NULL, and a NULL in `*loop`, is 0.
 ///
-/// Home thread, never waits. Not to be called while another call uses the loop, or from inside its dispatch.
+/// Home thread, never waits. Not to be called while another call uses the loop, or from inside its
+/// dispatch.
 ///
 /// - `-EPERM`: not the home thread.
-/// - `-EBUSY`: a cleaner lives in it, asked to stop or not: a loop has to be turned until its last one has ended.
+/// - `-EBUSY`: a cleaner lives in it, asked to stop or not: a loop has to be turned until its last
+///   one has ended.
 ///
 /// # Safety
-/// `loop` is NULL or points to NULL or to a live loop, which nobody uses during the call or after it.
+/// `loop` is NULL or points to NULL or to a live loop, which nobody uses during the call or after
+/// it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_loop_free(r#loop: *mut *mut q2c_loop) -> c_int {
     let check = |handle: *mut q2c_loop| {
@@ -91,14 +96,15 @@ pub unsafe extern "C" fn q2c_loop_free(r#loop: *mut *mut q2c_loop) -> c_int {
         }
         Ok(())
     };
-    // SAFETY: the pointer came from `Arc::into_raw` in `q2c_loop_new`; its count is given back here alone.
+    // SAFETY: the pointer came from `Arc::into_raw` in `q2c_loop_new`; its count is given back here
+    // alone.
     let free = |event_loop: *mut EventLoop| drop(unsafe { Arc::from_raw(event_loop) });
     // SAFETY: the caller's promise about `loop`.
     unsafe { call_destroy(r#loop, check, free) }
 }
 
-/// Waits at most `timeout_ns` ns (-1: without limit, 0: not at all) until there is something to dispatch, and dispatches it. A
-/// kick or a signal ends the wait, too.
+/// Waits at most `timeout_ns` ns (-1: without limit, 0: not at all) until there is something to
+/// dispatch, and dispatches it. A kick or a signal ends the wait, too.
 ///
 /// Home thread, state lock not held; waits.
 ///
@@ -118,8 +124,9 @@ pub unsafe extern "C" fn q2c_loop_poll(r#loop: *mut q2c_loop, timeout_ns: i64) -
     unsafe { call_loop(r#loop, poll) }
 }
 
-/// The loop's file descriptor, for `poll` and its like: readable when there is something to dispatch, but for timers, which
-/// `q2c_loop_timeout_ns` tells of. It stays the loop's: neither read nor close it.
+/// The loop's file descriptor, for `poll` and its like: readable when there is something to
+/// dispatch, but for timers, which `q2c_loop_timeout_ns` tells of. It stays the loop's: neither
+/// read nor close it.
 ///
 /// Any thread, never waits. Returns the descriptor, 0 or more, or `-EINVAL`: `loop` is NULL.
 ///
@@ -137,8 +144,9 @@ pub unsafe extern "C" fn q2c_loop_fd(r#loop: *mut q2c_loop) -> c_int {
     unsafe { call_loop(r#loop, |event_loop| Ok(Descriptor(event_loop.fd()))) }
 }
 
-/// Sets `*timeout_ns` to how long a foreign loop may wait before the next dispatch is due: ns; 0: now; -1: until the descriptor is
-/// readable. It changes with whatever runs in between: ask before each wait.
+/// Sets `*timeout_ns` to how long a foreign loop may wait before the next dispatch is due: ns; 0:
+/// now; -1: until the descriptor is readable. It changes with whatever runs in between: ask before
+/// each wait.
 ///
 /// Any thread, never waits. `-EINVAL`: an argument is NULL.
 ///
@@ -157,7 +165,8 @@ pub unsafe extern "C" fn q2c_loop_timeout_ns(r#loop: *mut q2c_loop, timeout_ns: 
     unsafe { call_loop(r#loop, ask) }
 }
 
-/// Runs the timers that are due and the tasks that are ready, and makes the descriptor unreadable until there is more.
+/// Runs the timers that are due and the tasks that are ready, and makes the descriptor unreadable
+/// until there is more.
 ///
 /// Home thread, state lock not held; never waits.
 ///
@@ -204,7 +213,8 @@ unsafe fn call_clock(
     }
 }
 
-/// Stops the loop's clock, as a virtual machine's stands still while it is stopped. Cleaners in the loop sleep on, and can be stopped.
+/// Stops the loop's clock, as a virtual machine's stands still while it is stopped. Cleaners in the
+/// loop sleep on, and can be stopped.
 ///
 /// Any thread, never waits.
 ///
@@ -242,7 +252,8 @@ pub unsafe extern "C" fn q2c_loop_clock_resume(r#loop: *mut q2c_loop) -> c_int {
     }
 }
 
-/// Moves a paused clock forward by `ns` ns, for tests. What becomes due runs in the home thread's next dispatch.
+/// Moves a paused clock forward by `ns` ns, for tests. What becomes due runs in the home thread's
+/// next dispatch.
 ///
 /// Any thread, never waits. `-EINVAL`: `loop` is NULL, or its clock runs.
 ///

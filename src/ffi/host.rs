@@ -14,24 +14,29 @@ use crate::host::threads::ThreadHost;
 use crate::host::{Context, Host};
 use crate::sync::sleep::Timer;
 
-/// Callers are operating system threads, which park where they wait. One background thread for the whole process runs
-/// all cleaners; it comes with the first start of one and goes with the last cleaner's handle.
+/// Callers are operating system threads, which park where they wait. One background thread for the
+/// whole process runs all cleaners; it comes with the first start of one and goes with the last
+/// cleaner's handle.
 pub const Q2C_HOST_THREADS: u32 = 0;
-/// Callers are threads; cleaners are tasks of a `q2c_loop`, which is turned while its home thread waits for the end of one.
+/// Callers are threads; cleaners are tasks of a `q2c_loop`, which is turned while its home thread
+/// waits for the end of one.
 pub const Q2C_HOST_EVENT_LOOP: u32 = 1;
-/// Callers are the host's own stackful coroutines, which yield where they wait, and plain code of its threads, which polls.
+/// Callers are the host's own stackful coroutines, which yield where they wait, and plain code of
+/// its threads, which polls.
 pub const Q2C_HOST_COROUTINES: u32 = 2;
 
 /// Where callers wait and where cleaners run. A NULL host is `Q2C_HOST_THREADS`.
 ///
-/// `kind` says who the callers are; the callbacks are for `Q2C_HOST_COROUTINES` alone, where all must be there but for `lock` and
-/// `unlock`, which come as a pair or not at all. For the other kinds they must be NULL.
+/// `kind` says who the callers are; the callbacks are for `Q2C_HOST_COROUTINES` alone, where all
+/// must be there but for `lock` and `unlock`, which come as a pair or not at all. For the other
+/// kinds they must be NULL.
 ///
-/// Callbacks are called from any thread unless they say otherwise, with no lock of the library held, so that they may call back
-/// into it. They must not throw or `longjmp` out. No call of the library needs more than 16 KiB of the caller's stack,
-/// besides what callbacks use.
+/// Callbacks are called from any thread unless they say otherwise, with no lock of the library
+/// held, so that they may call back into it. They must not throw or `longjmp` out. No call of the
+/// library needs more than 16 KiB of the caller's stack, besides what callbacks use.
 ///
-/// Copied at creation. `opaque` and what it leads to must live as long as everything that was created with it.
+/// Copied at creation. `opaque` and what it leads to must live as long as everything that was
+/// created with it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct q2c_host {
@@ -43,16 +48,19 @@ pub struct q2c_host {
     pub opaque: *mut c_void,
     /// Whether the caller runs in a coroutine; false: in plain code of a thread.
     pub in_coroutine: Option<unsafe extern "C" fn(opaque: *mut c_void) -> bool>,
-    /// The current coroutine, or, in plain code, something that stands for the thread. Never NULL. Different for any two that
-    /// live at the same time.
+    /// The current coroutine, or, in plain code, something that stands for the thread. Never NULL.
+    /// Different for any two that live at the same time.
     pub co_self: Option<unsafe extern "C" fn(opaque: *mut c_void) -> *mut c_void>,
-    /// Suspends the current coroutine until `co_wake`. In a coroutine only. May return in another thread.
+    /// Suspends the current coroutine until `co_wake`. In a coroutine only. May return in another
+    /// thread.
     pub co_yield: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
-    /// Resumes the coroutine `co` (of `co_self`), which has announced that it yields, once for each yield. From any thread,
-    /// perhaps before `co` has come to its `co_yield`: the host defers it to the coroutine's home then. May run `co` at once.
+    /// Resumes the coroutine `co` (of `co_self`), which has announced that it yields, once for each
+    /// yield. From any thread, perhaps before `co` has come to its `co_yield`: the host defers it
+    /// to the coroutine's home then. May run `co` at once.
     pub co_wake: Option<unsafe extern "C" fn(opaque: *mut c_void, co: *mut c_void)>,
-    /// Has `entry(arg)` run in a new coroutine in `context` (NULL: the caller's current one), at once inside the call up to its
-    /// first yield, or later; once. 0 or more: it will. `-errno`: it never will; passed on to the caller of the start.
+    /// Has `entry(arg)` run in a new coroutine in `context` (NULL: the caller's current one), at
+    /// once inside the call up to its first yield, or later; once. 0 or more: it will. `-errno`: it
+    /// never will; passed on to the caller of the start.
     pub co_spawn: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -61,15 +69,17 @@ pub struct q2c_host {
             arg: *mut c_void,
         ) -> c_int,
     >,
-    /// Takes the host's own coroutine mutex, which then is the state lock in place of the built-in one; may yield. In a
-    /// coroutine only. NULL, and `unlock` too: the built-in one.
+    /// Takes the host's own coroutine mutex, which then is the state lock in place of the built-in
+    /// one; may yield. In a coroutine only. NULL, and `unlock` too: the built-in one.
     pub lock: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
     /// Lets that mutex go, in the coroutine that took it.
     pub unlock: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
-    /// The host's clock in ns since a moment of its choice, 0 or more. May stand still; then cleaning does, too, but no stop.
+    /// The host's clock in ns since a moment of its choice, 0 or more. May stand still; then
+    /// cleaning does, too, but no stop.
     pub now_ns: Option<unsafe extern "C" fn(opaque: *mut c_void) -> i64>,
-    /// A timer, not armed, that will call `cb(arg)` in the thread that makes it; never NULL. This and the other `timer_*` are
-    /// called in the cleaner's coroutine, hence in its home thread only.
+    /// A timer, not armed, that will call `cb(arg)` in the thread that makes it; never NULL. This
+    /// and the other `timer_*` are called in the cleaner's coroutine, hence in its home thread
+    /// only.
     pub timer_new: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -80,12 +90,14 @@ pub struct q2c_host {
     /// Arms the timer: its callback is called once when `now_ns` has reached `deadline_ns`.
     pub timer_mod:
         Option<unsafe extern "C" fn(opaque: *mut c_void, timer: *mut c_void, deadline_ns: i64)>,
-    /// Disarms the timer: no callback begins from now on. Also for one that has fired, perhaps from inside its callback.
+    /// Disarms the timer: no callback begins from now on. Also for one that has fired, perhaps from
+    /// inside its callback.
     pub timer_del: Option<unsafe extern "C" fn(opaque: *mut c_void, timer: *mut c_void)>,
     /// Frees the timer, after `timer_del`; perhaps from inside its callback.
     pub timer_free: Option<unsafe extern "C" fn(opaque: *mut c_void, timer: *mut c_void)>,
-    /// Dispatches the calling thread's events while `cond(arg)` is true; looks at it first, after each event, and after each
-    /// `kick`. From plain code only; `cond` is called in the calling thread.
+    /// Dispatches the calling thread's events while `cond(arg)` is true; looks at it first, after
+    /// each event, and after each `kick`. From plain code only; `cond` is called in the calling
+    /// thread.
     pub poll_while: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -93,7 +105,8 @@ pub struct q2c_host {
             arg: *mut c_void,
         ),
     >,
-    /// Makes every `poll_while`, in whatever thread, look at its condition again, also if it is only about to wait.
+    /// Makes every `poll_while`, in whatever thread, look at its condition again, also if it is
+    /// only about to wait.
     pub kick: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
 }
 
@@ -102,11 +115,12 @@ unsafe impl CStruct for q2c_host {
     const NAME: &'static str = "q2c_host";
 }
 
-/// The core's host on a copy of C's. `EINVAL`: too small, unknown kind, missing or unwanted callbacks.
+/// The core's host on a copy of C's. `EINVAL`: too small, unknown kind, missing or unwanted
+/// callbacks.
 ///
 /// # Safety
-/// `host` is NULL or readable as far as its `struct_size` says; its callbacks and `opaque` keep the contract of
-/// [`q2c_host`] as long as the result lives.
+/// `host` is NULL or readable as far as its `struct_size` says; its callbacks and `opaque` keep the
+/// contract of [`q2c_host`] as long as the result lives.
 pub(super) unsafe fn host_from(host: *const q2c_host) -> Result<Arc<dyn Host>> {
     // SAFETY: the caller's promise.
     let Some(host) = (unsafe { read_optional_struct(host) })? else {
@@ -159,7 +173,8 @@ impl q2c_host {
     }
 }
 
-/// Where a cleaner is to run, as C says it to this kind of host. `EINVAL`: not a context of this host.
+/// Where a cleaner is to run, as C says it to this kind of host. `EINVAL`: not a context of this
+/// host.
 ///
 /// # Safety
 /// On an event loop host, `context` is NULL or a live `q2c_loop`.
@@ -180,7 +195,8 @@ pub(super) unsafe fn context_from(
     if takes(&Context::Default) {
         return Err(Errno::INVAL);
     }
-    // SAFETY: neither coroutines nor threads, hence an event loop host, for which the caller promised a loop.
+    // SAFETY: neither coroutines nor threads, hence an event loop host, for which the caller
+    // promised a loop.
     unsafe { share_loop(context.cast::<q2c_loop>()) }.map(Context::Loop)
 }
 
@@ -208,8 +224,8 @@ struct Callbacks {
     kick: Callback,
 }
 
-// SAFETY: `q2c_host` says that the callbacks, with this `opaque`, are called from any thread, or from the thread that each
-// of them names, which is where the core calls it.
+// SAFETY: `q2c_host` says that the callbacks, with this `opaque`, are called from any thread, or
+// from the thread that each of them names, which is where the core calls it.
 unsafe impl Send for Callbacks {}
 // SAFETY: as above, from several threads at once.
 unsafe impl Sync for Callbacks {}
@@ -255,7 +271,8 @@ impl Callbacks {
 unsafe extern "C" fn run_entry(arg: *mut c_void) {
     // SAFETY: `spawn` boxed it and gave it up to this one call.
     let entry: Entry = *unsafe { Box::from_raw(arg.cast::<Entry>()) };
-    // A panic ends the entry alone; whatever it held has been dropped, which reports the end of a cleaner.
+    // A panic ends the entry alone; whatever it held has been dropped, which reports the end of a
+    // cleaner.
     let _ = guard(entry);
 }
 
@@ -271,7 +288,8 @@ unsafe extern "C" fn look_at_condition(arg: *mut c_void) -> bool {
 /// # Safety
 /// `arg` is the waker of a [`CTimer`] that has not been deleted when this call begins.
 unsafe extern "C" fn timer_fired(arg: *mut c_void) {
-    // Nothing is held over the wake-up but a clone: it may run the sleeper at once, which deletes the timer and its waker.
+    // Nothing is held over the wake-up but a clone: it may run the sleeper at once, which deletes
+    // the timer and its waker.
     let _ = guard(|| {
         // SAFETY: the caller's promise.
         let waker = unsafe { &*arg.cast::<Waker>() }.clone();
@@ -286,8 +304,8 @@ struct CTimer {
     waker: *mut Waker,
 }
 
-// SAFETY: a coroutine may carry it to another thread; its host calls are made in the cleaner's coroutine, where `q2c_host`
-// wants them, and the waker is Send and Sync.
+// SAFETY: a coroutine may carry it to another thread; its host calls are made in the cleaner's
+// coroutine, where `q2c_host` wants them, and the waker is Send and Sync.
 unsafe impl Send for CTimer {}
 
 impl Timer for CTimer {}
@@ -301,18 +319,21 @@ impl Drop for CTimer {
             ..
         } = self.callbacks;
         if !self.timer.is_null() {
-            // SAFETY: a timer of this host's `timer_new`, deleted and freed here alone; the callbacks keep their contract.
+            // SAFETY: a timer of this host's `timer_new`, deleted and freed here alone; the
+            // callbacks keep their contract.
             unsafe {
                 timer_del(opaque, self.timer);
                 timer_free(opaque, self.timer);
             }
         }
-        // SAFETY: boxed in `arm`, freed here alone; no callback begins after `timer_del`, and one that runs has its clone.
+        // SAFETY: boxed in `arm`, freed here alone; no callback begins after `timer_del`, and one
+        // that runs has its clone.
         drop(unsafe { Box::from_raw(self.waker) });
     }
 }
 
-// In each call below: the callbacks, with `opaque`, keep the contract of `q2c_host`, promised to `host_from`.
+// In each call below: the callbacks, with `opaque`, keep the contract of `q2c_host`, promised to
+// `host_from`.
 impl Coroutines for Callbacks {
     fn in_coroutine(&self) -> bool {
         // SAFETY: any thread may ask; see above.
@@ -330,7 +351,8 @@ impl Coroutines for Callbacks {
     }
 
     fn wake(&self, coroutine: usize) {
-        // SAFETY: the core wakes a coroutine only after it announced that it yields, and once; see above.
+        // SAFETY: the core wakes a coroutine only after it announced that it yields, and once; see
+        // above.
         unsafe {
             (self.co_wake)(
                 self.opaque,
@@ -377,7 +399,8 @@ impl Coroutines for Callbacks {
 
     fn arm(&self, deadline_ns: u64, waker: Waker) -> Box<dyn Timer> {
         let waker = Box::into_raw(Box::new(waker));
-        // SAFETY: the core arms timers in the cleaner's coroutine; the waker lives until after `timer_del`; see above.
+        // SAFETY: the core arms timers in the cleaner's coroutine; the waker lives until after
+        // `timer_del`; see above.
         let timer = unsafe { (self.timer_new)(self.opaque, timer_fired, waker.cast()) };
         let armed = Box::new(CTimer {
             callbacks: *self,
@@ -394,7 +417,8 @@ impl Coroutines for Callbacks {
 
     fn poll_while(&self, condition: &dyn Fn() -> bool) {
         let arg = (&raw const condition).cast_mut().cast();
-        // SAFETY: the core polls in plain code only; `condition` outlives the call, and is only read through `arg`; see above.
+        // SAFETY: the core polls in plain code only; `condition` outlives the call, and is only
+        // read through `arg`; see above.
         unsafe { (self.poll_while)(self.opaque, look_at_condition, arg) };
     }
 

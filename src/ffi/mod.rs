@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The C API: `include/qcow2cache.h` is generated from this module.
 //!
-//! Nothing is decided here. An exported function checks its arguments, converts them, calls the safe core and
-//! converts the result back:
+//! Nothing is decided here. An exported function checks its arguments, converts them, calls the
+//! safe core and converts the result back:
 //!
 //! | step | here |
 //! |---|---|
@@ -100,7 +100,8 @@ type Panic = Box<dyn Any + Send>;
 
 /// The one place where panics end.
 ///
-/// Unwind-safe: what a panic may leave half done is a cache, which is poisoned, or belongs to the body alone.
+/// Unwind-safe: what a panic may leave half done is a cache, which is poisoned, or belongs to the
+/// body alone.
 #[inline]
 fn guard<T>(body: impl FnOnce() -> T) -> Result<T, Panic> {
     catch_unwind(AssertUnwindSafe(body))
@@ -195,17 +196,18 @@ trait Handle {
 /// `handle` is NULL or a live handle that the library gave out, and stays one for `'a`.
 #[inline]
 unsafe fn value<'a, H: Handle>(handle: *const H) -> Result<&'a H::Value, Errno> {
-    // SAFETY: live handles are made from `H::Value` by `into_raw` or by a borrow, so that the address is valid and
-    // aligned. All values behind handles are Sync and shared: nobody has a `&mut` to them.
+    // SAFETY: live handles are made from `H::Value` by `into_raw` or by a borrow, so that the
+    // address is valid and aligned. All values behind handles are Sync and shared: nobody has a
+    // `&mut` to them.
     unsafe { handle.cast::<H::Value>().as_ref() }.ok_or(Errno::INVAL)
 }
 
-/// A destroying export: NULL, or a place with NULL in it, is 0. Else `check` says whether the handle may go; if so,
-/// the place is set to NULL and `free` takes the handle.
+/// A destroying export: NULL, or a place with NULL in it, is 0. Else `check` says whether the
+/// handle may go; if so, the place is set to NULL and `free` takes the handle.
 ///
 /// # Safety
-/// `place` is NULL or valid for reads and writes and holds NULL or a live handle, which nobody else uses any more
-/// when `check` has agreed.
+/// `place` is NULL or valid for reads and writes and holds NULL or a live handle, which nobody else
+/// uses any more when `check` has agreed.
 unsafe fn call_destroy<H: Handle>(
     place: *mut *mut H,
     check: impl FnOnce(*mut H) -> Result<(), Errno>,
@@ -257,7 +259,8 @@ unsafe fn named_out<T>(place: *mut T, name: &str) -> Result<Out<T>, Error> {
 impl<T> Out<T> {
     #[inline]
     fn set(self, value: T) {
-        // SAFETY: `out` was promised a place to write to; there is no old value that would have to be dropped.
+        // SAFETY: `out` was promised a place to write to; there is no old value that would have to
+        // be dropped.
         unsafe { self.0.write(value) };
     }
 }
@@ -265,7 +268,8 @@ impl<T> Out<T> {
 /// A struct that crosses the boundary with its size in front.
 ///
 /// # Safety
-/// `repr(C)`, its first field is `struct_size: usize`, and every bit pattern of its fields is valid.
+/// `repr(C)`, its first field is `struct_size: usize`, and every bit pattern of its fields is
+/// valid.
 unsafe trait CStruct: Copy {
     /// C's name of it.
     const NAME: &'static str;
@@ -290,15 +294,16 @@ unsafe fn struct_size<T: CStruct>(at: *const T) -> Result<usize, Error> {
     Ok(size)
 }
 
-/// A copy of a struct of the caller's. `EINVAL`: NULL, or its `struct_size` is too small; a larger one is of a newer
-/// version, whose further fields are not looked at.
+/// A copy of a struct of the caller's. `EINVAL`: NULL, or its `struct_size` is too small; a larger
+/// one is of a newer version, whose further fields are not looked at.
 ///
 /// # Safety
 /// As [`struct_size`].
 unsafe fn read_struct<T: CStruct>(at: *const T) -> Result<T, Error> {
     // SAFETY: the caller's promise.
     unsafe { struct_size(at) }?;
-    // SAFETY: readable as far as `struct_size` says, which was checked to cover T; any bytes are a T (`CStruct`).
+    // SAFETY: readable as far as `struct_size` says, which was checked to cover T; any bytes are a
+    // T (`CStruct`).
     Ok(unsafe { at.read() })
 }
 

@@ -27,23 +27,25 @@ const ALL: u32 = Q2C_OPTION_CACHE_SIZE
     | Q2C_OPTION_L2_CACHE_ENTRY_SIZE
     | Q2C_OPTION_CACHE_CLEAN_INTERVAL;
 
-/// The cache options that the user set, as QEMU's qcow2 driver has them. Begin with `q2c_options_init`; set a field and
-/// its bit in `set`.
+/// The cache options that the user set, as QEMU's qcow2 driver has them. Begin with
+/// `q2c_options_init`; set a field and its bit in `set`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct q2c_options {
     /// sizeof(q2c_options).
     pub struct_size: usize,
-    /// `Q2C_OPTION_*` bits of the fields that count; the others may hold anything. Bits that are none: `-EINVAL`.
+    /// `Q2C_OPTION_*` bits of the fields that count; the others may hold anything. Bits that are
+    /// none: `-EINVAL`.
     pub set: u32,
     /// `cache-size`: bytes of both caches together.
     pub cache_size: u64,
-    /// `l2-cache-size`: most bytes of the L2 cache; an image that needs less gets less. Default: 32 MiB.
+    /// `l2-cache-size`: most bytes of the L2 cache; an image that needs less gets less. Default: 32
+    /// MiB.
     pub l2_cache_size: u64,
     /// `refcount-cache-size`: bytes of the refcount cache. Default: 4 clusters.
     pub refcount_cache_size: u64,
-    /// `l2-cache-entry-size`: bytes of one table in the L2 cache, a power of two from 512 to the cluster size. Default: the
-    /// cluster size if the cache covers the disk, else 4 KiB at most.
+    /// `l2-cache-entry-size`: bytes of one table in the L2 cache, a power of two from 512 to the
+    /// cluster size. Default: the cluster size if the cache covers the disk, else 4 KiB at most.
     pub l2_cache_entry_size: u64,
     /// `cache-clean-interval`: seconds, 0 to `UINT_MAX`; 0 is never. Default: 600.
     pub cache_clean_interval: u64,
@@ -119,15 +121,16 @@ pub unsafe extern "C" fn q2c_options_init(options: *mut q2c_options) -> c_int {
     })
 }
 
-/// Works out the caches that `options` give an image of this geometry, with the defaults and limits of QEMU's qcow2
-/// driver. `options` NULL: nothing set.
+/// Works out the caches that `options` give an image of this geometry, with the defaults and limits
+/// of QEMU's qcow2 driver. `options` NULL: nothing set.
 ///
-/// Any thread, never waits. On an error `*resolved` is left alone, and the message names the option, its value and what is
-/// allowed. `error` may be NULL.
+/// Any thread, never waits. On an error `*resolved` is left alone, and the message names the
+/// option, its value and what is allowed. `error` may be NULL.
 ///
-/// - `-EINVAL`: `geometry` or `resolved` is NULL; a `struct_size` is too small; unknown bits in `set`; a geometry out of its range;
-///   all three sizes are set; the L2 or the refcount size is above the combined one; an entry size that is not a power of two from
-///   512 to the cluster size; more than `INT_MAX` tables in a cache; an interval above `UINT_MAX` seconds.
+/// - `-EINVAL`: `geometry` or `resolved` is NULL; a `struct_size` is too small; unknown bits in
+///   `set`; a geometry out of its range; all three sizes are set; the L2 or the refcount size is
+///   above the combined one; an entry size that is not a power of two from 512 to the cluster size;
+///   more than `INT_MAX` tables in a cache; an interval above `UINT_MAX` seconds.
 /// - `-ENOTSUP`: an interval other than 0 on a system whose kernel takes no memory back.
 ///
 /// # Safety

@@ -14,21 +14,24 @@ struct Entry {
     arg: *mut c_void,
 }
 
-// SAFETY: `q2c_run_until_done` says that the entry may run in another thread than its caller, who waits for it.
+// SAFETY: `q2c_run_until_done` says that the entry may run in another thread than its caller, who
+// waits for it.
 unsafe impl Send for Entry {}
 
 impl Entry {
     fn run(self) {
-        // SAFETY: the caller of `q2c_run_until_done` promised that this function takes this argument.
+        // SAFETY: the caller of `q2c_run_until_done` promised that this function takes this
+        // argument.
         unsafe { (self.entry)(self.arg) };
     }
 }
 
-/// Waits until `done(arg)` is true. It is looked at first, then after each event that the host dispatches meanwhile, and after
-/// each `q2c_poll_kick`, perhaps more often.
+/// Waits until `done(arg)` is true. It is looked at first, then after each event that the host
+/// dispatches meanwhile, and after each `q2c_poll_kick`, perhaps more often.
 ///
-/// Coroutine, thread or plain code, state lock not held; waits: the home thread of the state's event loop turns it, plain code of a
-/// coroutine host polls, a coroutine yields, anybody else sleeps until a kick. `done` is called in the caller's own context.
+/// Coroutine, thread or plain code, state lock not held; waits: the home thread of the state's
+/// event loop turns it, plain code of a coroutine host polls, a coroutine yields, anybody else
+/// sleeps until a kick. `done` is called in the caller's own context.
 ///
 /// - `-EINVAL`: `state` or `done` is NULL.
 ///
@@ -50,7 +53,8 @@ pub unsafe extern "C" fn q2c_poll_until_done(
     unsafe { call_state(state, poll) }
 }
 
-/// Has every `q2c_poll_until_done` of the state look at its condition again, after whatever may have made it true.
+/// Has every `q2c_poll_until_done` of the state look at its condition again, after whatever may
+/// have made it true.
 ///
 /// Any thread, any lock held, never waits. `-EINVAL`: `state` is NULL.
 ///
@@ -66,8 +70,8 @@ pub unsafe extern "C" fn q2c_poll_kick(state: *mut q2c_state) -> c_int {
     unsafe { call_state(state, kick) }
 }
 
-/// Runs `entry(arg)` to its end. Plain code of a coroutine host: in a new coroutine, while the caller polls. Everybody else: right
-/// here.
+/// Runs `entry(arg)` to its end. Plain code of a coroutine host: in a new coroutine, while the
+/// caller polls. Everybody else: right here.
 ///
 /// Coroutine, thread or plain code, state lock not held; waits.
 ///
@@ -76,7 +80,8 @@ pub unsafe extern "C" fn q2c_poll_kick(state: *mut q2c_state) -> c_int {
 /// - `co_spawn`'s own: the coroutine could not be made. `entry` was not called.
 ///
 /// # Safety
-/// `state` is NULL or a live state. `entry` takes `arg` and does not throw; on a coroutine host it may run in another thread.
+/// `state` is NULL or a live state. `entry` takes `arg` and does not throw; on a coroutine host it
+/// may run in another thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_run_until_done(
     state: *mut q2c_state,

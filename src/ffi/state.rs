@@ -18,7 +18,8 @@ use crate::state::{Config, State};
 
 /// An open image's metadata: state lock, L2 cache, refcount cache, cleaner, options.
 ///
-/// Made by `q2c_state_open` and destroyed by `q2c_state_close`. Usable from any thread, but for its closing.
+/// Made by `q2c_state_open` and destroyed by `q2c_state_close`. Usable from any thread, but for its
+/// closing.
 pub struct q2c_state {
     _private: [u8; 0],
 }
@@ -48,11 +49,11 @@ pub struct q2c_state_config {
     pub geometry: *const q2c_geometry,
     /// What the user set. NULL: nothing.
     pub options: *const q2c_options,
-    /// Time between two cleaning passes in ns, in place of `cache_clean_interval`, for intervals below a second (tests). 0: by the
-    /// options.
+    /// Time between two cleaning passes in ns, in place of `cache_clean_interval`, for intervals
+    /// below a second (tests). 0: by the options.
     pub clean_interval_ns: u64,
-    /// Where the cleaner runs. Threads: NULL. Event loop: the `q2c_loop`. Coroutines: handed to `co_spawn`, NULL is the
-    /// caller's current context.
+    /// Where the cleaner runs. Threads: NULL. Event loop: the `q2c_loop`. Coroutines: handed to
+    /// `co_spawn`, NULL is the caller's current context.
     pub context: *mut c_void,
 }
 
@@ -61,22 +62,24 @@ unsafe impl CStruct for q2c_state_config {
     const NAME: &'static str = "q2c_state_config";
 }
 
-/// Makes the state of an image that is being opened: both caches, empty, and the cleaner, which is started last, when every
-/// option is set.
+/// Makes the state of an image that is being opened: both caches, empty, and the cleaner, which is
+/// started last, when every option is set.
 ///
-/// Any thread; never waits, calls no storage, but may run the cleaner's new coroutine up to its first wait. What the `opaque`s lead
-/// to must live as long as the state. On success `*state` is the caller's, for `q2c_state_close`; on an error it is left alone,
-/// nothing is left behind, and the message says which option or argument it was. `error` may be NULL.
+/// Any thread; never waits, calls no storage, but may run the cleaner's new coroutine up to its
+/// first wait. What the `opaque`s lead to must live as long as the state. On success `*state` is
+/// the caller's, for `q2c_state_close`; on an error it is left alone, nothing is left behind, and
+/// the message says which option or argument it was. `error` may be NULL.
 ///
-/// - `-EINVAL`: `config`, `l2_storage`, `geometry` or `state` is NULL; what `q2c_cache_create` refuses of storage and host;
-///   what `q2c_options_resolve` refuses; `context` is none of this host.
+/// - `-EINVAL`: `config`, `l2_storage`, `geometry` or `state` is NULL; what `q2c_cache_create`
+///   refuses of storage and host; what `q2c_options_resolve` refuses; `context` is none of this
+///   host.
 /// - `-ENOMEM`: there is no address space for so many tables.
 /// - `-ENOTSUP`: an interval above 0, and the kernel takes no memory back.
 /// - `-EAGAIN`, or `co_spawn`'s own: the cleaner could not be started.
 ///
 /// # Safety
-/// Pointers are NULL or valid, those in `config` too; callbacks keep the contracts of `q2c_storage` and `q2c_host`; on an
-/// event loop host `context` is NULL or a live loop.
+/// Pointers are NULL or valid, those in `config` too; callbacks keep the contracts of `q2c_storage`
+/// and `q2c_host`; on an event loop host `context` is NULL or a live loop.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_state_open(
     config: *const q2c_state_config,
@@ -98,7 +101,8 @@ pub unsafe extern "C" fn q2c_state_open(
 /// # Safety
 /// As [`q2c_state_open`] says of `config`.
 unsafe fn config_from(config: *const q2c_state_config) -> Result<Config> {
-    // SAFETY: NULL or readable as far as its struct_size says, as the caller promised; so is what the calls below are given.
+    // SAFETY: NULL or readable as far as its struct_size says, as the caller promised; so is what
+    // the calls below are given.
     let config = unsafe { read_struct(config) }?;
     // SAFETY: as above, with callbacks that keep their contract.
     let host = unsafe { host_from(config.host) }?;
@@ -144,14 +148,14 @@ pub(super) fn interval_in_words(interval_ns: u64) -> Result<()> {
     })
 }
 
-/// Closes a state: stops the cleaner and waits for its end, writes what is dirty, flushes, frees everything, and sets `*state` to
-/// NULL. NULL, and a NULL in `*state`, is 0.
+/// Closes a state: stops the cleaner and waits for its end, writes what is dirty, flushes, frees
+/// everything, and sets `*state` to NULL. NULL, and a NULL in `*state`, is 0.
 ///
-/// Coroutine, thread or plain code, state lock not held; may wait. Not to be called while another call uses the state or one of its
-/// parts.
+/// Coroutine, thread or plain code, state lock not held; may wait. Not to be called while another
+/// call uses the state or one of its parts.
 ///
-/// On an error the state stays open and nothing is lost, but its cleaner is stopped. Call it again, or give dirty tables up with
-/// `q2c_state_invalidate` first.
+/// On an error the state stays open and nothing is lost, but its cleaner is stopped. Call it again,
+/// or give dirty tables up with `q2c_state_invalidate` first.
 ///
 /// - `-EBUSY`: a table is in use, or the state lock is held by somebody else.
 /// - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself.
@@ -159,8 +163,8 @@ pub(super) fn interval_in_words(interval_ns: u64) -> Result<()> {
 /// - `-EIO`: a cache is poisoned; storage's own: of a write or flush.
 ///
 /// # Safety
-/// `state` is NULL or points to NULL or to a live state, which nobody uses during the call or, once it is 0, after it; no prepared
-/// change of it is left.
+/// `state` is NULL or points to NULL or to a live state, which nobody uses during the call or, once
+/// it is 0, after it; no prepared change of it is left.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_state_close(state: *mut *mut q2c_state) -> c_int {
     let check = |handle: *mut q2c_state| {
@@ -173,12 +177,15 @@ pub unsafe extern "C" fn q2c_state_close(state: *mut *mut q2c_state) -> c_int {
     unsafe { call_destroy(state, check, free) }
 }
 
-/// Another process wrote the image: stops the cleaner, drops every table, dirty ones too, and starts the cleaner again.
+/// Another process wrote the image: stops the cleaner, drops every table, dirty ones too, and
+/// starts the cleaner again.
 ///
-/// Coroutine, thread or plain code, state lock not held; may wait for the cleaner's end. Never writes. The caches stay the same.
+/// Coroutine, thread or plain code, state lock not held; may wait for the cleaner's end. Never
+/// writes. The caches stay the same.
 ///
 /// - `-EINVAL`: `state` is NULL.
-/// - `-EBUSY`: a table is in use. Tables of neither cache were dropped for that, and the cleaner runs again.
+/// - `-EBUSY`: a table is in use. Tables of neither cache were dropped for that, and the cleaner
+///   runs again.
 /// - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself.
 /// - as `q2c_cleaner_start`: every table was dropped, but the cleaner could not be started again.
 ///
@@ -190,9 +197,11 @@ pub unsafe extern "C" fn q2c_state_invalidate(state: *mut q2c_state) -> c_int {
     unsafe { call_state(state, State::invalidate) }
 }
 
-/// The image has come to `context`: starts the cleaner there (see `q2c_cleaner_start`), with the interval it has.
+/// The image has come to `context`: starts the cleaner there (see `q2c_cleaner_start`), with the
+/// interval it has.
 ///
-/// Any thread, state lock held or not; never waits, but may run the new coroutine up to its first wait.
+/// Any thread, state lock held or not; never waits, but may run the new coroutine up to its first
+/// wait.
 ///
 /// - `-EINVAL`: `state` is NULL; `context` is none of this host.
 /// - `-EALREADY`: the image is attached.
@@ -214,8 +223,8 @@ pub unsafe extern "C" fn q2c_state_attach_context(
     unsafe { call_state(state, attach) }
 }
 
-/// The image leaves its context: asks the cleaner to stop, and does not wait. Its interval is kept for the next attach. If it is
-/// detached already: 0.
+/// The image leaves its context: asks the cleaner to stop, and does not wait. Its interval is kept
+/// for the next attach. If it is detached already: 0.
 ///
 /// Any thread, any lock held, never waits. `-EINVAL`: `state` is NULL.
 ///
@@ -241,7 +250,8 @@ pub unsafe extern "C" fn q2c_state_lock(state: *mut q2c_state) -> c_int {
     unsafe { call_state(state, |state| state.cleaner().lock()) }
 }
 
-/// Lets the state lock go: `q2c_cleaner_unlock` of the state's cleaner, with its context and errors.
+/// Lets the state lock go: `q2c_cleaner_unlock` of the state's cleaner, with its context and
+/// errors.
 ///
 /// # Safety
 /// `state` is NULL or a live state.
@@ -266,8 +276,8 @@ unsafe fn part<H>(state: *const q2c_state, part: impl FnOnce(&State) -> *const H
     })
 }
 
-/// The L2 cache. Borrowed: valid until the next `q2c_update_options_commit`, `q2c_state_invalidate` or `q2c_state_close`; not to be
-/// destroyed.
+/// The L2 cache. Borrowed: valid until the next `q2c_update_options_commit`, `q2c_state_invalidate`
+/// or `q2c_state_close`; not to be destroyed.
 ///
 /// Any thread, never waits. NULL for NULL.
 ///

@@ -30,13 +30,15 @@ const IOV_MAX: usize = 1024;
 
 /// The image file below a cache: the caller's callbacks.
 ///
-/// They are called in the caller's own coroutine or thread, never in one that the library made, with no lock of the library
-/// held, from several threads at once for different tables. They may block or yield, and may come back on another
-/// thread if the host's coroutines do. They must not throw or `longjmp` out, and must not call functions on the same
-/// cache that wait for the table at hand.
+/// They are called in the caller's own coroutine or thread, never in one that the library made,
+/// with no lock of the library held, from several threads at once for different tables. They may
+/// block or yield, and may come back on another thread if the host's coroutines do. They must not
+/// throw or `longjmp` out, and must not call functions on the same cache that wait for the table at
+/// hand.
 ///
-/// Copied at creation. `opaque` and what it leads to must live as long as the cache or state. Two storages with the
-/// same `opaque` and the same `flush` count as one: a flush of one makes the other's writes stable.
+/// Copied at creation. `opaque` and what it leads to must live as long as the cache or state. Two
+/// storages with the same `opaque` and the same `flush` count as one: a flush of one makes the
+/// other's writes stable.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct q2c_storage {
@@ -44,9 +46,10 @@ pub struct q2c_storage {
     pub struct_size: usize,
     /// The caller's own pointer, first argument of each callback; may be NULL.
     pub opaque: *mut c_void,
-    /// Reads into the `iovcnt` (1 to 1024) buffers from byte `offset` of the file on. 0 or more: every byte was read;
-    /// what lies behind the end of the file has to be filled with zeros. `-errno`: passed to the caller of the get
-    /// unchanged, and the table is not in the cache. Must not be NULL.
+    /// Reads into the `iovcnt` (1 to 1024) buffers from byte `offset` of the file on. 0 or more:
+    /// every byte was read; what lies behind the end of the file has to be filled with zeros.
+    /// `-errno`: passed to the caller of the get unchanged, and the table is not in the cache. Must
+    /// not be NULL.
     pub preadv: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -55,8 +58,9 @@ pub struct q2c_storage {
             iovcnt: c_int,
         ) -> c_int,
     >,
-    /// Writes the `iovcnt` buffers to byte `offset` of the file on. 0 or more: every byte was written. `-errno`:
-    /// passed on unchanged, and the tables stay dirty. The buffers must not be changed. Must not be NULL.
+    /// Writes the `iovcnt` buffers to byte `offset` of the file on. 0 or more: every byte was
+    /// written. `-errno`: passed on unchanged, and the tables stay dirty. The buffers must not be
+    /// changed. Must not be NULL.
     pub pwritev: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -65,16 +69,18 @@ pub struct q2c_storage {
             iovcnt: c_int,
         ) -> c_int,
     >,
-    /// Makes stable what was written before it was called. 0 or more: done. `-errno`: passed on unchanged, and what
-    /// had to wait for the flush still waits. Must not be NULL.
+    /// Makes stable what was written before it was called. 0 or more: done. `-errno`: passed on
+    /// unchanged, and what had to wait for the flush still waits. Must not be NULL.
     pub flush: Option<unsafe extern "C" fn(opaque: *mut c_void) -> c_int>,
-    /// Asked once for each table before it is written: may `bytes` bytes of `kind` be written at `offset`? For overlap
-    /// checks. 0 or more: yes. `-errno`: that table is not written and stays dirty, others are. NULL: always yes.
+    /// Asked once for each table before it is written: may `bytes` bytes of `kind` be written at
+    /// `offset`? For overlap checks. 0 or more: yes. `-errno`: that table is not written and stays
+    /// dirty, others are. NULL: always yes.
     pub pre_write_check: Option<
         unsafe extern "C" fn(opaque: *mut c_void, kind: c_int, offset: u64, bytes: u64) -> c_int,
     >,
-    /// Told about a damaged image, before the call that found it returns `-EIO`. `reason`: `Q2C_CORRUPTION_*`, more may
-    /// come; `kind`: the cache's; `offset`: bytes in the file; `message`: UTF-8, valid during the call. NULL: nobody is told.
+    /// Told about a damaged image, before the call that found it returns `-EIO`. `reason`:
+    /// `Q2C_CORRUPTION_*`, more may come; `kind`: the cache's; `offset`: bytes in the file;
+    /// `message`: UTF-8, valid during the call. NULL: nobody is told.
     pub corruption: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -109,11 +115,12 @@ unsafe impl Send for CStorage {}
 // SAFETY: as above, from several at once.
 unsafe impl Sync for CStorage {}
 
-/// The core's storage on a copy of C's. `EINVAL`: NULL, too small, a missing callback, a negative `max_iov`.
+/// The core's storage on a copy of C's. `EINVAL`: NULL, too small, a missing callback, a negative
+/// `max_iov`.
 ///
 /// # Safety
-/// `storage` is NULL or readable as far as its `struct_size` says; its callbacks and `opaque` keep the contract of
-/// [`q2c_storage`] as long as the result lives.
+/// `storage` is NULL or readable as far as its `struct_size` says; its callbacks and `opaque` keep
+/// the contract of [`q2c_storage`] as long as the result lives.
 pub(super) unsafe fn storage_from(storage: *const q2c_storage) -> Result<Arc<dyn Storage>> {
     // SAFETY: the caller's promise.
     let calls = unsafe { read_struct(storage) }?;
@@ -162,8 +169,9 @@ impl CStorage {
     ) -> std::result::Result<(), Errno> {
         let count = c_int::try_from(bufs.len()).map_err(|_| Errno::INVAL)?;
         let iov = bufs.as_ptr().cast::<iovec>();
-        // SAFETY: the callback keeps `q2c_storage`'s contract (promised at creation); `iov` is an array of `count`
-        // iovecs, as which IoBufs are laid out (asserted above), over table memory that is valid during the call.
+        // SAFETY: the callback keeps `q2c_storage`'s contract (promised at creation); `iov` is an
+        // array of `count` iovecs, as which IoBufs are laid out (asserted above), over table memory
+        // that is valid during the call.
         answer(unsafe { callback(self.calls.opaque, offset, iov, count) })
     }
 }
@@ -200,7 +208,8 @@ impl Storage for CStorage {
             return;
         };
         let message = CString::new(message).unwrap_or_default();
-        // SAFETY: the callback keeps `q2c_storage`'s contract, promised at creation; the message outlives the call.
+        // SAFETY: the callback keeps `q2c_storage`'s contract, promised at creation; the message
+        // outlives the call.
         unsafe {
             corruption(
                 self.calls.opaque,
@@ -208,8 +217,8 @@ impl Storage for CStorage {
                 kind,
                 offset,
                 message.as_ptr(),
-            )
-        };
+            );
+        }
     }
 
     fn max_iov(&self) -> usize {
@@ -221,8 +230,8 @@ impl Storage for CStorage {
     }
 }
 
-/// What stands for one pair of `opaque` and `flush`: its address is the same for all living storages with that pair,
-/// different for all others, and never 0.
+/// What stands for one pair of `opaque` and `flush`: its address is the same for all living
+/// storages with that pair, different for all others, and never 0.
 struct Device {
     opaque: usize,
     flush: usize,

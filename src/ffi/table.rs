@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Tables in use: get, read, change, put. The hot paths: a hit comes before everything that may wait.
+//! Tables in use: get, read, change, put. The hot paths: a hit comes before everything that may
+//! wait.
 
 use std::ffi::{c_int, c_void};
 
@@ -62,18 +63,21 @@ fn wait_get_unlocked(cache: &Cache, offset: u64) -> Result<Pinned<'_>, Errno> {
     block_on(cache.host(), &[], cache.get_unlocked(offset))
 }
 
-/// Gives access to the table at `table_offset` (bytes in the image file), reading it from storage if it is not in the
-/// cache. On success `*table` is its address, `table_size` bytes in memory, and the table is pinned: it stays where it
-/// is, and what it is, until the caller's `q2c_cache_put`. Several gets of one table pin it several times.
+/// Gives access to the table at `table_offset` (bytes in the image file), reading it from storage
+/// if it is not in the cache. On success `*table` is its address, `table_size` bytes in memory, and
+/// the table is pinned: it stays where it is, and what it is, until the caller's `q2c_cache_put`.
+/// Several gets of one table pin it several times.
 ///
-/// State lock held, or calls serialised otherwise; may wait: for a load of the same table by somebody else, for a slot
-/// that is being loaded or written, for I/O. A dirty table that has to make room is written first, with what it depends
-/// on. A resident table takes no lock and no wait.
+/// State lock held, or calls serialised otherwise; may wait: for a load of the same table by
+/// somebody else, for a slot that is being loaded or written, for I/O. A dirty table that has to
+/// make room is written first, with what it depends on. A resident table takes no lock and no wait.
 ///
 /// - `-EINVAL`: an argument is NULL; `table_offset` is 0.
 /// - `-EBUSY`: every slot is pinned, so that waiting would not help.
-/// - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the cache is poisoned.
-/// - storage's own: of `preadv`, or of the write-back that was to make room. Nothing changed; the next call tries again.
+/// - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the
+///   cache is poisoned.
+/// - storage's own: of `preadv`, or of the write-back that was to make room. Nothing changed; the
+///   next call tries again.
 ///
 /// # Safety
 /// `cache` is NULL or a live cache; `table` is NULL or writable.
@@ -84,11 +88,16 @@ pub unsafe extern "C" fn q2c_cache_get(
     table: *mut *mut c_void,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { call_get(cache, table, |cache| hit_or(cache, table_offset, Access::Locked, wait_get)) }
+    unsafe {
+        call_get(cache, table, |cache| {
+            hit_or(cache, table_offset, Access::Locked, wait_get)
+        })
+    }
 }
 
-/// As `q2c_cache_get`, for a table that the caller is about to write whole: an absent one is not read but enters filled
-/// with zeros, and clean; a resident one comes as it is. Same context, same errors, but none of `preadv`.
+/// As `q2c_cache_get`, for a table that the caller is about to write whole: an absent one is not
+/// read but enters filled with zeros, and clean; a resident one comes as it is. Same context, same
+/// errors, but none of `preadv`.
 ///
 /// # Safety
 /// As `q2c_cache_get`.
@@ -99,16 +108,20 @@ pub unsafe extern "C" fn q2c_cache_get_empty(
     table: *mut *mut c_void,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { call_get(cache, table, |cache| hit_or(cache, table_offset, Access::Locked, wait_get_empty)) }
+    unsafe {
+        call_get(cache, table, |cache| {
+            hit_or(cache, table_offset, Access::Locked, wait_get_empty)
+        })
+    }
 }
 
 /// As `q2c_cache_get`, for callers without the state lock: hits, and loads that need no write-back.
 ///
-/// State lock not held; may wait, for a load. Never writes, and leaves `reserved_tables` slots to those who hold the
-/// lock.
+/// State lock not held; may wait, for a load. Never writes, and leaves `reserved_tables` slots to
+/// those who hold the lock.
 ///
-/// - `-EAGAIN`: not without the lock: only dirty or pinned tables could make room, or those of the reserve. Take the
-///   state lock and call `q2c_cache_get`.
+/// - `-EAGAIN`: not without the lock: only dirty or pinned tables could make room, or those of the
+///   reserve. Take the state lock and call `q2c_cache_get`.
 /// - `-EINVAL`, `-EIO`, storage's own: as `q2c_cache_get`.
 /// - `-EBUSY`: that table is pinned 1048575 times.
 ///
@@ -121,7 +134,11 @@ pub unsafe extern "C" fn q2c_cache_get_unlocked(
     table: *mut *mut c_void,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { call_get(cache, table, |cache| hit_or(cache, table_offset, Access::Unlocked, wait_get_unlocked)) }
+    unsafe {
+        call_get(cache, table, |cache| {
+            hit_or(cache, table_offset, Access::Unlocked, wait_get_unlocked)
+        })
+    }
 }
 
 /// Pins a table that is in the cache, as `q2c_cache_get` does, or says `-EAGAIN`.
@@ -144,19 +161,22 @@ pub unsafe extern "C" fn q2c_cache_try_get(
     unsafe { call_get(cache, table, |cache| cache.try_get(table_offset)) }
 }
 
-/// Copies `bytes` bytes from byte `at` of a table that is in the cache to `buf`, without a pin. Each 8-byte word is read
-/// atomically (it meets `q2c_cache_store`), and all of them are of that table. The order of bytes is the table's own.
+/// Copies `bytes` bytes from byte `at` of a table that is in the cache to `buf`, without a pin.
+/// Each 8-byte word is read atomically (it meets `q2c_cache_store`), and all of them are of that
+/// table. The order of bytes is the table's own.
 ///
-/// Any thread, state lock held or not, never waits, takes no lock. This is how a driver maps an offset on its hot path.
+/// Any thread, state lock held or not, never waits, takes no lock. This is how a driver maps an
+/// offset on its hot path.
 ///
-/// - `-EAGAIN`: the table is not in the cache, or left while it was copied; what `buf` holds then means nothing. The one
-///   output of the library that may be written without success.
-/// - `-EINVAL`: `cache` or `buf` is NULL; `table_offset` is 0; `at` or `bytes` is not a multiple of 8, or they reach
-///   beyond the table.
+/// - `-EAGAIN`: the table is not in the cache, or left while it was copied; what `buf` holds then
+///   means nothing. The one output of the library that may be written without success.
+/// - `-EINVAL`: `cache` or `buf` is NULL; `table_offset` is 0; `at` or `bytes` is not a multiple of
+///   8, or they reach beyond the table.
 /// - `-EIO`: as `q2c_cache_get`.
 ///
 /// # Safety
-/// `cache` is NULL or a live cache; `buf` is NULL or has room for `bytes` bytes, which nobody else uses during the call.
+/// `cache` is NULL or a live cache; `buf` is NULL or has room for `bytes` bytes, which nobody else
+/// uses during the call.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_cache_read(
     cache: *mut q2c_cache,
@@ -169,7 +189,8 @@ pub unsafe extern "C" fn q2c_cache_read(
         if buf.is_null() || bytes > cache.table_size() {
             return Err(Errno::INVAL);
         }
-        // SAFETY: not NULL, room for `bytes` bytes, and the caller's alone, as promised; less than a table, hence no overflow.
+        // SAFETY: not NULL, room for `bytes` bytes, and the caller's alone, as promised; less than
+        // a table, hence no overflow.
         let buf = unsafe { std::slice::from_raw_parts_mut(buf.cast::<u8>(), bytes) };
         cache.read(table_offset, at, buf)
     };
@@ -177,15 +198,16 @@ pub unsafe extern "C" fn q2c_cache_read(
     unsafe { call_cache(cache, read) }
 }
 
-/// Stores eight bytes at byte `at` of a pinned table, atomically, for those who change a table that others read at the same
-/// time with `q2c_cache_read`. `value_as_stored` goes to memory as it is: for an entry that qcow2 keeps in big-endian order,
-/// convert it first. Does not mark the table dirty.
+/// Stores eight bytes at byte `at` of a pinned table, atomically, for those who change a table that
+/// others read at the same time with `q2c_cache_read`. `value_as_stored` goes to memory as it is:
+/// for an entry that qcow2 keeps in big-endian order, convert it first. Does not mark the table
+/// dirty.
 ///
-/// Any thread that has the table pinned, never waits, takes no lock. What the caller wrote before is visible to whoever
-/// reads this value.
+/// Any thread that has the table pinned, never waits, takes no lock. What the caller wrote before
+/// is visible to whoever reads this value.
 ///
-/// - `-EINVAL`: an argument is NULL; `table` is not the address of a table of this cache, or nobody has it pinned; `at`
-///   is not a multiple of 8, or beyond the table.
+/// - `-EINVAL`: an argument is NULL; `table` is not the address of a table of this cache, or nobody
+///   has it pinned; `at` is not a multiple of 8, or beyond the table.
 /// - `-EIO`: the cache is poisoned.
 ///
 /// # Safety
@@ -206,12 +228,13 @@ pub unsafe extern "C" fn q2c_cache_store(
 ///
 /// Any thread, also another one than that of the get; state lock held or not; never waits.
 ///
-/// - `-EINVAL`: an argument or `*table` is NULL; it is not the address of a table of this cache, or nobody has it pinned.
+/// - `-EINVAL`: an argument or `*table` is NULL; it is not the address of a table of this cache, or
+///   nobody has it pinned.
 /// - `-EIO`: the cache is poisoned. The pin is given back all the same, `*table` stays.
 ///
 /// # Safety
-/// `cache` is NULL or a live cache; `table` is NULL or readable and writable. The caller has pinned the table, and uses
-/// it no more.
+/// `cache` is NULL or a live cache; `table` is NULL or readable and writable. The caller has pinned
+/// the table, and uses it no more.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_cache_put(cache: *mut q2c_cache, table: *mut *mut c_void) -> c_int {
     let put = |cache: &Cache| {
@@ -226,13 +249,14 @@ pub unsafe extern "C" fn q2c_cache_put(cache: *mut q2c_cache, table: *mut *mut c
     unsafe { call_cache(cache, put) }
 }
 
-/// Marks a pinned table as changed: it will be written before its slot is used for another one, or by the next write or
-/// flush. Call it after the change, or hold the state lock over both: a write-back in between would otherwise write the
-/// old bytes and forget the mark.
+/// Marks a pinned table as changed: it will be written before its slot is used for another one, or
+/// by the next write or flush. Call it after the change, or hold the state lock over both: a
+/// write-back in between would otherwise write the old bytes and forget the mark.
 ///
 /// Any thread that has the table pinned, never waits, takes no lock.
 ///
-/// - `-EINVAL`: an argument is NULL; `table` is not the address of a table of this cache, or nobody has it pinned.
+/// - `-EINVAL`: an argument is NULL; `table` is not the address of a table of this cache, or nobody
+///   has it pinned.
 /// - `-EIO`: the cache is poisoned.
 ///
 /// # Safety

@@ -7,14 +7,12 @@ use parking_lot::Mutex;
 
 use super::options::{optional_geometry_from, options_from, q2c_geometry, q2c_options};
 use super::state::{interval_in_words, q2c_state};
-use super::{
-    Handle, call_destroy, call_set_up, error::q2c_error, named_out, on_state, value,
-};
+use super::{Handle, call_destroy, call_set_up, error::q2c_error, named_out, on_state, value};
 use crate::error::{Errno, Error, Result};
 use crate::state::{State, Update};
 
-/// A prepared change of options, with the new caches, not in use yet. Ends by `q2c_update_options_commit` or
-/// `q2c_update_options_abort`, before its state is closed.
+/// A prepared change of options, with the new caches, not in use yet. Ends by
+/// `q2c_update_options_commit` or `q2c_update_options_abort`, before its state is closed.
 pub struct q2c_update {
     _private: [u8; 0],
 }
@@ -41,11 +39,13 @@ impl Prepared {
     }
 }
 
-/// Works out new options, allocates their caches and flushes the old ones. Nothing else changes, and the cleaner runs on.
+/// Works out new options, allocates their caches and flushes the old ones. Nothing else changes,
+/// and the cleaner runs on.
 ///
-/// State lock held, or calls serialised otherwise; may wait, writes. `options` NULL: nothing set, that is, the defaults. `geometry` NULL:
-/// as it is. `clean_interval_ns`: as in `q2c_state_config`. On success `*update` is the caller's, for commit or abort; on an
-/// error it is left alone, and the message says what it was. `error` may be NULL.
+/// State lock held, or calls serialised otherwise; may wait, writes. `options` NULL: nothing set,
+/// that is, the defaults. `geometry` NULL: as it is. `clean_interval_ns`: as in `q2c_state_config`.
+/// On success `*update` is the caller's, for commit or abort; on an error it is left alone, and the
+/// message says what it was. `error` may be NULL.
 ///
 /// - `-EINVAL`: `state` or `update` is NULL; what `q2c_options_resolve` refuses.
 /// - `-ENOMEM`: there is no address space for so many tables.
@@ -98,24 +98,30 @@ unsafe fn prepare(
     })
 }
 
-/// Puts a prepared change into effect: stops the cleaner and waits for its end, swaps the caches, sets every option, starts the
-/// cleaner. Frees the update and sets `*update` to NULL. Caches that were borrowed from the state are gone.
+/// Puts a prepared change into effect: stops the cleaner and waits for its end, swaps the caches,
+/// sets every option, starts the cleaner. Frees the update and sets `*update` to NULL. Caches that
+/// were borrowed from the state are gone.
 ///
-/// `locked` tells whether the caller holds the state lock. True: coroutine or thread that holds it; it is let go while
-/// waiting for the cleaner. False: coroutine, thread or plain code; the lock is taken inside, except by plain code where the lock is
-/// the host's: there the image has to be quiesced. May wait, may write. No request may use the old caches.
+/// `locked` tells whether the caller holds the state lock. True: coroutine or thread that holds it;
+/// it is let go while waiting for the cleaner. False: coroutine, thread or plain code; the lock is
+/// taken inside, except by plain code where the lock is the host's: there the image has to be
+/// quiesced. May wait, may write. No request may use the old caches.
 ///
-/// On an error nothing changed, the cleaner is as it was, and `*update` stays, to be committed again or aborted.
+/// On an error nothing changed, the cleaner is as it was, and `*update` stays, to be committed
+/// again or aborted.
 ///
 /// - `-EINVAL`: `state`, `update` or `*update` is NULL; the update is of another state.
 /// - `-EBUSY`: a table of an old cache is in use.
 /// - `-ENOTEMPTY`: a table of an old cache was dirtied meanwhile.
-/// - `-EPERM`: `locked`, and the caller does not hold the built-in lock, or is plain code on a coroutine host.
-/// - `-EDEADLK`: not `locked`, and the caller holds the built-in lock; or the caller is the cleaner itself.
+/// - `-EPERM`: `locked`, and the caller does not hold the built-in lock, or is plain code on a
+///   coroutine host.
+/// - `-EDEADLK`: not `locked`, and the caller holds the built-in lock; or the caller is the cleaner
+///   itself.
 /// - `-EIO`: a cache is poisoned; storage's own: an old cache could not be flushed.
 ///
 /// # Safety
-/// `state` is NULL or a live state; `update` is NULL or points to NULL or to a live update, which nobody else uses.
+/// `state` is NULL or a live state; `update` is NULL or points to NULL or to a live update, which
+/// nobody else uses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_update_options_commit(
     state: *mut q2c_state,
@@ -132,7 +138,8 @@ pub unsafe extern "C" fn q2c_update_options_commit(
     if update.is_null() || unsafe { update.read() }.is_null() {
         return -Errno::INVAL.code();
     }
-    // SAFETY: the caller's promise about `update`; the update is freed once the change is in effect.
+    // SAFETY: the caller's promise about `update`; the update is freed once the change is in
+    // effect.
     unsafe { call_destroy(update, commit, free) }
 }
 
@@ -145,18 +152,21 @@ fn commit(state: &State, prepared: &Prepared, locked: bool) -> std::result::Resu
 }
 
 fn free(prepared: *mut Prepared) {
-    // SAFETY: called by `call_destroy` alone, with the pointer of `Box::into_raw` in `q2c_update_options_prepare`, once.
+    // SAFETY: called by `call_destroy` alone, with the pointer of `Box::into_raw` in
+    // `q2c_update_options_prepare`, once.
     drop(unsafe { Box::from_raw(prepared) });
 }
 
-/// Gives a prepared change up: frees the new caches and sets `*update` to NULL. NULL, and a NULL in `*update`, is 0.
+/// Gives a prepared change up: frees the new caches and sets `*update` to NULL. NULL, and a NULL in
+/// `*update`, is 0.
 ///
 /// Any thread, state lock held or not, never waits.
 ///
 /// - `-EINVAL`: the update is of another state.
 ///
 /// # Safety
-/// `state` is NULL or a live state; `update` is NULL or points to NULL or to a live update, which nobody else uses.
+/// `state` is NULL or a live state; `update` is NULL or points to NULL or to a live update, which
+/// nobody else uses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_update_options_abort(
     state: *mut q2c_state,

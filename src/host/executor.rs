@@ -15,9 +15,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Wake, Waker};
 
-use parking_lot::Mutex;
-
 use super::Cancel;
+use crate::primitives::Mutex;
 use crate::sync::sleep::{Clock, Timer};
 
 type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;

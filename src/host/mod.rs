@@ -8,7 +8,6 @@
 pub mod coroutine;
 #[cfg(not(any(loom, shuttle)))]
 pub mod event_loop;
-#[cfg(not(any(loom, shuttle)))]
 pub mod executor;
 #[cfg(not(any(loom, shuttle)))]
 pub mod threads;
