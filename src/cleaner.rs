@@ -52,7 +52,7 @@ pub struct CleanerStats {
     pub passes: u64,
     /// Tables dropped by them.
     pub tables_cleaned: u64,
-    /// Interval of the newest instance in ns, kept after its stop.
+    /// The interval in ns that was set last, kept after a stop.
     pub interval_ns: u64,
     /// Instances alive, those asked to stop included.
     pub instances: usize,
@@ -80,6 +80,15 @@ struct Registry {
     ended: WaitList<()>,
     starts: u64,
     interval_ns: u64,
+    /// Grows with every request to stop.
+    epoch: u64,
+}
+
+/// What a start is made for, if not for whatever is set.
+#[derive(Default)]
+struct Plan {
+    epoch: Option<u64>,
+    targets: Option<Vec<Arc<dyn CleanTarget>>>,
 }
 
 struct Instance {
@@ -136,12 +145,47 @@ impl Cleaner {
     /// `EALREADY`: one runs that was not asked to stop. `EINVAL`: not a context of this host. Others: the host could
     /// not start it. Any thread; does not wait; may run the new coroutine up to its first wait.
     pub fn start(&self, context: Context, interval_ns: u64) -> Result<(), Errno> {
+        self.start_as(&Plan::default(), context, interval_ns)
+    }
+
+    /// As [`Cleaner::start`], over `targets`, with the interval that was set last, and only if no stop was asked for since
+    /// [`Cleaner::epoch`] was `epoch`; else `ESTALE`, and what the caller knew then may be outdated.
+    pub fn start_since(
+        &self,
+        epoch: u64,
+        targets: Vec<Arc<dyn CleanTarget>>,
+        context: Context,
+    ) -> Result<(), Errno> {
+        let plan = Plan {
+            epoch: Some(epoch),
+            targets: Some(targets),
+        };
+        let interval_ns = self.interval_ns();
+        self.start_as(&plan, context, interval_ns)
+    }
+
+    /// Grows with every request to stop.
+    pub fn epoch(&self) -> u64 {
+        self.shared.registry.lock().epoch
+    }
+
+    /// The interval in ns that was set last, by a start, by [`Cleaner::set_interval`] or by [`Cleaner::plan_interval`].
+    pub fn interval_ns(&self) -> u64 {
+        self.shared.registry.lock().interval_ns
+    }
+
+    /// The interval for the next [`Cleaner::start_since`]; the running instance keeps its own.
+    pub fn plan_interval(&self, interval_ns: u64) {
+        self.shared.registry.lock().interval_ns = interval_ns;
+    }
+
+    fn start_as(&self, plan: &Plan, context: Context, interval_ns: u64) -> Result<(), Errno> {
         if interval_ns == 0 {
             return Ok(());
         }
         let shared = &self.shared;
         shared.host.check_context(&context)?;
-        self.hold_lease();
+        self.hold_lease()?;
         let instance = Arc::new(Instance {
             context,
             pid: std::process::id(),
@@ -153,7 +197,7 @@ impl Cleaner {
                 cancel: None,
             }),
         });
-        let targets = shared.register(&instance, interval_ns)?;
+        let targets = shared.register(&instance, plan, interval_ns)?;
         let end = EndReport {
             shared: shared.clone(),
             instance: instance.clone(),
@@ -161,7 +205,14 @@ impl Cleaner {
         // If the host refuses, the closure is dropped, and with it the report.
         let cancel = shared.host.spawn(
             &instance.context,
-            Box::new(move |clock| Box::pin(run(end, targets, clock))),
+            Box::new(move |clock| {
+                let body = Body {
+                    targets,
+                    clock,
+                    end,
+                };
+                Box::pin(run(body))
+            }),
         )?;
         instance.set_cancel(cancel);
         Ok(())
@@ -169,12 +220,12 @@ impl Cleaner {
 
     /// Asks every instance to stop and does not wait. Sticky; any context, any lock held.
     pub fn request_stop(&self) {
-        let instances = self.shared.registry.lock().instances.clone();
-        instances.iter().for_each(|i| i.request_stop());
+        self.shared.request_stop();
     }
 
     /// Whether an instance lives that was not asked to stop.
     pub fn is_running(&self) -> bool {
+        self.shared.forget_lost();
         let registry = self.shared.registry.lock();
         registry.instances.iter().any(|i| !i.is_stopped())
     }
@@ -182,6 +233,7 @@ impl Cleaner {
     /// Gives the running instance a new interval, counted from the beginning of its present sleep. 0 asks it to stop.
     /// `ESRCH`: none runs. Any thread; does not wait.
     pub fn set_interval(&self, interval_ns: u64) -> Result<(), Errno> {
+        self.shared.forget_lost();
         let running = {
             let mut registry = self.shared.registry.lock();
             let running = registry
@@ -196,7 +248,7 @@ impl Cleaner {
             running
         };
         if interval_ns == 0 {
-            running.request_stop();
+            self.request_stop();
             return Ok(());
         }
         running.update(|control| control.interval_ns = interval_ns);
@@ -206,6 +258,7 @@ impl Cleaner {
     /// Counters.
     pub fn stats(&self) -> CleanerStats {
         let shared = &self.shared;
+        shared.forget_lost();
         let registry = shared.registry.lock();
         CleanerStats {
             starts: registry.starts,
@@ -257,6 +310,12 @@ impl Cleaner {
         if self.is_cleaner(owner) {
             return Err(Errno::DEADLK);
         }
+        self.stop_with_lock_held()
+    }
+
+    /// [`Cleaner::co_locked_del_and_wait`] without the checks, also for plain code that holds the built-in lock.
+    pub(crate) fn stop_with_lock_held(&self) -> Result<(), Errno> {
+        let shared = &self.shared;
         while let Some(stop) = shared.begin_stop() {
             shared.unlock()?;
             shared.wait_for_end(stop);
@@ -300,6 +359,7 @@ impl Cleaner {
 
     /// The contexts of the instances that are alive.
     pub fn contexts(&self) -> Vec<Context> {
+        self.shared.forget_lost();
         let registry = self.shared.registry.lock();
         let contexts = registry.instances.iter().map(|i| i.context.clone());
         contexts.collect()
@@ -311,11 +371,13 @@ impl Cleaner {
         instances.any(|i| i.control.lock().runner == Some(owner))
     }
 
-    fn hold_lease(&self) {
-        let mut lease = self.lease.lock();
-        if lease.is_none() {
-            *lease = self.shared.host.lease();
-        }
+    /// Anew for each start: after a fork, the one of before holds nothing any more.
+    fn hold_lease(&self) -> Result<(), Errno> {
+        let lease = self.shared.host.lease()?;
+        let before = std::mem::replace(&mut *self.lease.lock(), lease);
+        // Without the lock: the last one of a service joins its thread.
+        drop(before);
+        Ok(())
     }
 }
 
@@ -336,17 +398,36 @@ impl Shared {
     fn register(
         &self,
         instance: &Arc<Instance>,
+        plan: &Plan,
         interval_ns: u64,
     ) -> Result<Vec<Arc<dyn CleanTarget>>, Errno> {
         self.forget_lost();
         let mut registry = self.registry.lock();
+        if plan.epoch.is_some_and(|epoch| epoch != registry.epoch) {
+            return Err(Errno::STALE);
+        }
         if registry.instances.iter().any(|i| !i.is_stopped()) {
             return Err(Errno::ALREADY);
         }
         registry.starts += 1;
         registry.interval_ns = interval_ns;
         registry.instances.push(instance.clone());
-        Ok(registry.targets.clone())
+        Ok(plan
+            .targets
+            .clone()
+            .unwrap_or_else(|| registry.targets.clone()))
+    }
+
+    /// Asks every instance to stop; returns them.
+    fn request_stop(&self) -> Vec<Arc<Instance>> {
+        self.forget_lost();
+        let instances = {
+            let mut registry = self.registry.lock();
+            registry.epoch += 1;
+            registry.instances.clone()
+        };
+        instances.iter().for_each(|i| i.request_stop());
+        instances
     }
 
     fn lock(&self) -> Result<(), Errno> {
@@ -382,12 +463,10 @@ impl Shared {
 
     /// Asks every instance to stop; `None` if there is none to wait for.
     fn begin_stop(&self) -> Option<Stop> {
-        self.forget_lost();
-        let instances = self.registry.lock().instances.clone();
+        let instances = self.request_stop();
         if instances.is_empty() {
             return None;
         }
-        instances.iter().for_each(|i| i.request_stop());
         let contexts = instances.iter().map(|i| i.context.clone()).collect();
         Some(Stop {
             instances,
@@ -408,6 +487,7 @@ impl Shared {
         alive.then(|| registry.ended.enrol(()))
     }
 
+    /// The child of a fork does not have its parent's background thread, nor the tasks in it.
     fn forget_lost(&self) {
         let mut registry = self.registry.lock();
         registry
@@ -428,7 +508,10 @@ impl Shared {
                     return Poll::Ready(false);
                 }
                 let owner = self.host.owner();
-                self.lock.poll_lock_cleaner(owner, cx).map(|()| true)
+                let cleaner = std::ptr::from_ref(instance) as usize;
+                self.lock
+                    .poll_lock_cleaner(owner, cleaner, cx)
+                    .map(|()| true)
             });
             if !locked.await {
                 return false;
@@ -507,9 +590,11 @@ impl Instance {
 
     /// Whether to go on; if so, an [`Instance::update`] from now on wakes `cx`.
     fn poll_not_stopped(&self, cx: &TaskContext<'_>) -> bool {
+        // Cloned without the lock: the first clone may ask the host who calls.
+        let waker = cx.waker().clone();
         let mut control = self.control.lock();
         if !control.stop {
-            control.waker = Some(cx.waker().clone());
+            control.waker = Some(waker);
         }
         !control.stop
     }
@@ -556,14 +641,32 @@ impl Drop for EndReport {
     }
 }
 
-async fn run(end: EndReport, targets: Vec<Arc<dyn CleanTarget>>, clock: Arc<dyn Clock>) {
+/// The parameters are dropped in this order if the task never runs: the report comes last, since whoever waits for it may
+/// free what the others lead to.
+struct Body {
+    targets: Vec<Arc<dyn CleanTarget>>,
+    clock: Arc<dyn Clock>,
+    end: EndReport,
+}
+
+async fn run(body: Body) {
+    let Body {
+        targets,
+        clock,
+        end,
+    } = body;
     let EndReport { shared, instance } = &end;
-    instance.control.lock().runner = shared.host.cleaner_owner();
+    let itself = shared.host.cleaner_owner();
+    instance.control.lock().runner = itself;
     while instance.sleep(&*clock).await && shared.lock_for_pass(instance).await {
+        // During a pass the cleaner is whoever runs it, on every host.
+        let runner = shared.host.owner();
+        instance.control.lock().runner = Some(runner);
         shared.pass(&targets);
+        instance.control.lock().runner = itself;
         shared.unlock_after_pass();
     }
-    // Before the report: whoever waits for it may free what these lead to.
+    // In the same order here.
     drop(targets);
     drop(clock);
     drop(end);

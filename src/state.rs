@@ -60,9 +60,10 @@ pub struct State {
 struct Inner {
     caches: Caches,
     geometry: Geometry,
-    interval_ns: u64,
     /// Where the cleaner runs; `None` while detached.
     context: Option<Context>,
+    /// The contexts that `poll_until_done` is dispatching, for `kick`.
+    polling: Vec<Context>,
 }
 
 #[derive(Clone)]
@@ -102,10 +103,11 @@ impl State {
             inner: Mutex::new(Inner {
                 caches,
                 geometry: config.geometry,
-                interval_ns,
                 context: Some(config.context),
+                polling: Vec::new(),
             }),
         };
+        state.cleaner.plan_interval(interval_ns);
         state.start_cleaner().map_err(|errno| {
             Error::new(
                 errno,
@@ -136,11 +138,11 @@ impl State {
     }
 
     /// Another process wrote the image: stops the cleaner, drops every table, dirty ones too, and starts again. Mixed context,
-    /// state lock not held. `EBUSY`: a table is in use; nothing was dropped.
+    /// state lock not held (it is taken where the caller can take it). `EBUSY`: a table is in use; nothing was dropped.
     pub fn invalidate(&self) -> core::result::Result<(), Errno> {
-        self.cleaner.del_and_wait()?;
+        let held = self.stop_and_lock(false)?;
         let caches = self.caches();
-        let dropped = if caches.l2.is_in_use() {
+        let dropped = if caches.l2.is_in_use() || caches.refcount.is_in_use() {
             Err(Errno::BUSY)
         } else {
             caches
@@ -149,11 +151,12 @@ impl State {
                 .and_then(|()| caches.l2.discard_all())
         };
         let started = self.start_cleaner();
+        drop(held);
         dropped.and(started)
     }
 
-    /// The image moves to `context`: the cleaner starts there, with the interval it had. `EALREADY`: it is attached. Any
-    /// context; does not wait.
+    /// The image moves to `context`: the cleaner starts there, with the interval that was set last. `EALREADY`: it is
+    /// attached. Any context; does not wait.
     pub fn attach(&self, context: Context) -> core::result::Result<(), Errno> {
         self.cleaner.host().check_context(&context)?;
         {
@@ -215,49 +218,39 @@ impl State {
     /// host's own lock: there the image must be quiesced).
     ///
     /// On an error nothing changed and the old cleaner runs again: `EBUSY`, a table of the old caches is in use; `EPERM`,
-    /// `EDEADLK`, see the stops; others are storage's. The update is given back with the errno.
+    /// `EDEADLK`, see the stops; others are storage's. The update is given back with the errno. A cleaner that the host cannot start does not
+    /// undo the change; [`Cleaner::is_running`] tells.
     pub fn commit(
         &self,
         update: Update,
         locked: bool,
     ) -> core::result::Result<(), (Errno, Update)> {
-        if let Err(errno) = self.stop_for_commit(locked) {
-            return Err((errno, update));
-        }
-        let relock = !locked && self.cleaner.can_lock();
-        if relock {
-            if let Err(errno) = self.lock_and_stop() {
-                return Err((errno, update));
-            }
-        }
+        let held = match self.stop_and_lock(locked) {
+            Ok(held) => held,
+            Err(errno) => return Err((errno, update)),
+        };
         let result = self.swap(update);
-        let started = self.start_cleaner();
-        if relock {
-            let unlocked = self.cleaner.unlock();
-            debug_assert!(unlocked.is_ok());
-        }
-        // The new options are in place; a cleaner that somebody else started meanwhile is no failure of the change.
-        let _ = started;
+        let _ = self.start_cleaner();
+        drop(held);
         result
     }
 
-    fn stop_for_commit(&self, locked: bool) -> core::result::Result<(), Errno> {
+    /// Stops the cleaner. If the caller does not hold the state lock, takes it where the caller can take it; it is held until
+    /// the value is dropped.
+    fn stop_and_lock(&self, locked: bool) -> core::result::Result<Option<HeldLock<'_>>, Errno> {
         if locked {
-            self.cleaner.co_locked_del_and_wait()
-        } else {
-            self.cleaner.del_and_wait()
+            self.cleaner.co_locked_del_and_wait()?;
+            return Ok(None);
         }
-    }
-
-    fn lock_and_stop(&self) -> core::result::Result<(), Errno> {
+        self.cleaner.del_and_wait()?;
+        if !self.cleaner.can_lock() {
+            return Ok(None);
+        }
         self.cleaner.lock()?;
-        if self.cleaner.host().in_plain_code() {
-            return Ok(());
-        }
-        self.cleaner.co_locked_del_and_wait().inspect_err(|_| {
-            let unlocked = self.cleaner.unlock();
-            debug_assert!(unlocked.is_ok());
-        })
+        let held = HeldLock(&self.cleaner);
+        // Somebody may have started one before the lock was taken.
+        self.cleaner.stop_with_lock_held()?;
+        Ok(Some(held))
     }
 
     fn swap(&self, update: Update) -> core::result::Result<(), (Errno, Update)> {
@@ -275,29 +268,35 @@ impl State {
         let replaced = {
             let mut inner = self.inner.lock();
             inner.geometry = update.geometry;
-            inner.interval_ns = update.interval_ns;
             std::mem::replace(&mut inner.caches, update.caches)
         };
-        // The cleaner's own hold on the old ones goes with the next start at the latest.
-        self.cleaner.set_caches(Vec::new());
+        self.cleaner.plan_interval(update.interval_ns);
+        // Whoever is about to start a cleaner over the old caches finds that it is too late.
+        self.cleaner.request_stop();
         drop(replaced);
         Ok(())
     }
 
+    /// Starts the cleaner over the caches, in the context and with the interval that are set now; if somebody stops it meanwhile, with
+    /// those that are set then. One that runs already is left.
     fn start_cleaner(&self) -> core::result::Result<(), Errno> {
-        let (caches, context, interval_ns) = {
-            let inner = self.inner.lock();
-            (
-                inner.caches.clone(),
-                inner.context.clone(),
-                inner.interval_ns,
-            )
-        };
-        let targets: Vec<Arc<dyn CleanTarget>> = vec![caches.l2, caches.refcount];
-        self.cleaner.set_caches(targets);
-        match context {
-            Some(context) => self.cleaner.start(context, interval_ns),
-            None => Ok(()),
+        loop {
+            let epoch = self.cleaner.epoch();
+            let (caches, context) = {
+                let inner = self.inner.lock();
+                (inner.caches.clone(), inner.context.clone())
+            };
+            let Some(context) = context else {
+                return Ok(());
+            };
+            let targets: Vec<Arc<dyn CleanTarget>> = vec![caches.l2, caches.refcount];
+            // For whoever starts the state's cleaner by hand.
+            self.cleaner.set_caches(targets.clone());
+            match self.cleaner.start_since(epoch, targets, context) {
+                Err(Errno::STALE) => {}
+                Err(Errno::ALREADY) => return Ok(()),
+                other => return other,
+            }
         }
     }
 
@@ -332,14 +331,24 @@ impl State {
 
     fn turn(&self) -> Vec<Context> {
         let mut contexts = self.cleaner.contexts();
-        contexts.extend(self.inner.lock().context.clone());
+        let inner = self.inner.lock();
+        contexts.extend(inner.context.clone());
+        contexts.extend(inner.polling.iter().cloned());
         contexts
     }
 
     /// Waits until `done` is true, in the caller's way: dispatching its own loop, polling, or parked until
     /// [`State::kick`]. State lock not held.
     pub fn poll_until_done(&self, done: &dyn Fn() -> bool) {
-        poll_until_done(&**self.cleaner.host(), &self.turn(), &self.event, done);
+        let turn = self.turn();
+        // A kick reaches the loops that are dispatched now, also if the image leaves them meanwhile.
+        self.inner.lock().polling.extend(turn.iter().cloned());
+        poll_until_done(&**self.cleaner.host(), &turn, &self.event, done);
+        let mut inner = self.inner.lock();
+        for context in &turn {
+            let place = inner.polling.iter().position(|other| other == context);
+            place.map(|place| inner.polling.swap_remove(place));
+        }
     }
 
     /// Has every [`State::poll_until_done`] look at its condition again. Any thread.
@@ -355,6 +364,16 @@ impl State {
     ) -> core::result::Result<(), Errno> {
         self.cleaner.check_may_wait()?;
         self.cleaner.host().run(entry)
+    }
+}
+
+/// The state lock, taken by one of the state's own operations.
+struct HeldLock<'a>(&'a Cleaner);
+
+impl Drop for HeldLock<'_> {
+    fn drop(&mut self) {
+        let unlocked = self.0.unlock();
+        debug_assert!(unlocked.is_ok(), "taken in this same context");
     }
 }
 

@@ -77,8 +77,9 @@ impl Cache {
         let mut from = 0;
         while let Some(first) = self.next_stale(from) {
             let (runs, next) = self.take_runs(first, unit, batch);
-            self.tables.release(&runs);
-            self.return_runs(&runs);
+            let runs = Released { cache: self, runs };
+            self.tables.release(&runs.runs);
+            drop(runs);
             from = next;
         }
     }
@@ -119,16 +120,23 @@ impl Cache {
     }
 
     fn take_page(&self, inner: &mut Inner, page: &Range<usize>) -> bool {
-        let number = page.start / group::SLOTS;
-        let bits = group::mask(number, page);
-        if self.groups[number].taken.load(Ordering::Relaxed) & bits != 0 {
+        // A page of 64 KiB holds 128 tables of 512 bytes: two groups.
+        let groups = page.start / group::SLOTS..page.end.div_ceil(group::SLOTS);
+        let is_taken = |number: usize| {
+            let taken = self.groups[number].taken.load(Ordering::Relaxed);
+            taken & group::mask(number, page) != 0
+        };
+        if groups.clone().any(is_taken) {
             return false;
         }
         for slot in page.clone() {
             let begun = self.slots[slot].begin_release();
             debug_assert!(begun, "a slot that is not taken is free");
         }
-        self.groups[number].taken.fetch_or(bits, Ordering::Relaxed);
+        for number in groups {
+            let bits = group::mask(number, page);
+            self.groups[number].taken.fetch_or(bits, Ordering::Relaxed);
+        }
         inner.releasing += page.len();
         true
     }
@@ -148,5 +156,17 @@ impl Cache {
             inner.waiters.notify(|wait| *wait == Wait::Any)
         };
         wakes.wake();
+    }
+}
+
+/// Runs of slots that are out of circulation; its drop returns them.
+struct Released<'a> {
+    cache: &'a Cache,
+    runs: Vec<Range<usize>>,
+}
+
+impl Drop for Released<'_> {
+    fn drop(&mut self) {
+        self.cache.return_runs(&self.runs);
     }
 }

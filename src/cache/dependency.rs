@@ -108,7 +108,8 @@ impl Cache {
 
     /// Whether a write has to wait for a flush of something else.
     pub(super) fn owes_nothing(&self) -> bool {
-        self.owed().is_none()
+        let ours = self.dependencies.lock();
+        ours.on.is_none() && ours.flush_wanted <= ours.flush_done
     }
 
     fn owed(&self) -> Option<Owed> {

@@ -7,6 +7,8 @@
 //! clears the summary and then looks at the group. One of them sees the other.
 
 use super::group::{self, Group};
+use super::zeroed::zeroed;
+use crate::error::Result;
 use crate::primitives::{AtomicU64, Ordering};
 
 /// The summary; the bits below it live in the groups.
@@ -16,10 +18,9 @@ pub struct DirtySet {
 
 impl DirtySet {
     /// A set over `groups` groups, empty.
-    pub fn new(groups: usize) -> Self {
-        Self {
-            summary: super::zeroed_atomics(groups.div_ceil(64)),
-        }
+    pub fn new(groups: usize) -> Result<Self> {
+        let summary = zeroed(groups.div_ceil(64))?;
+        Ok(Self { summary })
     }
 
     /// Memory in bytes.

@@ -76,7 +76,8 @@ impl Cache {
     }
 
     fn discard_matching(&self, matches: impl Fn(u64) -> bool) {
-        for number in 0..self.groups.len() {
+        // Downwards: a table that moves out of the reserve meanwhile moves to a slot that is still to come.
+        for number in (0..self.groups.len()).rev() {
             let mut inner = self.lock_inner();
             let taken = self.groups[number].taken.load(Ordering::Relaxed);
             for slot in group::slots(number, taken) {

@@ -51,16 +51,12 @@ impl Cache {
         range: &Range<usize>,
         offset: u64,
     ) -> Option<u32> {
-        let found = self.find_from_hand(inner.hand, range, |number, mask| {
-            let bits = &self.groups[number];
-            let clean = bits.clean() & mask;
-            let unused = clean & !bits.recent.load(Ordering::Relaxed);
-            let victim = group::slots(number, unused).find(|slot| self.evict(*slot, offset));
-            if victim.is_none() {
-                bits.age(clean);
-            }
-            (victim, clean != 0)
-        })?;
+        let found = self.find_from_hand(
+            inner.hand,
+            range,
+            |number, mask| self.groups[number].clean() & mask,
+            |slot| self.evict(slot, offset),
+        )?;
         inner.hand = found as usize + 1;
         self.groups[group::place(found).0].enter(group::place(found).1);
         Counters::add(&self.counters.evictions, 1);
@@ -88,16 +84,12 @@ impl Cache {
     }
 
     fn find_dirty_of(&self, hand: usize, range: &Range<usize>) -> Option<u32> {
-        self.find_from_hand(hand, range, |number, mask| {
-            let bits = &self.groups[number];
-            let dirty = bits.taken.load(Ordering::Relaxed) & !bits.clean() & mask;
-            let unused = dirty & !bits.recent.load(Ordering::Relaxed);
-            let victim = group::slots(number, unused).find(|slot| self.is_dirty_victim(*slot));
-            if victim.is_none() {
-                bits.age(dirty);
-            }
-            (victim, dirty != 0)
-        })
+        self.find_from_hand(
+            hand,
+            range,
+            |number, mask| self.groups[number].taken_and_dirty() & mask,
+            |slot| self.is_dirty_victim(slot),
+        )
     }
 
     fn is_dirty_victim(&self, number: u32) -> bool {
@@ -111,13 +103,14 @@ impl Cache {
         unused
     }
 
-    /// Walks the groups of `range` from the hand until `visit` finds a slot, or has found nothing that could become one for a
-    /// whole lap, at most [`LAPS`] laps and the rest of the first.
+    /// Walks the groups of `range` from the hand: the first slot among `candidates` without a degree of use that `take`
+    /// takes. What the hand passes loses a degree. Ends when there were no candidates for a whole lap.
     fn find_from_hand(
         &self,
         hand: usize,
         range: &Range<usize>,
-        mut visit: impl FnMut(usize, u64) -> (Option<u32>, bool),
+        candidates: impl Fn(usize, u64) -> u64,
+        take: impl Fn(u32) -> bool,
     ) -> Option<u32> {
         if range.is_empty() {
             return None;
@@ -132,11 +125,15 @@ impl Cache {
         let mut mask = group::mask(number, &(hand..range.end));
         let mut fruitless = 0;
         for _ in 0..=groups.len() * LAPS + groups.len() {
-            let (found, promising) = visit(number, mask);
-            if found.is_some() {
-                return found;
+            let bits = &self.groups[number];
+            let candidates = candidates(number, mask);
+            let unused = candidates & !bits.recent.load(Ordering::Relaxed);
+            let victim = group::slots(number, unused).find(|slot| take(*slot));
+            bits.age(victim.map_or(candidates, |slot| candidates & (group::place(slot).1 - 1)));
+            if victim.is_some() {
+                return victim;
             }
-            fruitless = if promising { 0 } else { fruitless + 1 };
+            fruitless = if candidates == 0 { fruitless + 1 } else { 0 };
             if fruitless > groups.len() {
                 return None;
             }
@@ -146,6 +143,9 @@ impl Cache {
             }
             mask = group::mask(number, range);
         }
-        None
+        // Pinned, or hits put degrees back as fast as the hand took them: at last, use does not count.
+        groups
+            .flat_map(|number| group::slots(number, candidates(number, group::mask(number, range))))
+            .find(|slot| take(*slot))
     }
 }

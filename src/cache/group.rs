@@ -87,6 +87,9 @@ impl Group {
 
     /// The clock hand passes `bits`: each loses one degree.
     pub fn age(&self, bits: u64) {
+        if self.recent.load(Ordering::Relaxed) & bits == 0 {
+            return;
+        }
         let frequent = self.frequent.fetch_and(!bits, Ordering::Relaxed);
         self.recent.fetch_and(frequent | !bits, Ordering::Relaxed);
     }
@@ -111,6 +114,11 @@ impl Group {
     /// Bits of slots that hold a table which is not dirty.
     pub fn clean(&self) -> u64 {
         self.taken.load(Ordering::Relaxed) & !self.dirty.load(Ordering::Relaxed)
+    }
+
+    /// Bits of slots that hold a table which may be dirty.
+    pub fn taken_and_dirty(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed) & self.dirty.load(Ordering::Relaxed)
     }
 
     /// Bits of free slots whose memory may be resident.

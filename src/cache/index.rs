@@ -8,6 +8,8 @@
 //! Changed under the structure lock alone. A reader without it may miss an entry that is being shifted, or find one that is
 //! already stale; both are doubts that it settles: the former under the lock, the latter by the slot's own offset.
 
+use super::zeroed::zeroed;
+use crate::error::Result;
 use crate::primitives::{AtomicU64, Ordering};
 
 /// See the module.
@@ -25,10 +27,9 @@ fn tag(key: u64) -> u64 {
 
 impl Index {
     /// An index for `slots` slots, empty.
-    pub fn new(slots: usize) -> Self {
-        Self {
-            buckets: super::zeroed_atomics(slots * 2),
-        }
+    pub fn new(slots: usize) -> Result<Self> {
+        let buckets = zeroed(slots * 2)?;
+        Ok(Self { buckets })
     }
 
     /// Memory in bytes.
@@ -140,7 +141,7 @@ mod tests {
         #[test]
         fn answers_as_a_map(steps in proptest::collection::vec((0_u64..40, any::<bool>()), 0..400), wide in any::<bool>()) {
             let slots = 16;
-            let index = Index::new(slots);
+            let index = Index::new(slots).unwrap();
             let mut model: HashMap<u64, u32> = HashMap::new();
             let mut keys = vec![0_u64; slots];
             for (number, insert) in steps {

@@ -44,6 +44,7 @@ pub enum Contents {
 enum Step {
     Pinned(u32),
     Wait(Ticket),
+    Again,
     WriteBack(u64, u32),
     Load(u32),
 }
@@ -61,6 +62,7 @@ impl Cache {
             match self.next_step(offset, access, &mut missed)? {
                 Step::Pinned(slot) => return Ok(Pinned { cache: self, slot }),
                 Step::Wait(ticket) => ticket.await,
+                Step::Again => {}
                 Step::WriteBack(victim, slot) => self.write_back(vec![(victim, slot)]).await?,
                 Step::Load(slot) => {
                     if self.load(slot, offset, contents)? {
@@ -98,6 +100,10 @@ impl Cache {
         }
         if inner.loading + inner.writing.len() + inner.releasing > 0 {
             return Ok(Step::Wait(Self::wait_for(&mut inner, Wait::Any)));
+        }
+        // A slot that is not pinned now, and could not be taken a moment ago: look again.
+        if self.slots.iter().any(|slot| slot.word().pins() == 0) {
+            return Ok(Step::Again);
         }
         Err(Errno::BUSY)
     }

@@ -27,6 +27,7 @@ pub mod slot;
 mod stats;
 pub mod tables;
 pub mod writeback;
+mod zeroed;
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -38,6 +39,7 @@ use self::index::Index;
 use self::load::{Access, Contents};
 use self::slot::{Put, Slot};
 use self::tables::Tables;
+use self::zeroed::zeroed;
 use crate::error::{Errno, Error, Result};
 use crate::host::Host;
 use crate::primitives::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence};
@@ -118,34 +120,10 @@ pub struct Cache {
     counters: Counters,
 }
 
-/// `n` atomics of value 0, in memory that is not touched before it is used.
-fn zeroed_atomics(n: usize) -> Box<[AtomicU64]> {
-    #[cfg(not(any(loom, shuttle)))]
-    {
-        let zeros = Box::into_raw(vec![0_u64; n].into_boxed_slice());
-        // SAFETY: AtomicU64 has the size, alignment and bit validity of u64; ownership passes through.
-        unsafe { Box::from_raw(zeros as *mut [AtomicU64]) }
-    }
-    #[cfg(any(loom, shuttle))]
-    (0..n).map(|_| AtomicU64::new(0)).collect()
-}
-
-fn zeroed_slots(n: usize) -> Box<[Slot]> {
-    #[cfg(not(any(loom, shuttle)))]
-    {
-        let zeros = Box::into_raw(vec![[0_u64; 2]; n].into_boxed_slice());
-        const { assert!(size_of::<Slot>() == 16 && align_of::<Slot>() == align_of::<u64>()) };
-        // SAFETY: a slot is two AtomicU64, hence two u64, and all-zero is its default: free.
-        unsafe { Box::from_raw(zeros as *mut [Slot]) }
-    }
-    #[cfg(any(loom, shuttle))]
-    (0..n).map(|_| Slot::default()).collect()
-}
-
 impl Cache {
     /// A cache without a table in it. No table memory is resident before it is used.
     ///
-    /// `EINVAL`: an option out of range; `ENOMEM`: no address space.
+    /// `EINVAL`: an option out of range; `ENOMEM`: no memory or address space.
     pub fn new(
         options: &CacheOptions,
         storage: Arc<dyn Storage>,
@@ -159,15 +137,13 @@ impl Cache {
             reserved,
         } = *options;
         let table_shift = table_size.trailing_zeros();
-        let groups: Box<[Group]> = (0..tables.div_ceil(group::SLOTS))
-            .map(|_| Group::default())
-            .collect();
+        let groups = zeroed::<Group>(tables.div_ceil(group::SLOTS))?;
         Ok(Arc::new(Self {
             tables: Tables::new(tables, table_shift)?,
-            slots: zeroed_slots(tables),
-            dirty: DirtySet::new(groups.len()),
+            slots: zeroed(tables)?,
+            dirty: DirtySet::new(groups.len())?,
             groups,
-            index: Index::new(tables),
+            index: Index::new(tables)?,
             table_shift,
             kind,
             reserved,
@@ -400,6 +376,9 @@ impl Cache {
     /// An internal panic happened: nothing is ever written again, every call says `EIO`.
     pub fn poison(&self) {
         self.poisoned.store(true, Ordering::Release);
+        // Whoever waits for what will not end any more looks at the flag instead.
+        let wakes = self.lock_inner().waiters.notify(|_| true);
+        wakes.wake();
     }
 
     #[inline]

@@ -190,23 +190,26 @@ impl Slot {
         false
     }
 
-    /// Gives one pin back; lock-free.
+    /// Gives one pin back; lock-free. A put too many changes nothing, not even for a moment.
     #[inline]
     pub fn put(&self) -> Put {
-        // Looked at first, so that a put too many does not even for a moment touch a slot that nobody pins.
-        if Word(self.word.load(Ordering::Relaxed)).pins() == 0 {
-            return Put::NotPinned;
+        let mut word = Word(self.word.load(Ordering::Relaxed));
+        loop {
+            if word.pins() == 0 {
+                return Put::NotPinned;
+            }
+            // Release pairs with the acquire of the claim: what was done under the pin happened before the slot's reuse.
+            match self.word.compare_exchange_weak(
+                word.0,
+                word.0 - PIN,
+                Ordering::Release,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) if word.pins() == 1 && word.is_discarded() => return Put::LastOfDiscarded,
+                Ok(_) => return Put::Done,
+                Err(now) => word = Word(now),
+            }
         }
-        // Release pairs with the acquire of the claim: what was done under the pin happened before the slot's reuse.
-        let before = Word(self.word.fetch_sub(PIN, Ordering::Release));
-        if before.pins() == 0 {
-            self.word.fetch_add(PIN, Ordering::Relaxed);
-            return Put::NotPinned;
-        }
-        if before.pins() == 1 && before.is_discarded() {
-            return Put::LastOfDiscarded;
-        }
-        Put::Done
     }
 
     /// Whether the table is dirty, in the one order of all `mark_dirty`s and changes of the dirty set.
@@ -219,17 +222,26 @@ impl Slot {
     /// Always a read-modify-write, also if the flag is set already: it orders the caller's change of the table before
     /// it. A write-back either clears the flag after this (its acquire sees the change) or before (the flag is set again).
     pub fn mark_dirty(&self) -> bool {
-        let word = self.word();
-        if word.pins() == 0 {
-            return false;
+        let mut word = self.word();
+        loop {
+            if word.pins() == 0 {
+                return false;
+            }
+            if word.is_discarded() {
+                // Nobody will write it.
+                return true;
+            }
+            // Sequentially consistent for `DirtySet::settle`.
+            match self.word.compare_exchange_weak(
+                word.0,
+                word.0 | DIRTY,
+                Ordering::SeqCst,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => return true,
+                Err(now) => word = Word(now),
+            }
         }
-        if word.is_discarded() {
-            // Nobody will write it.
-            return true;
-        }
-        // Sequentially consistent for `DirtySet::settle`.
-        self.word.fetch_or(DIRTY, Ordering::SeqCst);
-        true
     }
 
     fn change(&self, mut to: impl FnMut(Word) -> Option<Word>) -> Option<Word> {
@@ -252,7 +264,9 @@ impl Slot {
     /// Free → loading `offset`. Structure lock held.
     pub fn allocate(&self, offset: u64) -> bool {
         let free = self.change(|w| (w.state() == FREE).then(|| w.next(LOADING)));
-        self.offset.store(offset, Ordering::Relaxed);
+        if free.is_some() {
+            self.offset.store(offset, Ordering::Relaxed);
+        }
         free.is_some()
     }
 
@@ -353,6 +367,6 @@ impl Slot {
 
     /// Releasing → free. Structure lock held.
     pub fn end_release(&self) {
-        self.change(|w| Some(w.next(FREE)));
+        self.change(|w| w.is_releasing().then(|| w.next(FREE)));
     }
 }

@@ -74,18 +74,18 @@ impl Cache {
     /// Pages with a touched slot in them.
     fn resident_bytes(&self) -> u64 {
         let unit = self.tables.slots_per_page();
-        let pages: usize = (0..self.groups.len())
-            .map(|number| {
-                let touched = self.groups[number].touched.load(Ordering::Relaxed);
-                (0..group::SLOTS)
-                    .step_by(unit)
-                    .filter(|first| {
-                        let page = number * group::SLOTS + first;
-                        touched & group::mask(number, &(page..page + unit)) != 0
-                    })
-                    .count()
-            })
-            .sum();
+        let is_touched = |page: &usize| {
+            (page / group::SLOTS..(page + unit).div_ceil(group::SLOTS).min(self.groups.len())).any(
+                |number| {
+                    let touched = self.groups[number].touched.load(Ordering::Relaxed);
+                    touched & group::mask(number, &(*page..page + unit)) != 0
+                },
+            )
+        };
+        let pages = (0..self.slots.len())
+            .step_by(unit)
+            .filter(is_touched)
+            .count();
         (pages * unit * self.table_size()) as u64
     }
 

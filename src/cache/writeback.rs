@@ -94,6 +94,7 @@ impl Cache {
     /// Claims the next run of neighbours. Tables that somebody else writes go to `elsewhere`, those that need no write
     /// are passed over. Takes nothing if a dependency was set since it was looked at.
     fn claim_batch(&self, rest: &mut &[Listed], elsewhere: &mut Vec<Listed>) -> Batch<'_> {
+        let before = (*rest, elsewhere.len());
         let mut batch = Batch {
             cache: self,
             tables: Vec::new(),
@@ -130,6 +131,14 @@ impl Cache {
                 batch.tables.push((*offset, *slot));
             }
         }
+        drop(inner);
+        // Claimed first, then looked again: a table that was dirtied after a new dependency was set is not written before it.
+        if !self.owes_nothing() {
+            *rest = before.0;
+            elsewhere.truncate(before.1);
+            let claimed = std::mem::take(&mut batch.tables);
+            batch.end(&claimed, true);
+        }
         batch
     }
 
@@ -164,7 +173,10 @@ impl Cache {
                 IoBuf::new(self.tables.table(*slot).as_ptr(), self.table_size())
             })
             .collect();
-        let written = self.storage.pwritev(*offset, &bufs);
+        // The check may have yielded; a cache that was poisoned meanwhile never writes again.
+        let written = self
+            .check_poison()
+            .and_then(|()| self.storage.pwritev(*offset, &bufs));
         batch.end(run, written.is_err());
         if written.is_ok() {
             Counters::add(&self.counters.writes, 1);
@@ -206,13 +218,14 @@ struct Batch<'a> {
 impl Batch<'_> {
     fn end(&mut self, tables: &[Listed], failed: bool) {
         let cache = self.cache;
-        self.tables.retain(|table| !tables.contains(table));
+        // Both are in offset order.
+        self.tables
+            .retain(|table| tables.binary_search(table).is_err());
         let wakes = {
             let mut inner = cache.lock_inner();
             let mut wakes = Wakes::default();
             for (_, slot) in tables {
                 let number = *slot as usize;
-                inner.writing.retain(|s| s != slot);
                 let word = cache.slots[number].end_write(failed);
                 if word.is_dirty() {
                     cache.dirty.insert(&cache.groups, *slot);
@@ -220,6 +233,9 @@ impl Batch<'_> {
                 cache.reclaim_locked(&mut inner, *slot);
                 wakes.append(Cache::ended(&mut inner, *slot));
             }
+            inner
+                .writing
+                .retain(|slot| cache.slots[*slot as usize].word().is_writing());
             wakes
         };
         wakes.wake();

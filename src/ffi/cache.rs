@@ -147,8 +147,8 @@ impl From<q2c_cache_options> for CacheOptions {
 ///
 /// State lock held, or calls serialised otherwise; may wait. Never writes a table of this cache:
 /// dirty ones are an error. Caches that depend on this one are relieved of that first, which
-/// flushes storage. On an error nothing changed. Not to be called while another call uses the
-/// cache; a cleaner that still holds it, asked to stop or not, does no harm.
+/// flushes storage. On an error the cache is as it was. Not to be called while another call uses
+/// the cache; a cleaner that still holds it, asked to stop or not, does no harm.
 ///
 /// - `-EBUSY`: a table is pinned, being loaded or being written.
 /// - `-ENOTEMPTY`: tables are dirty. Flush them, or give them up: `q2c_cache_discard_range(cache,

@@ -66,7 +66,7 @@ mod tests {
         let error = Error::new(Errno::NOSPC, message.to_owned());
         // SAFETY: a local variable.
         unsafe { fill(&raw mut place, Some(&error)) };
-        let bytes: Vec<u8> = place.message.iter().map(|c| c.cast_unsigned()).collect();
+        let bytes: Vec<u8> = place.message.iter().map(|c| c.to_ne_bytes()[0]).collect();
         let end = bytes.iter().position(|byte| *byte == 0).expect("a NUL");
         (place.code, bytes[..end].to_vec())
     }

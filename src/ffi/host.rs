@@ -134,8 +134,8 @@ pub(super) unsafe fn host_from(host: *const q2c_host) -> Result<Arc<dyn Host>> {
             Ok(Arc::new(CoroutineHost::new(Arc::new(callbacks))))
         }
         kind => Err(invalid(format!(
-            "q2c_host.kind is {kind}: allowed are {Q2C_HOST_THREADS} (threads), {Q2C_HOST_EVENT_LOOP} \
-             (event loop) and {Q2C_HOST_COROUTINES} (coroutines)"
+            "q2c_host.kind is {kind}: allowed are {Q2C_HOST_THREADS} (threads), \
+             {Q2C_HOST_EVENT_LOOP} (event loop) and {Q2C_HOST_COROUTINES} (coroutines)"
         ))),
     }
 }
@@ -235,8 +235,8 @@ impl Callbacks {
         fn there<T>(callback: Option<T>, name: &str) -> Result<T> {
             callback.ok_or_else(|| {
                 invalid(format!(
-                    "q2c_host.{name} is NULL: a coroutine host must have every callback but the pair \
-                     lock and unlock"
+                    "q2c_host.{name} is NULL: a coroutine host must have every callback but the \
+                     pair lock and unlock"
                 ))
             })
         }

@@ -6,13 +6,13 @@
 //!
 //! | step | here |
 //! |---|---|
-//! | a panic never crosses into C | [`guard`], below every export |
-//! | a panic inside a cache poisons it | [`call_cache`], [`call_state`] |
-//! | an error becomes `-errno` | [`outcome`] |
-//! | set-up functions fill a `q2c_error` | [`call_set_up`] |
-//! | NULL, handle → `&T` (never `&mut T`) | [`value`] |
-//! | `struct_size` | [`read_struct`], [`out_struct`] |
-//! | outputs are written on success alone | [`Out`], [`OutStruct`] |
+//! | a panic never crosses into C | `guard`, below every export |
+//! | a panic inside a cache poisons it | `call_cache`, `call_state` |
+//! | an error becomes `-errno` | `outcome` |
+//! | set-up functions fill a `q2c_error` | `call_set_up` |
+//! | NULL, handle → `&T` (never `&mut T`) | `value` |
+//! | `struct_size` | `read_struct`, `out_struct` |
+//! | outputs are written on success alone | `Out`, `OutStruct` |
 //!
 //! | file | subject |
 //! |---|---|
@@ -125,7 +125,7 @@ fn on_cache<T>(cache: &Cache, body: impl FnOnce(&Cache) -> Result<T, Errno>) -> 
 /// An export on a cache.
 ///
 /// # Safety
-/// As [`value`].
+/// As `value`.
 #[inline]
 unsafe fn call_cache<T: Code>(
     cache: *const q2c_cache,
@@ -152,7 +152,7 @@ fn poison_state(state: &State) {
 /// An export on a state.
 ///
 /// # Safety
-/// As [`value`].
+/// As `value`.
 unsafe fn call_state<T: Code>(
     state: *const q2c_state,
     body: impl FnOnce(&State) -> Result<T, Errno>,
@@ -187,7 +187,7 @@ fn internal_error(what: &str, panic: &(dyn Any + Send)) -> Error {
 
 /// A handle type of C: an opaque struct whose pointers are in truth pointers to a Rust value.
 trait Handle {
-    type Value;
+    type Value: Send + Sync;
 }
 
 /// The value behind a handle. `EINVAL`: NULL.
@@ -307,7 +307,7 @@ unsafe fn read_struct<T: CStruct>(at: *const T) -> Result<T, Error> {
     Ok(unsafe { at.read() })
 }
 
-/// As [`read_struct`]; NULL is `None`.
+/// As `read_struct`; NULL is `None`.
 ///
 /// # Safety
 /// As [`struct_size`].
@@ -325,7 +325,7 @@ struct OutStruct<T> {
     struct_size: usize,
 }
 
-/// `EINVAL`: see [`read_struct`]. Fields that a newer version has are not written.
+/// `EINVAL`: see `read_struct`. Fields that a newer version has are not written.
 ///
 /// # Safety
 /// As [`struct_size`], and writable as long as the result is in use.
@@ -341,4 +341,98 @@ unsafe fn out_struct<T: CStruct>(place: *mut T) -> Result<OutStruct<T>, Error> {
 #[allow(clippy::needless_pass_by_value)] // for `map_err`
 fn errno_of(error: Error) -> Errno {
     error.errno()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::{CStr, c_void};
+    use std::ptr::{null, null_mut};
+
+    use super::cache::{q2c_cache_create, q2c_cache_destroy, q2c_cache_options};
+    use super::storage::q2c_storage;
+    use super::writeback::q2c_cache_write;
+    use super::*;
+
+    unsafe extern "C" fn transfer(
+        _: *mut c_void,
+        _: u64,
+        _: *const libc::iovec,
+        _: c_int,
+    ) -> c_int {
+        0
+    }
+
+    unsafe extern "C" fn flush(_: *mut c_void) -> c_int {
+        0
+    }
+
+    fn new_cache() -> *mut q2c_cache {
+        let options = q2c_cache_options {
+            struct_size: size_of::<q2c_cache_options>(),
+            tables: 4,
+            table_size: 512,
+            kind: 0,
+            reserved_tables: 1,
+        };
+        let storage = q2c_storage {
+            struct_size: size_of::<q2c_storage>(),
+            opaque: null_mut(),
+            preadv: Some(transfer),
+            pwritev: Some(transfer),
+            flush: Some(flush),
+            pre_write_check: None,
+            corruption: None,
+            max_iov: 0,
+        };
+        let mut cache = null_mut();
+        // SAFETY: local variables, and callbacks that follow no pointer.
+        let made =
+            unsafe { q2c_cache_create(&options, &storage, null(), &raw mut cache, null_mut()) };
+        assert_eq!(made, 0);
+        cache
+    }
+
+    #[test]
+    fn a_panic_in_a_cache_poisons_it_and_it_can_still_be_destroyed() {
+        let mut cache = new_cache();
+        // SAFETY: the cache lives.
+        unsafe {
+            assert_eq!(q2c_cache_write(cache), 0);
+            let panicked = call_cache::<()>(cache, |_| panic!("on purpose"));
+            assert_eq!(panicked, -libc::EIO);
+            assert_eq!(q2c_cache_write(cache), -libc::EIO);
+            assert_eq!(q2c_cache_destroy(&raw mut cache), 0);
+        }
+        assert!(cache.is_null());
+    }
+
+    #[test]
+    fn a_panic_without_a_cache_is_eio() {
+        assert_eq!(call::<()>(|| panic!("on purpose")), -libc::EIO);
+    }
+
+    #[test]
+    fn a_panic_in_a_set_up_function_is_told_in_words() {
+        let mut error = q2c_error {
+            code: 0,
+            message: [0; 256],
+        };
+        // SAFETY: a local variable, NUL-terminated when it is read.
+        let message = unsafe {
+            let code = call_set_up("q2c_example", &raw mut error, || panic!("{} tables", 3));
+            assert_eq!((code, error.code), (-libc::EIO, libc::EIO));
+            CStr::from_ptr(error.message.as_ptr())
+        };
+        assert_eq!(message, c"q2c_example: internal error: 3 tables");
+    }
+
+    #[test]
+    fn numbers_are_capped() {
+        assert_eq!(outcome(Ok(usize::MAX)), c_int::MAX);
+        assert_eq!(
+            (outcome(Ok(7_usize)), outcome(Ok(true)), outcome(Ok(()))),
+            (7, 1, 0)
+        );
+        assert_eq!(outcome::<()>(Err(Errno::STALE)), -libc::ESTALE);
+    }
 }

@@ -142,7 +142,8 @@ fn no_context(errno: Errno) -> Error {
 pub(super) fn interval_in_words(interval_ns: u64) -> Result<()> {
     check_interval(interval_ns).map_err(|errno| {
         let message = format!(
-            "'clean_interval_ns' is {interval_ns}: allowed is 0, as this system's kernel takes no memory back"
+            "'clean_interval_ns' is {interval_ns}: allowed is 0, as this system's kernel takes no \
+             memory back"
         );
         Error::new(errno, message)
     })
@@ -180,8 +181,8 @@ pub unsafe extern "C" fn q2c_state_close(state: *mut *mut q2c_state) -> c_int {
 /// Another process wrote the image: stops the cleaner, drops every table, dirty ones too, and
 /// starts the cleaner again.
 ///
-/// Coroutine, thread or plain code, state lock not held; may wait for the cleaner's end. Never
-/// writes. The caches stay the same.
+/// Coroutine, thread or plain code, state lock not held (it is taken inside, except by plain code
+/// where it is the host's: there the image has to be quiesced); may wait. Never writes.
 ///
 /// - `-EINVAL`: `state` is NULL.
 /// - `-EBUSY`: a table is in use. Tables of neither cache were dropped for that, and the cleaner
@@ -198,7 +199,7 @@ pub unsafe extern "C" fn q2c_state_invalidate(state: *mut q2c_state) -> c_int {
 }
 
 /// The image has come to `context`: starts the cleaner there (see `q2c_cleaner_start`), with the
-/// interval it has.
+/// interval that was set last.
 ///
 /// Any thread, state lock held or not; never waits, but may run the new coroutine up to its first
 /// wait.

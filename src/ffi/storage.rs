@@ -36,6 +36,8 @@ const IOV_MAX: usize = 1024;
 /// throw or `longjmp` out, and must not call functions on the same cache that wait for the table at
 /// hand.
 ///
+/// Each buffer is one table, aligned to its size or to a page, whichever is less.
+///
 /// Copied at creation. `opaque` and what it leads to must live as long as the cache or state. Two
 /// storages with the same `opaque` and the same `flush` count as one: a flush of one makes the
 /// other's writes stable.
@@ -59,8 +61,8 @@ pub struct q2c_storage {
         ) -> c_int,
     >,
     /// Writes the `iovcnt` buffers to byte `offset` of the file on. 0 or more: every byte was
-    /// written. `-errno`: passed on unchanged, and the tables stay dirty. The buffers must not be
-    /// changed. Must not be NULL.
+    /// written. `-errno`: passed on unchanged, and the tables stay dirty. The callback must not
+    /// change the buffers; whoever has a table pinned may. Must not be NULL.
     pub pwritev: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,

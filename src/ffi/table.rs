@@ -73,7 +73,8 @@ fn wait_get_unlocked(cache: &Cache, offset: u64) -> Result<Pinned<'_>, Errno> {
 /// make room is written first, with what it depends on. A resident table takes no lock and no wait.
 ///
 /// - `-EINVAL`: an argument is NULL; `table_offset` is 0.
-/// - `-EBUSY`: every slot is pinned, so that waiting would not help.
+/// - `-EBUSY`: every slot is pinned, so that waiting would not help; or that table is pinned
+///   1048575 times.
 /// - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the
 ///   cache is poisoned.
 /// - storage's own: of `preadv`, or of the write-back that was to make room. Nothing changed; the

@@ -7,7 +7,10 @@ use parking_lot::Mutex;
 
 use super::options::{optional_geometry_from, options_from, q2c_geometry, q2c_options};
 use super::state::{interval_in_words, q2c_state};
-use super::{Handle, call_destroy, call_set_up, error::q2c_error, named_out, on_state, value};
+use super::{
+    Handle, call_destroy, call_set_up, error::q2c_error, guard, internal_error, named_out,
+    on_state, poison_state, value,
+};
 use crate::error::{Errno, Error, Result};
 use crate::state::{State, Update};
 
@@ -91,7 +94,12 @@ unsafe fn prepare(
     let (options, geometry) =
         unsafe { (options_from(options)?, optional_geometry_from(geometry)?) };
     interval_in_words(clean_interval_ns)?;
-    let update = target.prepare(&options, geometry, clean_interval_ns)?;
+    let update = guard(|| target.prepare(&options, geometry, clean_interval_ns)).unwrap_or_else(
+        |panic| {
+            poison_state(target);
+            Err(internal_error("q2c_update_options_prepare", &*panic))
+        },
+    )?;
     Ok(Prepared {
         of: state.addr(),
         update: Mutex::new(Some(update)),
@@ -108,7 +116,8 @@ unsafe fn prepare(
 /// quiesced. May wait, may write. No request may use the old caches.
 ///
 /// On an error nothing changed, the cleaner is as it was, and `*update` stays, to be committed
-/// again or aborted.
+/// again or aborted. A cleaner that the host cannot start is no error and does not undo the change:
+/// `q2c_cleaner_is_running` tells.
 ///
 /// - `-EINVAL`: `state`, `update` or `*update` is NULL; the update is of another state.
 /// - `-EBUSY`: a table of an old cache is in use.

@@ -83,7 +83,10 @@ impl Host for CoroutineHost {
                 coroutine,
             })
         } else {
-            Box::new(PlainSleeper(coroutines))
+            Box::new(PlainSleeper {
+                coroutines,
+                kicked: AtomicBool::new(false),
+            })
         }
     }
 
@@ -136,16 +139,19 @@ impl Host for CoroutineHost {
             return Ok(());
         }
         let done = Arc::new(AtomicBool::new(false));
+        let kicked = Arc::new(AtomicBool::new(false));
         self.spawn_in(0, {
-            let done = done.clone();
+            let (done, kicked) = (done.clone(), kicked.clone());
             move |host| {
                 entry();
                 // Release: what the entry did is visible to the poller, whose load acquires.
                 done.store(true, Ordering::Release);
                 host.coroutines.kick();
+                kicked.store(true, Ordering::Release);
             }
         })?;
         self.dispatch_until(&[], &|| done.load(Ordering::Acquire));
+        wait_for_kick(|| kicked.load(Ordering::Acquire));
         Ok(())
     }
 }
@@ -182,17 +188,32 @@ impl Sleeper for CoroutineSleeper {
     }
 }
 
-struct PlainSleeper(Arc<dyn Coroutines>);
+/// Plain code, which may look at its condition for a reason of its own, return, and free the host before the waker has
+/// called `kick`. So it leaves only when the kick was made.
+struct PlainSleeper {
+    coroutines: Arc<dyn Coroutines>,
+    kicked: AtomicBool,
+}
 
 impl Sleeper for PlainSleeper {
     fn sleep(&self, notified: &dyn Fn() -> bool) {
         while !notified() {
-            self.0.poll_while(&|| !notified());
+            self.coroutines.poll_while(&|| !notified());
         }
+        wait_for_kick(|| self.kicked.swap(false, Ordering::Acquire));
     }
 
     fn wake(&self) {
-        self.0.kick();
+        self.coroutines.kick();
+        // Release: the kick is over before the sleeper leaves. The last touch of the host.
+        self.kicked.store(true, Ordering::Release);
+    }
+}
+
+/// The waker is between its notification and the end of `kick`, which waits for nothing.
+fn wait_for_kick(was_kicked: impl Fn() -> bool) {
+    while !was_kicked() {
+        std::thread::yield_now();
     }
 }
 

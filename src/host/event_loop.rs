@@ -13,6 +13,8 @@
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
+use once_cell::sync::OnceCell;
+
 use super::executor::{Executor, ExecutorClock};
 use super::{Cancel, Context, Host, Task, thread_owner};
 use crate::error::{Errno, Error, Result};
@@ -23,12 +25,19 @@ use crate::sync::parker::{Sleeper, ThreadSleeper};
 pub struct EventLoop {
     executor: Arc<Executor>,
     wakeup: Arc<OwnedFd>,
-    home: Owner,
+    home: OnceCell<Owner>,
 }
 
 impl EventLoop {
     /// A loop whose home is the calling thread.
     pub fn new() -> Result<Arc<Self>> {
+        let event_loop = Self::without_home()?;
+        event_loop.adopt();
+        Ok(event_loop)
+    }
+
+    /// A loop whose home is the thread that calls [`EventLoop::adopt`] first.
+    pub(super) fn without_home() -> Result<Arc<Self>> {
         // SAFETY: no pointer is passed.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if fd < 0 {
@@ -44,8 +53,13 @@ impl EventLoop {
         Ok(Arc::new(Self {
             executor: Executor::new(Box::new(move || notify(&notified))),
             wakeup,
-            home: thread_owner(),
+            home: OnceCell::new(),
         }))
+    }
+
+    /// Makes the calling thread the loop's home, if it has none.
+    pub(super) fn adopt(&self) {
+        self.home.get_or_init(thread_owner);
     }
 
     /// Waits at most `limit_ns` (`None`: without limit) for something to do, then runs it; returns how many timers
@@ -56,8 +70,13 @@ impl EventLoop {
             (Some(next), Some(limit)) => Some(next.min(limit)),
             (next, limit) => next.or(limit),
         };
-        wait_readable(self.fd(), timeout);
+        self.wait(timeout);
         self.dispatch()
+    }
+
+    /// Waits for something to dispatch, at most `timeout_ns`; takes no lock.
+    pub(super) fn wait(&self, timeout_ns: Option<u64>) {
+        wait_readable(self.fd(), timeout_ns);
     }
 
     /// Runs what is ready, never waits; returns how many timers and tasks ran. `EPERM` outside the home thread.
@@ -83,6 +102,12 @@ impl EventLoop {
         notify(&self.wakeup);
     }
 
+    /// Adds a task, with the loop's clock. Any thread.
+    pub(super) fn spawn(&self, task: Task) -> Box<dyn Cancel> {
+        let clock = Arc::new(ExecutorClock(self.executor.clone()));
+        self.executor.spawn(task(clock))
+    }
+
     /// The loop's clock and tasks.
     pub fn executor(&self) -> &Arc<Executor> {
         &self.executor
@@ -90,7 +115,7 @@ impl EventLoop {
 
     /// Whether the calling thread is the loop's home.
     pub fn is_home(&self) -> bool {
-        self.home == thread_owner()
+        self.home.get() == Some(&thread_owner())
     }
 
     fn check_home(&self) -> core::result::Result<(), Errno> {
@@ -164,8 +189,7 @@ impl Host for EventLoopHost {
         let Context::Loop(event_loop) = context else {
             return Err(Errno::INVAL);
         };
-        let clock = Arc::new(ExecutorClock(event_loop.executor.clone()));
-        Ok(Some(event_loop.executor.spawn(task(clock))))
+        Ok(Some(event_loop.spawn(task)))
     }
 
     fn check_context(&self, context: &Context) -> core::result::Result<(), Errno> {

@@ -11,9 +11,10 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 
 use super::Cancel;
 use crate::primitives::Mutex;
@@ -95,6 +96,8 @@ impl Executor {
         };
         // Without the lock: its drop deletes timers and wakes others.
         drop(future);
+        // Whoever turns may wait for the last task to go.
+        (self.notify)();
     }
 
     /// Whether a task is alive.
@@ -184,6 +187,7 @@ impl Executor {
             });
             (id, taken)
         };
+        // None: the task is gone.
         let Some(mut future) = future else {
             return true;
         };
@@ -191,24 +195,37 @@ impl Executor {
             executor: self.clone(),
             id,
         }));
-        let polled = future.as_mut().poll(&mut Context::from_waker(&waker));
+        let poll = AssertUnwindSafe(|| future.as_mut().poll(&mut Context::from_waker(&waker)));
+        // A task that panics is over; the others and their turner go on.
+        let polled = catch_unwind(poll).unwrap_or(Poll::Ready(()));
         let mut inner = self.inner.lock();
         match inner.tasks.get_mut(&id) {
             Some(entry) if polled.is_pending() && !entry.cancelled => {
                 entry.future = Some(future);
+                if entry.queued {
+                    inner.ready.push_back(id);
+                    drop(inner);
+                    (self.notify)();
+                }
                 return true;
             }
             _ => inner.tasks.remove(&id),
         };
         drop(inner);
-        drop(future);
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(future)));
         true
     }
 
     fn wake_task(&self, id: u64) {
         let mut inner = self.inner.lock();
         match inner.tasks.get_mut(&id) {
-            Some(entry) if !entry.queued => entry.queued = true,
+            Some(entry) if !entry.queued => {
+                entry.queued = true;
+                if entry.future.is_none() {
+                    // Being polled: the poller queues it.
+                    return;
+                }
+            }
             _ => return,
         }
         inner.ready.push_back(id);

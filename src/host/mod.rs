@@ -36,6 +36,18 @@ pub enum Context {
     Opaque(usize),
 }
 
+impl PartialEq for Context {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Default, Self::Default) => true,
+            #[cfg(not(any(loom, shuttle)))]
+            (Self::Loop(a), Self::Loop(b)) => Arc::ptr_eq(a, b),
+            (Self::Opaque(a), Self::Opaque(b)) => a == b,
+            _ => false,
+        }
+    }
+}
+
 /// The body of a cleaner: given the clock of its context, a future to run to its end there.
 pub type Task = Box<dyn FnOnce(Arc<dyn Clock>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
@@ -111,9 +123,10 @@ pub trait Host: Send + Sync {
         Ok(())
     }
 
-    /// Keeps alive what this host's cleaners run on, until dropped; dropping it may wait for them to end.
-    fn lease(&self) -> Option<Box<dyn std::any::Any + Send + Sync>> {
-        None
+    /// Keeps alive what this host's cleaners run on, until dropped; dropping it may wait for them to end. An error: they
+    /// cannot run now.
+    fn lease(&self) -> Result<Option<Box<dyn std::any::Any + Send + Sync>>, Errno> {
+        Ok(None)
     }
 }
 

@@ -4,21 +4,23 @@
 //! The background thread comes with the first cleaner that starts and is joined when the last cleaner handle is
 //! destroyed, so that nothing of the library runs once every handle is closed.
 //!
+//! The thread turns an event loop of the library's own kind; while it waits, it waits in the kernel for a descriptor.
+//!
 //! `fork`: the child has no background thread. A gate, held by the thread while it turns and by `fork` while it
-//! forks, makes sure that the thread held no lock at that moment; the child then finds its cleaners lost, a stop
-//! returns at once, and a start makes a new thread.
+//! forks, makes sure that the thread held no lock and waited for none at that moment; the child then finds its cleaners
+//! lost, a stop returns at once, and a start makes a new thread.
 
 use std::any::Any;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use once_cell::sync::OnceCell;
-use parking_lot::{Condvar, Mutex, RawMutex, lock_api::RawMutex as _};
+use parking_lot::{Mutex, RawMutex, lock_api::RawMutex as _};
 
-use super::executor::{Executor, ExecutorClock};
+use super::event_loop::EventLoop;
 use super::{Cancel, Context, Host, Task, thread_owner};
 use crate::error::Errno;
+use crate::primitives::{AtomicBool, Ordering};
 use crate::sync::lock::Owner;
 use crate::sync::parker::{Sleeper, ThreadSleeper};
 
@@ -45,8 +47,7 @@ impl Host for ThreadHost {
     fn spawn(&self, context: &Context, task: Task) -> Result<Option<Box<dyn Cancel>>, Errno> {
         self.check_context(context)?;
         let service = Service::get()?;
-        let clock = Arc::new(ExecutorClock(service.executor.clone()));
-        Ok(Some(service.executor.spawn(task(clock))))
+        Ok(Some(service.event_loop.spawn(task)))
     }
 
     fn check_context(&self, context: &Context) -> Result<(), Errno> {
@@ -60,10 +61,8 @@ impl Host for ThreadHost {
         pid != std::process::id()
     }
 
-    fn lease(&self) -> Option<Box<dyn Any + Send + Sync>> {
-        Service::get()
-            .ok()
-            .map(|service| Box::new(service) as Box<dyn Any + Send + Sync>)
+    fn lease(&self) -> Result<Option<Box<dyn Any + Send + Sync>>, Errno> {
+        Ok(Some(Box::new(Service::get()?)))
     }
 }
 
@@ -72,32 +71,9 @@ static CURRENT: Mutex<Weak<Service>> = Mutex::new(Weak::new());
 /// See the module: held while the background thread turns, and across `fork`.
 static FORK_GATE: RawMutex = RawMutex::INIT;
 
-#[derive(Default)]
-struct Pending {
-    /// There is something to turn for.
-    turn: bool,
-    /// The last lease is gone: the thread ends with its last task.
-    finish: bool,
-}
-
-#[derive(Default)]
-struct Signal {
-    pending: Mutex<Pending>,
-    condvar: Condvar,
-}
-
-impl Signal {
-    fn notify(&self, finish: bool) {
-        let mut pending = self.pending.lock();
-        pending.turn = true;
-        pending.finish |= finish;
-        self.condvar.notify_one();
-    }
-}
-
 struct Service {
-    executor: Arc<Executor>,
-    signal: Arc<Signal>,
+    event_loop: Arc<EventLoop>,
+    finish: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     pid: u32,
 }
@@ -109,21 +85,18 @@ impl Service {
             return Ok(service);
         }
         register_fork_handlers();
-        let signal = Arc::new(Signal::default());
-        let executor = Executor::new(Box::new({
-            let signal = signal.clone();
-            move || signal.notify(false)
-        }));
+        let event_loop = EventLoop::without_home().map_err(|error| error.errno())?;
+        let finish = Arc::new(AtomicBool::new(false));
         let thread = std::thread::Builder::new()
             .name("qcow2cache".into())
             .spawn({
-                let (executor, signal) = (executor.clone(), signal.clone());
-                move || run(&executor, &signal)
+                let (event_loop, finish) = (event_loop.clone(), finish.clone());
+                move || run(&event_loop, &finish)
             })
             .map_err(|error| Errno::from_code(error.raw_os_error().unwrap_or(libc::EAGAIN)))?;
         let service = Arc::new(Self {
-            executor,
-            signal,
+            event_loop,
+            finish,
             thread: Some(thread),
             pid: std::process::id(),
         });
@@ -146,33 +119,30 @@ impl Drop for Service {
             std::mem::forget(thread);
             return;
         }
-        self.signal.notify(true);
-        // The thread itself catches panics of its tasks; a failed join leaves nothing to do.
+        // Release pairs with the acquire in `run`.
+        self.finish.store(true, Ordering::Release);
+        self.event_loop.kick();
+        // Nothing in the thread panics outside its tasks, which are caught; a failed join leaves nothing to do.
         let _ = thread.join();
     }
 }
 
-fn run(executor: &Arc<Executor>, signal: &Signal) {
+/// The background thread. Outside the gate it waits and holds no lock; `fork` can come only then.
+fn run(event_loop: &EventLoop, finish: &AtomicBool) {
+    event_loop.adopt();
+    let mut timeout = None;
     loop {
+        event_loop.wait(timeout);
         FORK_GATE.lock();
-        executor.turn();
-        let timeout = executor.timeout_ns();
-        // SAFETY: locked by this thread just above.
+        let dispatched = event_loop.dispatch();
+        debug_assert!(dispatched.is_ok(), "this thread is the loop's home");
+        timeout = event_loop.timeout_ns();
+        let idle = !event_loop.executor().has_tasks();
+        // SAFETY: locked by this thread four lines above.
         unsafe { FORK_GATE.unlock() };
-        let mut pending = signal.pending.lock();
-        if pending.finish && !executor.has_tasks() {
+        if idle && finish.load(Ordering::Acquire) {
             return;
         }
-        if !pending.turn {
-            match timeout {
-                Some(ns) => {
-                    let limit = Duration::from_nanos(ns);
-                    signal.condvar.wait_for(&mut pending, limit);
-                }
-                None => signal.condvar.wait(&mut pending),
-            }
-        }
-        pending.turn = false;
     }
 }
 

@@ -42,7 +42,7 @@ struct Inner {
     /// The request that the lock was handed to and that has not noticed yet.
     granted: Option<u64>,
     queue: VecDeque<Request>,
-    cleaners: Vec<Waker>,
+    cleaners: Vec<(usize, Waker)>,
     next_id: u64,
 }
 
@@ -68,16 +68,22 @@ impl StateLock {
     }
 
     /// Takes the lock if it is free, or promises to wake `cx` when it next is. For the cleaner: any number of polls,
-    /// none owes another one.
-    pub fn poll_lock_cleaner(&self, owner: Owner, cx: &mut Context<'_>) -> Poll<()> {
+    /// none owes another one. `cleaner` tells one cleaner from another.
+    pub fn poll_lock_cleaner(
+        &self,
+        owner: Owner,
+        cleaner: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        // Cloned without the lock: the first clone may ask the host who calls.
+        let waker = cx.waker().clone();
         let mut inner = self.inner.lock();
         if inner.owner.is_none() {
             inner.owner = Some(owner);
             return Poll::Ready(());
         }
-        if !inner.cleaners.iter().any(|w| w.will_wake(cx.waker())) {
-            inner.cleaners.push(cx.waker().clone());
-        }
+        inner.cleaners.retain(|(other, _)| *other != cleaner);
+        inner.cleaners.push((cleaner, waker));
         Poll::Pending
     }
 
@@ -111,7 +117,8 @@ impl StateLock {
             return vec![request.waker];
         }
         inner.owner = None;
-        let mut wakers = std::mem::take(&mut inner.cleaners);
+        let cleaners = std::mem::take(&mut inner.cleaners);
+        let mut wakers: Vec<Waker> = cleaners.into_iter().map(|(_, waker)| waker).collect();
         wakers.extend(Self::wake_first(inner));
         wakers
     }
@@ -136,29 +143,21 @@ impl Future for Locking<'_> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.take() {
+            return Poll::Ready(());
+        }
+        // Cloned without the lock: the first clone may ask the host who calls. Hence the second look.
+        let waker = cx.waker().clone();
         let mut inner = self.lock.inner.lock();
-        if self.id.is_some() && inner.granted == self.id {
-            inner.granted = None;
+        if Self::take_from(&mut inner, self.id, self.owner) {
             drop(inner);
             self.id = None;
             return Poll::Ready(());
         }
-        let position = self
-            .id
-            .and_then(|id| inner.queue.iter().position(|r| r.id == id));
-        if inner.owner.is_none() {
-            inner.owner = Some(self.owner);
-            if let Some(position) = position {
-                inner.queue.remove(position);
-            }
-            drop(inner);
-            self.id = None;
-            return Poll::Ready(());
-        }
-        if let Some(position) = position {
-            let request = &mut inner.queue[position];
+        let id = self.id;
+        if let Some(request) = inner.queue.iter_mut().find(|r| Some(r.id) == id) {
             request.lost |= std::mem::take(&mut request.woken);
-            request.waker.clone_from(cx.waker());
+            request.waker = waker;
             return Poll::Pending;
         }
         let id = inner.next_id;
@@ -166,13 +165,37 @@ impl Future for Locking<'_> {
         inner.queue.push_back(Request {
             id,
             owner: self.owner,
-            waker: cx.waker().clone(),
+            waker,
             woken: false,
             lost: false,
         });
         drop(inner);
         self.id = Some(id);
         Poll::Pending
+    }
+}
+
+impl Locking<'_> {
+    fn take(&mut self) -> bool {
+        let taken = Self::take_from(&mut self.lock.inner.lock(), self.id, self.owner);
+        if taken {
+            self.id = None;
+        }
+        taken
+    }
+
+    /// The lock was handed to this request, or is free.
+    fn take_from(inner: &mut Inner, id: Option<u64>, owner: Owner) -> bool {
+        if id.is_some() && inner.granted == id {
+            inner.granted = None;
+            return true;
+        }
+        if inner.owner.is_some() {
+            return false;
+        }
+        inner.owner = Some(owner);
+        inner.queue.retain(|r| Some(r.id) != id);
+        true
     }
 }
 

@@ -85,11 +85,16 @@ impl Future for Ticket {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.0.lock().notified {
+            return Poll::Ready(());
+        }
+        // Cloned without the lock: the first clone may ask the host who calls.
+        let waker = cx.waker().clone();
         let mut node = self.0.lock();
         if node.notified {
             return Poll::Ready(());
         }
-        node.waker = Some(cx.waker().clone());
+        node.waker = Some(waker);
         Poll::Pending
     }
 }
