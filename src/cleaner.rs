@@ -650,10 +650,11 @@ struct Body {
 }
 
 async fn run(body: Body) {
+    // Variables are dropped in reverse order, when the task ends and when it is dropped in mid-sleep.
     let Body {
-        targets,
-        clock,
         end,
+        clock,
+        targets,
     } = body;
     let EndReport { shared, instance } = &end;
     let itself = shared.host.cleaner_owner();
@@ -666,8 +667,4 @@ async fn run(body: Body) {
         instance.control.lock().runner = itself;
         shared.unlock_after_pass();
     }
-    // In the same order here.
-    drop(targets);
-    drop(clock);
-    drop(end);
 }

@@ -37,10 +37,11 @@ impl<'a> Sleep<'a> {
         }
     }
 
-    /// Ready once the deadline is reached; the timer is deleted then.
+    /// Ready once the deadline is reached; the timer is deleted then. Never at the first poll: however short the sleep, its
+    /// context gets to do something else.
     pub fn poll_elapsed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.timer = None;
-        if self.clock.now_ns() >= self.deadline_ns {
+        let slept = self.timer.take().is_some();
+        if slept && self.clock.now_ns() >= self.deadline_ns {
             return Poll::Ready(());
         }
         self.timer = Some(self.clock.arm(self.deadline_ns, cx.waker().clone()));
