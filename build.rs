@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Makes `include/qcow2cache.h` from `src/ffi`, has it compiled by itself as C and as C++, and names the shared library.
+//! Makes `include/qcow2cache.h` from `src/ffi`, has it compiled by itself as C and as C++, and
+//! names the shared library.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -24,7 +25,8 @@ fn variable(name: &str) -> String {
     env::var(name).unwrap_or_else(|error| panic!("cargo sets {name}: {error}"))
 }
 
-/// Also keeps the library in memory after `dlclose`: a thread that ran Rust code runs its destructors at its end.
+/// Also keeps the library in memory after `dlclose`: a thread that ran Rust code runs its
+/// destructors at its end.
 fn name_shared_library() {
     if variable("CARGO_CFG_TARGET_OS") == "linux" {
         println!("cargo::rustc-link-arg-cdylib=-Wl,-soname,libqcow2cache.so.0");
@@ -66,7 +68,8 @@ fn generate_header(root: &Path) -> Vec<u8> {
     header
 }
 
-/// The objects go nowhere: all that counts is that the header needs nothing before it and draws no warning.
+/// The objects go nowhere: all that counts is that the header needs nothing before it and draws no
+/// warning.
 fn compile_header_alone(include: &Path) {
     let out = PathBuf::from(variable("OUT_DIR"));
     for (file, standard) in [("header.c", "c11"), ("header.cpp", "c++17")] {
@@ -85,7 +88,7 @@ fn compile_header_alone(include: &Path) {
             .file(&source)
             .try_compile_intermediates();
         if let Err(error) = compiled {
-            panic!("{HEADER} does not stand by itself as {standard}: {error}");
+            panic!("{HEADER} cannot be compiled by itself as {standard}: {error}");
         }
     }
 }

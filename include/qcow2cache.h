@@ -3,23 +3,28 @@
 /*
  * libqcow2cache: the qcow2 metadata table cache and the cache cleaner of QEMU-like block drivers.
  *
- * Conventions. Functions that return int return 0 (or, where it says so, a number from 0 on), or -errno; each lists its
- * errnos and why. Set-up functions also tell the error in words, in a q2c_error that the caller provides. Outputs are
- * written on success alone. An argument that is NULL where nothing says that it may be: -EINVAL; destroying or stopping
- * NULL: 0. Structs begin with struct_size, which the caller sets to sizeof the struct: a smaller one than the library's
- * is -EINVAL, a larger one (of a newer header) is accepted, and what the library does not know of it is not looked at.
- * Handles are opaque; a destroying function takes the address of the caller's pointer and sets it to NULL. Structs that
- * are passed in are copied; what their opaque pointers lead to must live as long as what was made with them. Sizes and
- * offsets are in bytes, times in ns, except where an option of QEMU's has seconds. Strings are UTF-8.
+ * Conventions. Functions that return int return 0 (or, where it says so, a number from 0 on), or
+ * -errno; each lists its errnos and why. Set-up functions also tell the error in words, in a
+ * q2c_error that the caller provides. Outputs are written on success alone. An argument that is
+ * NULL where nothing says that it may be: -EINVAL; destroying or stopping NULL: 0. Structs begin
+ * with struct_size, which the caller sets to sizeof the struct: a smaller one than the library's is
+ * -EINVAL, a larger one (of a newer header) is accepted, and what the library does not know of it
+ * is not looked at. Handles are opaque; a destroying function takes the address of the caller's
+ * pointer and sets it to NULL. Structs that are passed in are copied; what their opaque pointers
+ * lead to must live as long as what was made with them. Sizes and offsets are in bytes, times in
+ * ns, except where an option of QEMU's has seconds. Strings are UTF-8.
  *
- * Context. "Any thread, never waits" is any thread or coroutine, with or without the state lock. "May wait": in the
- * host's way; threads park, coroutines yield, plain code of a coroutine host polls, the home thread of an event loop
- * turns it if what it waits for is in there. The state lock is that of q2c_state_lock or q2c_cleaner_lock; "held, or
- * calls serialised otherwise" allows a driver whose image is quiesced to do without. No lock of the library is held
- * while a callback runs, so that it may call back. No call needs more than 16 KiB of stack besides what callbacks use.
+ * Context. "Any thread, never waits" is any thread or coroutine, with or without the state lock.
+ * "May wait": in the host's way; threads park, coroutines yield, plain code of a coroutine host
+ * polls, the home thread of an event loop turns it if what it waits for is in there. The state lock
+ * is that of q2c_state_lock or q2c_cleaner_lock; "held, or calls serialised otherwise" allows a
+ * driver whose image is quiesced to do without. No lock of the library is held while a callback
+ * runs, so that it may call back. No call needs more than 16 KiB of stack besides what callbacks
+ * use.
  *
- * Errors of storage pass through unchanged, so that any errno may come from a call that does I/O. A cache inside which
- * the library panicked is poisoned: it never writes again, and every call but its destruction says -EIO.
+ * Errors of storage pass through unchanged, so that any errno may come from a call that does I/O. A
+ * cache inside which the library panicked is poisoned: it never writes again, and every call but
+ * its destruction says -EIO.
  */
 
 
@@ -37,8 +42,8 @@
 #define Q2C_VERSION "0.1.0"
 
 /**
- * Version of the binary interface, and the number in `libqcow2cache.so.0`: grows when a function or struct changes
- * so that programs have to be built anew.
+ * Version of the binary interface, and the number in `libqcow2cache.so.0`: grows when a function
+ * or struct changes so that programs have to be built anew.
  */
 #define Q2C_ABI_VERSION 0
 
@@ -48,18 +53,21 @@
 #define Q2C_CORRUPTION_UNALIGNED_OFFSET 1
 
 /**
- * Callers are operating system threads, which park where they wait. One background thread for the whole process runs
- * all cleaners; it comes with the first start of one and goes with the last cleaner's handle.
+ * Callers are operating system threads, which park where they wait. One background thread for the
+ * whole process runs all cleaners; it comes with the first start of one and goes with the last
+ * cleaner's handle.
  */
 #define Q2C_HOST_THREADS 0
 
 /**
- * Callers are threads; cleaners are tasks of a `q2c_loop`, which is turned while its home thread waits for the end of one.
+ * Callers are threads; cleaners are tasks of a `q2c_loop`, which is turned while its home thread
+ * waits for the end of one.
  */
 #define Q2C_HOST_EVENT_LOOP 1
 
 /**
- * Callers are the host's own stackful coroutines, which yield where they wait, and plain code of its threads, which polls.
+ * Callers are the host's own stackful coroutines, which yield where they wait, and plain code of
+ * its threads, which polls.
  */
 #define Q2C_HOST_COROUTINES 2
 
@@ -89,38 +97,42 @@
 #define Q2C_OPTION_CACHE_CLEAN_INTERVAL 16
 
 /**
- * A cache of equally sized tables (L2 tables or slices of them, refcount blocks) of one image file.
+ * A cache of equally sized tables (L2 tables or slices of them, refcount blocks) of one image
+ * file.
  *
- * Made by `q2c_cache_create` and destroyed by `q2c_cache_destroy`, or borrowed from a state. Any number of threads and
- * coroutines may use it at once, but for its destruction.
+ * Made by `q2c_cache_create` and destroyed by `q2c_cache_destroy`, or borrowed from a state. Any
+ * number of threads and coroutines may use it at once, but for its destruction.
  */
 typedef struct q2c_cache q2c_cache;
 
 /**
- * A cache cleaner: drops the tables that nobody used for an interval, again and again, and gives their memory back. With it
- * comes the state lock, under which it cleans.
+ * A cache cleaner: drops the tables that nobody used for an interval, again and again, and gives
+ * their memory back. With it comes the state lock, under which it cleans.
  *
- * Made by `q2c_cleaner_create` and destroyed by `q2c_cleaner_destroy`, or borrowed from a state. Each start makes an *instance*;
- * one that was asked to stop may still be on its way out when the next one starts. Usable from any thread.
+ * Made by `q2c_cleaner_create` and destroyed by `q2c_cleaner_destroy`, or borrowed from a state.
+ * Each start makes an *instance*; one that was asked to stop may still be on its way out when the
+ * next one starts. Usable from any thread.
  */
 typedef struct q2c_cleaner q2c_cleaner;
 
 /**
- * An event loop of the library, in which cleaners live as tasks. Its *home* is the thread that made it, which turns it by
- * `q2c_loop_poll`, or by `q2c_loop_dispatch` from inside a foreign loop that watches the descriptor and the timeout.
+ * An event loop of the library, in which cleaners live as tasks. Its *home* is the thread that
+ * made it, which turns it by `q2c_loop_poll`, or by `q2c_loop_dispatch` from inside a foreign loop
+ * that watches the descriptor and the timeout.
  */
 typedef struct q2c_loop q2c_loop;
 
 /**
  * An open image's metadata: state lock, L2 cache, refcount cache, cleaner, options.
  *
- * Made by `q2c_state_open` and destroyed by `q2c_state_close`. Usable from any thread, but for its closing.
+ * Made by `q2c_state_open` and destroyed by `q2c_state_close`. Usable from any thread, but for its
+ * closing.
  */
 typedef struct q2c_state q2c_state;
 
 /**
- * A prepared change of options, with the new caches, not in use yet. Ends by `q2c_update_options_commit` or
- * `q2c_update_options_abort`, before its state is closed.
+ * A prepared change of options, with the new caches, not in use yet. Ends by
+ * `q2c_update_options_commit` or `q2c_update_options_abort`, before its state is closed.
  */
 typedef struct q2c_update q2c_update;
 
@@ -141,12 +153,13 @@ typedef struct q2c_cache_options {
      */
     size_t table_size;
     /**
-     * The caller's own number for what the tables are, handed to `pre_write_check` and `corruption`.
+     * The caller's own number for what the tables are, handed to `pre_write_check` and
+     * `corruption`.
      */
     int kind;
     /**
-     * How many of the slots `q2c_cache_get_unlocked` neither loads into nor pins, so that callers with the lock never
-     * starve: 1 for an L2 cache, 2 for refcount blocks; at most `tables`.
+     * How many of the slots `q2c_cache_get_unlocked` neither loads into nor pins, so that callers
+     * with the lock never starve: 1 for an L2 cache, 2 for refcount blocks; at most `tables`.
      */
     uint32_t reserved_tables;
 } q2c_cache_options;
@@ -154,13 +167,17 @@ typedef struct q2c_cache_options {
 /**
  * The image file below a cache: the caller's callbacks.
  *
- * They are called in the caller's own coroutine or thread, never in one that the library made, with no lock of the library
- * held, from several threads at once for different tables. They may block or yield, and may come back on another
- * thread if the host's coroutines do. They must not throw or `longjmp` out, and must not call functions on the same
- * cache that wait for the table at hand.
+ * They are called in the caller's own coroutine or thread, never in one that the library made,
+ * with no lock of the library held, from several threads at once for different tables. They may
+ * block or yield, and may come back on another thread if the host's coroutines do. They must not
+ * throw or `longjmp` out, and must not call functions on the same cache that wait for the table at
+ * hand.
  *
- * Copied at creation. `opaque` and what it leads to must live as long as the cache or state. Two storages with the
- * same `opaque` and the same `flush` count as one: a flush of one makes the other's writes stable.
+ * Each buffer is one table, aligned to its size or to a page, whichever is less.
+ *
+ * Copied at creation. `opaque` and what it leads to must live as long as the cache or state. Two
+ * storages with the same `opaque` and the same `flush` count as one: a flush of one makes the
+ * other's writes stable.
  */
 typedef struct q2c_storage {
     /**
@@ -172,29 +189,33 @@ typedef struct q2c_storage {
      */
     void *opaque;
     /**
-     * Reads into the `iovcnt` (1 to 1024) buffers from byte `offset` of the file on. 0 or more: every byte was read;
-     * what lies behind the end of the file has to be filled with zeros. `-errno`: passed to the caller of the get
-     * unchanged, and the table is not in the cache. Must not be NULL.
+     * Reads into the `iovcnt` (1 to 1024) buffers from byte `offset` of the file on. 0 or more:
+     * every byte was read; what lies behind the end of the file has to be filled with zeros.
+     * `-errno`: passed to the caller of the get unchanged, and the table is not in the cache. Must
+     * not be NULL.
      */
     int (*preadv)(void *opaque, uint64_t offset, const struct iovec *iov, int iovcnt);
     /**
-     * Writes the `iovcnt` buffers to byte `offset` of the file on. 0 or more: every byte was written. `-errno`:
-     * passed on unchanged, and the tables stay dirty. The buffers must not be changed. Must not be NULL.
+     * Writes the `iovcnt` buffers to byte `offset` of the file on. 0 or more: every byte was
+     * written. `-errno`: passed on unchanged, and the tables stay dirty. The callback must not
+     * change the buffers; whoever has a table pinned may. Must not be NULL.
      */
     int (*pwritev)(void *opaque, uint64_t offset, const struct iovec *iov, int iovcnt);
     /**
-     * Makes stable what was written before it was called. 0 or more: done. `-errno`: passed on unchanged, and what
-     * had to wait for the flush still waits. Must not be NULL.
+     * Makes stable what was written before it was called. 0 or more: done. `-errno`: passed on
+     * unchanged, and what had to wait for the flush still waits. Must not be NULL.
      */
     int (*flush)(void *opaque);
     /**
-     * Asked once for each table before it is written: may `bytes` bytes of `kind` be written at `offset`? For overlap
-     * checks. 0 or more: yes. `-errno`: that table is not written and stays dirty, others are. NULL: always yes.
+     * Asked once for each table before it is written: may `bytes` bytes of `kind` be written at
+     * `offset`? For overlap checks. 0 or more: yes. `-errno`: that table is not written and stays
+     * dirty, others are. NULL: always yes.
      */
     int (*pre_write_check)(void *opaque, int kind, uint64_t offset, uint64_t bytes);
     /**
-     * Told about a damaged image, before the call that found it returns `-EIO`. `reason`: `Q2C_CORRUPTION_*`, more may
-     * come; `kind`: the cache's; `offset`: bytes in the file; `message`: UTF-8, valid during the call. NULL: nobody is told.
+     * Told about a damaged image, before the call that found it returns `-EIO`. `reason`:
+     * `Q2C_CORRUPTION_*`, more may come; `kind`: the cache's; `offset`: bytes in the file;
+     * `message`: UTF-8, valid during the call. NULL: nobody is told.
      */
     void (*corruption)(void *opaque, int reason, int kind, uint64_t offset, const char *message);
     /**
@@ -206,14 +227,16 @@ typedef struct q2c_storage {
 /**
  * Where callers wait and where cleaners run. A NULL host is `Q2C_HOST_THREADS`.
  *
- * `kind` says who the callers are; the callbacks are for `Q2C_HOST_COROUTINES` alone, where all must be there but for `lock` and
- * `unlock`, which come as a pair or not at all. For the other kinds they must be NULL.
+ * `kind` says who the callers are; the callbacks are for `Q2C_HOST_COROUTINES` alone, where all
+ * must be there but for `lock` and `unlock`, which come as a pair or not at all. For the other
+ * kinds they must be NULL.
  *
- * Callbacks are called from any thread unless they say otherwise, with no lock of the library held, so that they may call back
- * into it. They must not throw or `longjmp` out. No call of the library needs more than 16 KiB of the caller's stack,
- * besides what callbacks use.
+ * Callbacks are called from any thread unless they say otherwise, with no lock of the library
+ * held, so that they may call back into it. They must not throw or `longjmp` out. No call of the
+ * library needs more than 16 KiB of the caller's stack, besides what callbacks use.
  *
- * Copied at creation. `opaque` and what it leads to must live as long as everything that was created with it.
+ * Copied at creation. `opaque` and what it leads to must live as long as everything that was
+ * created with it.
  */
 typedef struct q2c_host {
     /**
@@ -233,27 +256,30 @@ typedef struct q2c_host {
      */
     bool (*in_coroutine)(void *opaque);
     /**
-     * The current coroutine, or, in plain code, something that stands for the thread. Never NULL. Different for any two that
-     * live at the same time.
+     * The current coroutine, or, in plain code, something that stands for the thread. Never NULL.
+     * Different for any two that live at the same time.
      */
     void *(*co_self)(void *opaque);
     /**
-     * Suspends the current coroutine until `co_wake`. In a coroutine only. May return in another thread.
+     * Suspends the current coroutine until `co_wake`. In a coroutine only. May return in another
+     * thread. (What hosts call yield; `co_yield` is a word that C++20 keeps for itself.)
      */
-    void (*co_yield)(void *opaque);
+    void (*co_suspend)(void *opaque);
     /**
-     * Resumes the coroutine `co` (of `co_self`), which has announced that it yields, once for each yield. From any thread,
-     * perhaps before `co` has come to its `co_yield`: the host defers it to the coroutine's home then. May run `co` at once.
+     * Resumes the coroutine `co` (of `co_self`), which has announced that it yields, once for each
+     * yield. From any thread, perhaps before `co` has come to its `co_suspend`: the host defers it
+     * to the coroutine's home then. May run `co` at once.
      */
     void (*co_wake)(void *opaque, void *co);
     /**
-     * Has `entry(arg)` run in a new coroutine in `context` (NULL: the caller's current one), at once inside the call up to its
-     * first yield, or later; once. 0 or more: it will. `-errno`: it never will; passed on to the caller of the start.
+     * Has `entry(arg)` run in a new coroutine in `context` (NULL: the caller's current one), at
+     * once inside the call up to its first yield, or later; once. 0 or more: it will. `-errno`: it
+     * never will; passed on to the caller of the start.
      */
     int (*co_spawn)(void *opaque, void *context, void (*entry)(void *arg), void *arg);
     /**
-     * Takes the host's own coroutine mutex, which then is the state lock in place of the built-in one; may yield. In a
-     * coroutine only. NULL, and `unlock` too: the built-in one.
+     * Takes the host's own coroutine mutex, which then is the state lock in place of the built-in
+     * one; may yield. In a coroutine only. NULL, and `unlock` too: the built-in one.
      */
     void (*lock)(void *opaque);
     /**
@@ -261,12 +287,14 @@ typedef struct q2c_host {
      */
     void (*unlock)(void *opaque);
     /**
-     * The host's clock in ns since a moment of its choice, 0 or more. May stand still; then cleaning does, too, but no stop.
+     * The host's clock in ns since a moment of its choice, 0 or more. May stand still; then
+     * cleaning does, too, but no stop.
      */
     int64_t (*now_ns)(void *opaque);
     /**
-     * A timer, not armed, that will call `cb(arg)` in the thread that makes it; never NULL. This and the other `timer_*` are
-     * called in the cleaner's coroutine, hence in its home thread only.
+     * A timer, not armed, that will call `cb(arg)` in the thread that makes it; never NULL. This
+     * and the other `timer_*` are called in the cleaner's coroutine, hence in its home thread
+     * only.
      */
     void *(*timer_new)(void *opaque, void (*cb)(void *arg), void *arg);
     /**
@@ -274,7 +302,8 @@ typedef struct q2c_host {
      */
     void (*timer_mod)(void *opaque, void *timer, int64_t deadline_ns);
     /**
-     * Disarms the timer: no callback begins from now on. Also for one that has fired, perhaps from inside its callback.
+     * Disarms the timer: no callback begins from now on. Also for one that has fired, perhaps from
+     * inside its callback.
      */
     void (*timer_del)(void *opaque, void *timer);
     /**
@@ -282,19 +311,22 @@ typedef struct q2c_host {
      */
     void (*timer_free)(void *opaque, void *timer);
     /**
-     * Dispatches the calling thread's events while `cond(arg)` is true; looks at it first, after each event, and after each
-     * `kick`. From plain code only; `cond` is called in the calling thread.
+     * Dispatches the calling thread's events while `cond(arg)` is true; looks at it first, after
+     * each event, and after each `kick`. From plain code only; `cond` is called in the calling
+     * thread.
      */
     void (*poll_while)(void *opaque, bool (*cond)(void *arg), void *arg);
     /**
-     * Makes every `poll_while`, in whatever thread, look at its condition again, also if it is only about to wait.
+     * Makes every `poll_while`, in whatever thread, look at its condition again, also if it is
+     * only about to wait.
      */
     void (*kick)(void *opaque);
 } q2c_host;
 
 /**
- * What went wrong, for a person. Allocated by the caller; set-up functions take NULL, too, and then tell the errno
- * alone. A function that takes one always fills it: on success with 0 and an empty message.
+ * What went wrong, for a person. Allocated by the caller; set-up functions take NULL, too, and
+ * then tell the errno alone. A function that takes one always fills it: on success with 0 and an
+ * empty message.
  */
 typedef struct q2c_error {
     /**
@@ -302,8 +334,8 @@ typedef struct q2c_error {
      */
     int code;
     /**
-     * One sentence, UTF-8, NUL-terminated, cut at a character's end where it would not fit. It names the option or
-     * argument, its value and what is allowed.
+     * One sentence, UTF-8, NUL-terminated, cut at a character's end where it would not fit. It
+     * names the option or argument, its value and what is allowed.
      */
     char message[256];
 } q2c_error;
@@ -409,8 +441,8 @@ typedef struct q2c_cleaner_stats {
 } q2c_cleaner_stats;
 
 /**
- * The cache options that the user set, as QEMU's qcow2 driver has them. Begin with `q2c_options_init`; set a field and
- * its bit in `set`.
+ * The cache options that the user set, as QEMU's qcow2 driver has them. Begin with
+ * `q2c_options_init`; set a field and its bit in `set`.
  */
 typedef struct q2c_options {
     /**
@@ -418,7 +450,8 @@ typedef struct q2c_options {
      */
     size_t struct_size;
     /**
-     * `Q2C_OPTION_*` bits of the fields that count; the others may hold anything. Bits that are none: `-EINVAL`.
+     * `Q2C_OPTION_*` bits of the fields that count; the others may hold anything. Bits that are
+     * none: `-EINVAL`.
      */
     uint32_t set;
     /**
@@ -426,7 +459,8 @@ typedef struct q2c_options {
      */
     uint64_t cache_size;
     /**
-     * `l2-cache-size`: most bytes of the L2 cache; an image that needs less gets less. Default: 32 MiB.
+     * `l2-cache-size`: most bytes of the L2 cache; an image that needs less gets less. Default: 32
+     * MiB.
      */
     uint64_t l2_cache_size;
     /**
@@ -434,8 +468,8 @@ typedef struct q2c_options {
      */
     uint64_t refcount_cache_size;
     /**
-     * `l2-cache-entry-size`: bytes of one table in the L2 cache, a power of two from 512 to the cluster size. Default: the
-     * cluster size if the cache covers the disk, else 4 KiB at most.
+     * `l2-cache-entry-size`: bytes of one table in the L2 cache, a power of two from 512 to the
+     * cluster size. Default: the cluster size if the cache covers the disk, else 4 KiB at most.
      */
     uint64_t l2_cache_entry_size;
     /**
@@ -533,13 +567,13 @@ typedef struct q2c_state_config {
      */
     const struct q2c_options *options;
     /**
-     * Time between two cleaning passes in ns, in place of `cache_clean_interval`, for intervals below a second (tests). 0: by the
-     * options.
+     * Time between two cleaning passes in ns, in place of `cache_clean_interval`, for intervals
+     * below a second (tests). 0: by the options.
      */
     uint64_t clean_interval_ns;
     /**
-     * Where the cleaner runs. Threads: NULL. Event loop: the `q2c_loop`. Coroutines: handed to `co_spawn`, NULL is the
-     * caller's current context.
+     * Where the cleaner runs. Threads: NULL. Event loop: the `q2c_loop`. Coroutines: handed to
+     * `co_spawn`, NULL is the caller's current context.
      */
     void *context;
 } q2c_state_config;
@@ -549,28 +583,34 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * The version of the library that runs, as `Q2C_VERSION` is that of the header: "major.minor.patch".
+ * The version of the library that runs, as `Q2C_VERSION` is that of the header:
+ * "major.minor.patch".
  *
- * Any thread, never waits, cannot fail. The string is the library's and valid as long as it is loaded.
+ * Any thread, never waits, cannot fail. The string is the library's and valid as long as it is
+ * loaded.
  */
 const char *q2c_version(void);
 
 /**
- * The version of the binary interface of the library that runs; to be compared with `Q2C_ABI_VERSION`.
+ * The version of the binary interface of the library that runs; to be compared with
+ * `Q2C_ABI_VERSION`.
  *
  * Any thread, never waits, cannot fail.
  */
 uint32_t q2c_abi_version(void);
 
 /**
- * Makes a cache without a table in it. Table memory is taken from the kernel when it is first used.
+ * Makes a cache without a table in it. Table memory is taken from the kernel when it is first
+ * used.
  *
- * Any thread, never waits, calls neither storage nor host. `options`, `storage` and `host` are copied and may go
- * afterwards; what their `opaque`s lead to must live as long as the cache. `host` NULL: threads. On success `*cache`
- * is the caller's, for `q2c_cache_destroy`; on an error it is left alone. `error` may be NULL.
+ * Any thread, never waits, calls neither storage nor host. `options`, `storage` and `host` are
+ * copied and may go afterwards; what their `opaque`s lead to must live as long as the cache.
+ * `host` NULL: threads. On success `*cache` is the caller's, for `q2c_cache_destroy`; on an error
+ * it is left alone. `error` may be NULL.
  *
- * - `-EINVAL`: `options`, `storage` or `cache` is NULL; a `struct_size` is too small; an option is out of its range; a callback
- *   that must be there is NULL, or one is given that is not for the host's kind; `max_iov` is negative; unknown host kind.
+ * - `-EINVAL`: `options`, `storage` or `cache` is NULL; a `struct_size` is too small; an option is
+ *   out of its range; a callback that must be there is NULL, or one is given that is not for the
+ *   host's kind; `max_iov` is negative; unknown host kind.
  * - `-ENOMEM`: there is no address space for so many tables.
  *
  * # Safety
@@ -585,17 +625,20 @@ int q2c_cache_create(const struct q2c_cache_options *options,
 /**
  * Destroys a cache and sets `*cache` to NULL. NULL, and a NULL in `*cache`, is 0.
  *
- * State lock held, or calls serialised otherwise; may wait. Never writes a table of this cache: dirty ones are an error. Caches that
- * depend on this one are relieved of that first, which flushes storage. On an error nothing changed. Not to be called while
- * another call uses the cache; a cleaner that still holds it, asked to stop or not, does no harm.
+ * State lock held, or calls serialised otherwise; may wait. Never writes a table of this cache:
+ * dirty ones are an error. Caches that depend on this one are relieved of that first, which
+ * flushes storage. On an error the cache is as it was. Not to be called while another call uses
+ * the cache; a cleaner that still holds it, asked to stop or not, does no harm.
  *
  * - `-EBUSY`: a table is pinned, being loaded or being written.
- * - `-ENOTEMPTY`: tables are dirty. Flush them, or give them up: `q2c_cache_discard_range(cache, 0, UINT64_MAX)`.
+ * - `-ENOTEMPTY`: tables are dirty. Flush them, or give them up: `q2c_cache_discard_range(cache,
+ *   0, UINT64_MAX)`.
  * - `-EPERM`: the cache belongs to a state, which will destroy it.
  * - `-EIO`, or storage's own: the flush for a dependent cache failed.
  *
  * # Safety
- * `cache` is NULL or points to NULL or to a live cache, which nobody uses during the call or after it.
+ * `cache` is NULL or points to NULL or to a live cache, which nobody uses during the call or after
+ * it.
  */
 int q2c_cache_destroy(struct q2c_cache **cache);
 
@@ -613,54 +656,53 @@ int q2c_cache_destroy(struct q2c_cache **cache);
 int q2c_cache_get_stats(struct q2c_cache *cache, struct q2c_cache_stats *stats);
 
 /**
- * Gives access to the table at `table_offset` (bytes in the image file), reading it from storage if it is not in the
- * cache. On success `*table` is its address, `table_size` bytes in memory, and the table is pinned: it stays where it
- * is, and what it is, until the caller's `q2c_cache_put`. Several gets of one table pin it several times.
+ * Gives access to the table at `table_offset` (bytes in the image file), reading it from storage
+ * if it is not in the cache. On success `*table` is its address, `table_size` bytes in memory, and
+ * the table is pinned: it stays where it is, and what it is, until the caller's `q2c_cache_put`.
+ * Several gets of one table pin it several times.
  *
- * State lock held, or calls serialised otherwise; may wait: for a load of the same table by somebody else, for a slot
- * that is being loaded or written, for I/O. A dirty table that has to make room is written first, with what it depends
- * on. A resident table takes no lock and no wait.
+ * State lock held, or calls serialised otherwise; may wait: for a load of the same table by
+ * somebody else, for a slot that is being loaded or written, for I/O. A dirty table that has to
+ * make room is written first, with what it depends on. A resident table takes no lock and no wait.
  *
  * - `-EINVAL`: an argument is NULL; `table_offset` is 0.
- * - `-EBUSY`: every slot is pinned, so that waiting would not help.
- * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the cache is poisoned.
- * - storage's own: of `preadv`, or of the write-back that was to make room. Nothing changed; the next call tries again.
+ * - `-EBUSY`: every slot is pinned, so that waiting would not help; or that table is pinned
+ *   1048575 times.
+ * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the
+ *   cache is poisoned.
+ * - storage's own: of `preadv`, or of the write-back that was to make room. Nothing changed; the
+ *   next call tries again.
  *
  * # Safety
  * `cache` is NULL or a live cache; `table` is NULL or writable.
  */
-int q2c_cache_get(struct q2c_cache *cache,
-                  uint64_t table_offset,
-                  void **table);
+int q2c_cache_get(struct q2c_cache *cache, uint64_t table_offset, void **table);
 
 /**
- * As `q2c_cache_get`, for a table that the caller is about to write whole: an absent one is not read but enters filled
- * with zeros, and clean; a resident one comes as it is. Same context, same errors, but none of `preadv`.
+ * As `q2c_cache_get`, for a table that the caller is about to write whole: an absent one is not
+ * read but enters filled with zeros, and clean; a resident one comes as it is. Same context, same
+ * errors, but none of `preadv`.
  *
  * # Safety
  * As `q2c_cache_get`.
  */
-int q2c_cache_get_empty(struct q2c_cache *cache,
-                        uint64_t table_offset,
-                        void **table);
+int q2c_cache_get_empty(struct q2c_cache *cache, uint64_t table_offset, void **table);
 
 /**
  * As `q2c_cache_get`, for callers without the state lock: hits, and loads that need no write-back.
  *
- * State lock not held; may wait, for a load. Never writes, and leaves `reserved_tables` slots to those who hold the
- * lock.
+ * State lock not held; may wait, for a load. Never writes, and leaves `reserved_tables` slots to
+ * those who hold the lock.
  *
- * - `-EAGAIN`: not without the lock: only dirty or pinned tables could make room, or those of the reserve. Take the
- *   state lock and call `q2c_cache_get`.
+ * - `-EAGAIN`: not without the lock: only dirty or pinned tables could make room, or those of the
+ *   reserve. Take the state lock and call `q2c_cache_get`.
  * - `-EINVAL`, `-EIO`, storage's own: as `q2c_cache_get`.
  * - `-EBUSY`: that table is pinned 1048575 times.
  *
  * # Safety
  * As `q2c_cache_get`.
  */
-int q2c_cache_get_unlocked(struct q2c_cache *cache,
-                           uint64_t table_offset,
-                           void **table);
+int q2c_cache_get_unlocked(struct q2c_cache *cache, uint64_t table_offset, void **table);
 
 /**
  * Pins a table that is in the cache, as `q2c_cache_get` does, or says `-EAGAIN`.
@@ -677,19 +719,22 @@ int q2c_cache_get_unlocked(struct q2c_cache *cache,
 int q2c_cache_try_get(struct q2c_cache *cache, uint64_t table_offset, void **table);
 
 /**
- * Copies `bytes` bytes from byte `at` of a table that is in the cache to `buf`, without a pin. Each 8-byte word is read
- * atomically (it meets `q2c_cache_store`), and all of them are of that table. The order of bytes is the table's own.
+ * Copies `bytes` bytes from byte `at` of a table that is in the cache to `buf`, without a pin.
+ * Each 8-byte word is read atomically (it meets `q2c_cache_store`), and all of them are of that
+ * table. The order of bytes is the table's own.
  *
- * Any thread, state lock held or not, never waits, takes no lock. This is how a driver maps an offset on its hot path.
+ * Any thread, state lock held or not, never waits, takes no lock. This is how a driver maps an
+ * offset on its hot path.
  *
- * - `-EAGAIN`: the table is not in the cache, or left while it was copied; what `buf` holds then means nothing. The one
- *   output of the library that may be written without success.
- * - `-EINVAL`: `cache` or `buf` is NULL; `table_offset` is 0; `at` or `bytes` is not a multiple of 8, or they reach
- *   beyond the table.
+ * - `-EAGAIN`: the table is not in the cache, or left while it was copied; what `buf` holds then
+ *   means nothing. The one output of the library that may be written without success.
+ * - `-EINVAL`: `cache` or `buf` is NULL; `table_offset` is 0; `at` or `bytes` is not a multiple of
+ *   8, or they reach beyond the table.
  * - `-EIO`: as `q2c_cache_get`.
  *
  * # Safety
- * `cache` is NULL or a live cache; `buf` is NULL or has room for `bytes` bytes, which nobody else uses during the call.
+ * `cache` is NULL or a live cache; `buf` is NULL or has room for `bytes` bytes, which nobody else
+ * uses during the call.
  */
 int q2c_cache_read(struct q2c_cache *cache,
                    uint64_t table_offset,
@@ -698,66 +743,67 @@ int q2c_cache_read(struct q2c_cache *cache,
                    size_t bytes);
 
 /**
- * Stores eight bytes at byte `at` of a pinned table, atomically, for those who change a table that others read at the same
- * time with `q2c_cache_read`. `value_as_stored` goes to memory as it is: for an entry that qcow2 keeps in big-endian order,
- * convert it first. Does not mark the table dirty.
+ * Stores eight bytes at byte `at` of a pinned table, atomically, for those who change a table that
+ * others read at the same time with `q2c_cache_read`. `value_as_stored` goes to memory as it is:
+ * for an entry that qcow2 keeps in big-endian order, convert it first. Does not mark the table
+ * dirty.
  *
- * Any thread that has the table pinned, never waits, takes no lock. What the caller wrote before is visible to whoever
- * reads this value.
+ * Any thread that has the table pinned, never waits, takes no lock. What the caller wrote before
+ * is visible to whoever reads this value.
  *
- * - `-EINVAL`: an argument is NULL; `table` is not the address of a table of this cache, or nobody has it pinned; `at`
- *   is not a multiple of 8, or beyond the table.
+ * - `-EINVAL`: an argument is NULL; `table` is not the address of a table of this cache, or nobody
+ *   has it pinned; `at` is not a multiple of 8, or beyond the table.
  * - `-EIO`: the cache is poisoned.
  *
  * # Safety
  * `cache` is NULL or a live cache. `table` may be any value.
  */
-int q2c_cache_store(struct q2c_cache *cache,
-                    void *table,
-                    size_t at,
-                    uint64_t value_as_stored);
+int q2c_cache_store(struct q2c_cache *cache, void *table, size_t at, uint64_t value_as_stored);
 
 /**
  * Gives one pin back and sets `*table` to NULL.
  *
  * Any thread, also another one than that of the get; state lock held or not; never waits.
  *
- * - `-EINVAL`: an argument or `*table` is NULL; it is not the address of a table of this cache, or nobody has it pinned.
+ * - `-EINVAL`: an argument or `*table` is NULL; it is not the address of a table of this cache, or
+ *   nobody has it pinned.
  * - `-EIO`: the cache is poisoned. The pin is given back all the same, `*table` stays.
  *
  * # Safety
- * `cache` is NULL or a live cache; `table` is NULL or readable and writable. The caller has pinned the table, and uses
- * it no more.
+ * `cache` is NULL or a live cache; `table` is NULL or readable and writable. The caller has pinned
+ * the table, and uses it no more.
  */
-int q2c_cache_put(struct q2c_cache *cache,
-                  void **table);
+int q2c_cache_put(struct q2c_cache *cache, void **table);
 
 /**
- * Marks a pinned table as changed: it will be written before its slot is used for another one, or by the next write or
- * flush. Call it after the change, or hold the state lock over both: a write-back in between would otherwise write the
- * old bytes and forget the mark.
+ * Marks a pinned table as changed: it will be written before its slot is used for another one, or
+ * by the next write or flush. Call it after the change, or hold the state lock over both: a
+ * write-back in between would otherwise write the old bytes and forget the mark.
  *
  * Any thread that has the table pinned, never waits, takes no lock.
  *
- * - `-EINVAL`: an argument is NULL; `table` is not the address of a table of this cache, or nobody has it pinned.
+ * - `-EINVAL`: an argument is NULL; `table` is not the address of a table of this cache, or nobody
+ *   has it pinned.
  * - `-EIO`: the cache is poisoned.
  *
  * # Safety
  * `cache` is NULL or a live cache. `table` may be any value.
  */
-int q2c_cache_mark_dirty(struct q2c_cache *cache,
-                         void *table);
+int q2c_cache_mark_dirty(struct q2c_cache *cache, void *table);
 
 /**
- * Writes every dirty table, in the order of their offsets and neighbours joined, but does not flush storage. What the tables
- * depend on is flushed first. Waits for those that somebody else is writing.
+ * Writes every dirty table, in the order of their offsets and neighbours joined, but does not
+ * flush storage. What the tables depend on is flushed first. Waits for those that somebody else is
+ * writing.
  *
- * State lock held, or calls serialised otherwise; may wait. A table that is changed meanwhile stays dirty.
+ * State lock held, or calls serialised otherwise; may wait. A table that is changed meanwhile
+ * stays dirty.
  *
  * - `-EINVAL`: `cache` is NULL.
  * - `-EIO`: the cache is poisoned.
- * - storage's own: of a write, a flush or `pre_write_check`. Every table was tried; of several errors this is the
- *   first, but `-ENOSPC` before all others. What was not written is still dirty.
+ * - storage's own: of a write, a flush or `pre_write_check`. Every table was tried; of several
+ *   errors this is the first, but `-ENOSPC` before all others. What was not written is still
+ *   dirty.
  *
  * # Safety
  * `cache` is NULL or a live cache.
@@ -765,8 +811,8 @@ int q2c_cache_mark_dirty(struct q2c_cache *cache,
 int q2c_cache_write(struct q2c_cache *cache);
 
 /**
- * As `q2c_cache_write`, and then flushes storage: when it returns 0, what was dirty when it was called is stable.
- * Storage is not flushed if a write failed. Same context, same errors.
+ * As `q2c_cache_write`, and then flushes storage: when it returns 0, what was dirty when it was
+ * called is stable. Storage is not flushed if a write failed. Same context, same errors.
  *
  * # Safety
  * `cache` is NULL or a live cache.
@@ -776,7 +822,8 @@ int q2c_cache_flush(struct q2c_cache *cache);
 /**
  * As `q2c_cache_flush`, and then drops every table, or none. Same context, same errors, and
  *
- * - `-EBUSY`: a table is pinned, being loaded or written, or was dirtied again. Everything was written, nothing dropped.
+ * - `-EBUSY`: a table is pinned, being loaded or written, or was dirtied again. Everything was
+ *   written, nothing dropped.
  *
  * # Safety
  * `cache` is NULL or a live cache.
@@ -784,25 +831,25 @@ int q2c_cache_flush(struct q2c_cache *cache);
 int q2c_cache_empty(struct q2c_cache *cache);
 
 /**
- * From now on `dependency` is flushed before a table of `cache` is written, once; then the dependency is gone.
+ * From now on `dependency` is flushed before a table of `cache` is written, once; then the
+ * dependency is gone.
  *
- * State locks of both held, or calls serialised otherwise; may wait: what would become a chain or a ring of dependencies, or a
- * second one, is flushed first. Setting what is set already is 0.
+ * State locks of both held, or calls serialised otherwise; may wait: what would become a chain or
+ * a ring of dependencies, or a second one, is flushed first. Setting what is set already is 0.
  *
  * - `-EINVAL`: an argument is NULL, or both are the same cache.
  * - `-EIO`: one of the caches is poisoned.
  * - storage's own, of such a flush; the dependency was not set then.
  *
  * # Safety
- * `cache` and `dependency` are NULL or live caches. A cache that others depend on may be destroyed; its destruction
- * relieves them.
+ * `cache` and `dependency` are NULL or live caches. A cache that others depend on may be
+ * destroyed; its destruction relieves them.
  */
-int q2c_cache_set_dependency(struct q2c_cache *cache,
-                             struct q2c_cache *dependency);
+int q2c_cache_set_dependency(struct q2c_cache *cache, struct q2c_cache *dependency);
 
 /**
- * From now on storage is flushed before a table of `cache` is written, once. Asked for while a flush runs, it means
- * another one.
+ * From now on storage is flushed before a table of `cache` is written, once. Asked for while a
+ * flush runs, it means another one.
  *
  * Any thread, state lock held or not, never waits.
  *
@@ -815,8 +862,9 @@ int q2c_cache_set_dependency(struct q2c_cache *cache,
 int q2c_cache_depends_on_flush(struct q2c_cache *cache);
 
 /**
- * Drops the tables that are clean, not pinned and not used since the previous call, and gives their memory back to the
- * kernel as far as whole pages are free. A cleaner does this; it may also be called by hand.
+ * Drops the tables that are clean, not pinned and not used since the previous call, and gives
+ * their memory back to the kernel as far as whole pages are free. A cleaner does this; it may also
+ * be called by hand.
  *
  * Any thread, state lock held or not; never waits, never does I/O.
  *
@@ -830,41 +878,42 @@ int q2c_cache_depends_on_flush(struct q2c_cache *cache);
 int q2c_cache_clean_unused(struct q2c_cache *cache);
 
 /**
- * Whether the table at `table_offset` is in the cache. If so, `*table` is its address; it is not pinned, so that the address
- * is only good for `q2c_cache_discard`. If not, `*table` is NULL.
+ * Whether the table at `table_offset` is in the cache. If so, `*table` is its address; it is not
+ * pinned, so that the address is only good for `q2c_cache_discard`. If not, `*table` is NULL.
  *
  * Any thread, state lock held or not, never waits.
  *
  * Returns 1: it is; 0: it is not, or is still being loaded; or
  * - `-EINVAL`: an argument is NULL; `table_offset` is 0.
- * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the cache is poisoned.
+ * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the
+ *   cache is poisoned.
  *
  * # Safety
  * `cache` is NULL or a live cache; `table` is NULL or writable.
  */
-int q2c_cache_is_table_offset(struct q2c_cache *cache,
-                              uint64_t table_offset,
-                              void **table);
+int q2c_cache_is_table_offset(struct q2c_cache *cache, uint64_t table_offset, void **table);
 
 /**
- * Discards the table at `table_offset`, dirty or not: its cluster was freed. It is out of the cache at once, and nothing of it will be
- * written; a next get reads anew. Those who have it pinned keep it until they put it. A table that is not there: 0.
+ * Discards the table at `table_offset`, dirty or not: its cluster was freed. It is out of the
+ * cache at once, and nothing of it will be written; a next get reads anew. Those who have it
+ * pinned keep it until they put it. A table that is not there: 0.
  *
- * State lock held, or calls serialised otherwise: no write-back of the table may be under way. Never waits.
+ * State lock held, or calls serialised otherwise: no write-back of the table may be under way.
+ * Never waits.
  *
  * - `-EINVAL`: `cache` is NULL; `table_offset` is 0.
- * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the cache is poisoned.
+ * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the
+ *   cache is poisoned.
  *
  * # Safety
  * `cache` is NULL or a live cache.
  */
-int q2c_cache_discard_offset(struct q2c_cache *cache,
-                             uint64_t table_offset);
+int q2c_cache_discard_offset(struct q2c_cache *cache, uint64_t table_offset);
 
 /**
- * Discards every table that shares a byte with the `bytes` bytes from `offset` of the file on, as `q2c_cache_discard_offset`
- * does: all slices of a freed cluster, or with 0 and `UINT64_MAX` all there are. A range need not be aligned, may reach over the end,
- * and may be empty. Same context.
+ * Discards every table that shares a byte with the `bytes` bytes from `offset` of the file on, as
+ * `q2c_cache_discard_offset` does: all slices of a freed cluster, or with 0 and `UINT64_MAX` all
+ * there are. A range need not be aligned, may reach over the end, and may be empty. Same context.
  *
  * - `-EINVAL`: `cache` is NULL.
  * - `-EIO`: the cache is poisoned.
@@ -872,33 +921,32 @@ int q2c_cache_discard_offset(struct q2c_cache *cache,
  * # Safety
  * `cache` is NULL or a live cache.
  */
-int q2c_cache_discard_range(struct q2c_cache *cache,
-                            uint64_t offset,
-                            uint64_t bytes);
+int q2c_cache_discard_range(struct q2c_cache *cache, uint64_t offset, uint64_t bytes);
 
 /**
- * Discards the table at `table_offset` if it is still the one that `q2c_cache_is_table_offset` found at the address `table`. Same
- * context as `q2c_cache_discard_offset`.
+ * Discards the table at `table_offset` if it is still the one that `q2c_cache_is_table_offset`
+ * found at the address `table`. Same context as `q2c_cache_discard_offset`.
  *
- * - `-EINVAL`: an argument is NULL; `table_offset` is 0; `table` is not the address of a table of this cache.
+ * - `-EINVAL`: an argument is NULL; `table_offset` is 0; `table` is not the address of a table of
+ *   this cache.
  * - `-ESTALE`: another table, or none, is at that address by now. Nothing was discarded.
  * - `-EIO`: as `q2c_cache_discard_offset`.
  *
  * # Safety
  * `cache` is NULL or a live cache. `table` may be any value.
  */
-int q2c_cache_discard(struct q2c_cache *cache,
-                      uint64_t table_offset,
-                      const void *table);
+int q2c_cache_discard(struct q2c_cache *cache, uint64_t table_offset, const void *table);
 
 /**
- * Makes a cleaner on `host` (NULL: threads), with the host's own lock if it brought one, else with a built-in one. Nothing
- * is started, and it has no caches yet.
+ * Makes a cleaner on `host` (NULL: threads), with the host's own lock if it brought one, else with
+ * a built-in one. Nothing is started, and it has no caches yet.
  *
- * Any thread, never waits, calls no callback. `host` is copied; what its `opaque` leads to must live as long as the cleaner. On
- * success `*cleaner` is the caller's, for `q2c_cleaner_destroy`; on an error it is left alone. `error` may be NULL.
+ * Any thread, never waits, calls no callback. `host` is copied; what its `opaque` leads to must
+ * live as long as the cleaner. On success `*cleaner` is the caller's, for `q2c_cleaner_destroy`;
+ * on an error it is left alone. `error` may be NULL.
  *
- * - `-EINVAL`: `cleaner` is NULL; `host` is too small, of no known kind, lacks a callback or has one that is not for its kind.
+ * - `-EINVAL`: `cleaner` is NULL; `host` is too small, of no known kind, lacks a callback or has
+ *   one that is not for its kind.
  *
  * # Safety
  * Pointers are NULL or valid; callbacks keep the contract of `q2c_host`.
@@ -910,37 +958,39 @@ int q2c_cleaner_create(const struct q2c_host *host,
 /**
  * Destroys a cleaner and sets `*cleaner` to NULL. NULL, and a NULL in `*cleaner`, is 0.
  *
- * Any thread, state lock not held. On the thread host the last cleaner's end waits for the background thread's. Not to be called
- * while another call uses the cleaner.
+ * Any thread, state lock not held. On the thread host the last cleaner's end waits for the
+ * background thread's. Not to be called while another call uses the cleaner.
  *
- * - `-EBUSY`: an instance is alive (stop it first), or the built-in lock is held. Nothing happened.
+ * - `-EBUSY`: an instance is alive (stop it first), or the built-in lock is held. Nothing
+ *   happened.
  * - `-EPERM`: the cleaner belongs to a state.
  *
  * # Safety
- * `cleaner` is NULL or points to NULL or to a live cleaner, which nobody uses during the call or after it.
+ * `cleaner` is NULL or points to NULL or to a live cleaner, which nobody uses during the call or
+ * after it.
  */
 int q2c_cleaner_destroy(struct q2c_cleaner **cleaner);
 
 /**
- * Sets the caches that the *next* start cleans. Each instance holds those it was started with, also beyond their
- * destruction by the caller.
+ * Sets the caches that the *next* start cleans. Each instance holds those it was started with,
+ * also beyond their destruction by the caller.
  *
  * Any thread, never waits. The array is copied; `n` 0: none, and `caches` may be NULL.
  *
  * - `-EINVAL`: `cleaner`, `caches` or one of them is NULL; `n` is no possible length.
  *
  * # Safety
- * `cleaner` is NULL or a live cleaner; `caches` is NULL or an array of `n` pointers, NULL or to live caches.
+ * `cleaner` is NULL or a live cleaner; `caches` is NULL or an array of `n` pointers, NULL or to
+ * live caches.
  */
-int q2c_cleaner_set_caches(struct q2c_cleaner *cleaner,
-                           struct q2c_cache *const *caches,
-                           size_t n);
+int q2c_cleaner_set_caches(struct q2c_cleaner *cleaner, struct q2c_cache *const *caches, size_t n);
 
 /**
  * Takes the state lock.
  *
- * Thread or coroutine that does not hold it; may wait in the host's way. On a coroutine host with a lock of its own, from a
- * coroutine only. Requests are served in order; the cleaner never goes before them for long.
+ * Thread or coroutine that does not hold it; may wait in the host's way. On a coroutine host with
+ * a lock of its own, from a coroutine only. Requests are served in order; the cleaner never goes
+ * before them for long.
  *
  * - `-EINVAL`: `cleaner` is NULL.
  * - `-EDEADLK`: the caller holds the built-in lock already.
@@ -952,8 +1002,8 @@ int q2c_cleaner_set_caches(struct q2c_cleaner *cleaner,
 int q2c_cleaner_lock(struct q2c_cleaner *cleaner);
 
 /**
- * Lets the state lock go. By the thread or coroutine that took it; never waits, but may run the next owner at once where
- * the host's `co_wake` does.
+ * Lets the state lock go. By the thread or coroutine that took it; never waits, but may run the
+ * next owner at once where the host's `co_wake` does.
  *
  * - `-EINVAL`: `cleaner` is NULL.
  * - `-EPERM`: the caller does not hold the built-in lock; the host's own lock, from plain code.
@@ -964,11 +1014,13 @@ int q2c_cleaner_lock(struct q2c_cleaner *cleaner);
 int q2c_cleaner_unlock(struct q2c_cleaner *cleaner);
 
 /**
- * Starts an instance that makes a pass over the caches every `interval_ns` ns. 0 starts none and is no error.
+ * Starts an instance that makes a pass over the caches every `interval_ns` ns. 0 starts none and
+ * is no error.
  *
- * `context` says where it runs. Threads: NULL. Event loop: the `q2c_loop`, which lives on as long as it is needed here. Coroutines:
- * handed to `co_spawn`; NULL is the caller's current context. Any thread, state lock held or not; never waits, but may run the
- * new coroutine up to its first wait.
+ * `context` says where it runs. Threads: NULL. Event loop: the `q2c_loop`, which lives on as long
+ * as it is needed here. Coroutines: handed to `co_spawn`; NULL is the caller's current context.
+ * Any thread, state lock held or not; never waits, but may run the new coroutine up to its first
+ * wait.
  *
  * - `-EINVAL`: `cleaner` is NULL; `context` is none of this host.
  * - `-EALREADY`: an instance lives that was not asked to stop.
@@ -978,13 +1030,11 @@ int q2c_cleaner_unlock(struct q2c_cleaner *cleaner);
  * # Safety
  * `cleaner` is NULL or a live cleaner; on an event loop host `context` is NULL or a live loop.
  */
-int q2c_cleaner_start(struct q2c_cleaner *cleaner,
-                      void *context,
-                      uint64_t interval_ns);
+int q2c_cleaner_start(struct q2c_cleaner *cleaner, void *context, uint64_t interval_ns);
 
 /**
- * Asks every instance to stop, and does not wait: for places where waiting is forbidden. The instances end by themselves.
- * With none, and for NULL, it does nothing.
+ * Asks every instance to stop, and does not wait: for places where waiting is forbidden. The
+ * instances end by themselves. With none, and for NULL, it does nothing.
  *
  * Any thread, any lock held, never waits. Returns 0.
  *
@@ -994,8 +1044,8 @@ int q2c_cleaner_start(struct q2c_cleaner *cleaner,
 int q2c_cleaner_request_stop(struct q2c_cleaner *cleaner);
 
 /**
- * Returns 1 if an instance lives that was not asked to stop, else 0. Any thread, never waits. `-EINVAL`: `cleaner` is
- * NULL.
+ * Returns 1 if an instance lives that was not asked to stop, else 0. Any thread, never waits.
+ * `-EINVAL`: `cleaner` is NULL.
  *
  * # Safety
  * `cleaner` is NULL or a live cleaner.
@@ -1003,8 +1053,8 @@ int q2c_cleaner_request_stop(struct q2c_cleaner *cleaner);
 int q2c_cleaner_is_running(struct q2c_cleaner *cleaner);
 
 /**
- * Gives the running instance a new interval in ns, at once: its present sleep counts from where it began. 0 asks it to
- * stop.
+ * Gives the running instance a new interval in ns, at once: its present sleep counts from where it
+ * began. 0 asks it to stop.
  *
  * Any thread, state lock held or not, never waits.
  *
@@ -1015,22 +1065,21 @@ int q2c_cleaner_is_running(struct q2c_cleaner *cleaner);
  * # Safety
  * `cleaner` is NULL or a live cleaner.
  */
-int q2c_cleaner_set_interval(struct q2c_cleaner *cleaner,
-                             uint64_t interval_ns);
+int q2c_cleaner_set_interval(struct q2c_cleaner *cleaner, uint64_t interval_ns);
 
 /**
- * Fills `*stats`, whose `struct_size` the caller has set. Any thread, never waits. `-EINVAL`: an argument is NULL, or
- * `struct_size` is too small; `*stats` is left alone then.
+ * Fills `*stats`, whose `struct_size` the caller has set. Any thread, never waits. `-EINVAL`: an
+ * argument is NULL, or `struct_size` is too small; `*stats` is left alone then.
  *
  * # Safety
  * `cleaner` is NULL or a live cleaner; `stats` is NULL or writable.
  */
-int q2c_cleaner_get_stats(struct q2c_cleaner *cleaner,
-                          struct q2c_cleaner_stats *stats);
+int q2c_cleaner_get_stats(struct q2c_cleaner *cleaner, struct q2c_cleaner_stats *stats);
 
 /**
- * Stops every instance and waits for their ends, with the state lock held: it is let go while waiting. On return it is
- * held again and no instance is alive, however many starts came between. NULL: 0.
+ * Stops every instance and waits for their ends, with the state lock held: it is let go while
+ * waiting. On return it is held again and no instance is alive, however many starts came between.
+ * NULL: 0.
  *
  * Coroutine or thread that holds the state lock; may wait. Any number of stops may run at once.
  *
@@ -1043,8 +1092,9 @@ int q2c_cleaner_get_stats(struct q2c_cleaner *cleaner,
 int q2c_cleaner_co_locked_del_and_wait(struct q2c_cleaner *cleaner);
 
 /**
- * Stops every instance that is alive when it is called, those that were asked to stop before too, and waits for their ends. A
- * start that races it is ordered before or after it. When it returns, they touch nothing any more. NULL: 0.
+ * Stops every instance that is alive when it is called, those that were asked to stop before too,
+ * and waits for their ends. A start that races it is ordered before or after it. When it returns,
+ * they touch nothing any more. NULL: 0.
  *
  * Coroutine or thread, state lock not held; may wait. Any number of stops may run at once.
  *
@@ -1056,8 +1106,8 @@ int q2c_cleaner_co_locked_del_and_wait(struct q2c_cleaner *cleaner);
 int q2c_cleaner_co_del_and_wait(struct q2c_cleaner *cleaner);
 
 /**
- * As `q2c_cleaner_co_del_and_wait`, from coroutine, thread, or plain code of a coroutine host, which polls until done.
- * Same errors.
+ * As `q2c_cleaner_co_del_and_wait`, from coroutine, thread, or plain code of a coroutine host,
+ * which polls until done. Same errors.
  *
  * # Safety
  * `cleaner` is NULL or a live cleaner.
@@ -1075,15 +1125,16 @@ int q2c_cleaner_del_and_wait(struct q2c_cleaner *cleaner);
 int q2c_options_init(struct q2c_options *options);
 
 /**
- * Works out the caches that `options` give an image of this geometry, with the defaults and limits of QEMU's qcow2
- * driver. `options` NULL: nothing set.
+ * Works out the caches that `options` give an image of this geometry, with the defaults and limits
+ * of QEMU's qcow2 driver. `options` NULL: nothing set.
  *
- * Any thread, never waits. On an error `*resolved` is left alone, and the message names the option, its value and what is
- * allowed. `error` may be NULL.
+ * Any thread, never waits. On an error `*resolved` is left alone, and the message names the
+ * option, its value and what is allowed. `error` may be NULL.
  *
- * - `-EINVAL`: `geometry` or `resolved` is NULL; a `struct_size` is too small; unknown bits in `set`; a geometry out of its range;
- *   all three sizes are set; the L2 or the refcount size is above the combined one; an entry size that is not a power of two from
- *   512 to the cluster size; more than `INT_MAX` tables in a cache; an interval above `UINT_MAX` seconds.
+ * - `-EINVAL`: `geometry` or `resolved` is NULL; a `struct_size` is too small; unknown bits in
+ *   `set`; a geometry out of its range; all three sizes are set; the L2 or the refcount size is
+ *   above the combined one; an entry size that is not a power of two from 512 to the cluster size;
+ *   more than `INT_MAX` tables in a cache; an interval above `UINT_MAX` seconds.
  * - `-ENOTSUP`: an interval other than 0 on a system whose kernel takes no memory back.
  *
  * # Safety
@@ -1095,36 +1146,38 @@ int q2c_options_resolve(const struct q2c_options *options,
                         struct q2c_error *error);
 
 /**
- * Makes the state of an image that is being opened: both caches, empty, and the cleaner, which is started last, when every
- * option is set.
+ * Makes the state of an image that is being opened: both caches, empty, and the cleaner, which is
+ * started last, when every option is set.
  *
- * Any thread; never waits, calls no storage, but may run the cleaner's new coroutine up to its first wait. What the `opaque`s lead
- * to must live as long as the state. On success `*state` is the caller's, for `q2c_state_close`; on an error it is left alone,
- * nothing is left behind, and the message says which option or argument it was. `error` may be NULL.
+ * Any thread; never waits, calls no storage, but may run the cleaner's new coroutine up to its
+ * first wait. What the `opaque`s lead to must live as long as the state. On success `*state` is
+ * the caller's, for `q2c_state_close`; on an error it is left alone, nothing is left behind, and
+ * the message says which option or argument it was. `error` may be NULL.
  *
- * - `-EINVAL`: `config`, `l2_storage`, `geometry` or `state` is NULL; what `q2c_cache_create` refuses of storage and host;
- *   what `q2c_options_resolve` refuses; `context` is none of this host.
+ * - `-EINVAL`: `config`, `l2_storage`, `geometry` or `state` is NULL; what `q2c_cache_create`
+ *   refuses of storage and host; what `q2c_options_resolve` refuses; `context` is none of this
+ *   host.
  * - `-ENOMEM`: there is no address space for so many tables.
  * - `-ENOTSUP`: an interval above 0, and the kernel takes no memory back.
  * - `-EAGAIN`, or `co_spawn`'s own: the cleaner could not be started.
  *
  * # Safety
- * Pointers are NULL or valid, those in `config` too; callbacks keep the contracts of `q2c_storage` and `q2c_host`; on an
- * event loop host `context` is NULL or a live loop.
+ * Pointers are NULL or valid, those in `config` too; callbacks keep the contracts of `q2c_storage`
+ * and `q2c_host`; on an event loop host `context` is NULL or a live loop.
  */
 int q2c_state_open(const struct q2c_state_config *config,
                    struct q2c_state **state,
                    struct q2c_error *error);
 
 /**
- * Closes a state: stops the cleaner and waits for its end, writes what is dirty, flushes, frees everything, and sets `*state` to
- * NULL. NULL, and a NULL in `*state`, is 0.
+ * Closes a state: stops the cleaner and waits for its end, writes what is dirty, flushes, frees
+ * everything, and sets `*state` to NULL. NULL, and a NULL in `*state`, is 0.
  *
- * Coroutine, thread or plain code, state lock not held; may wait. Not to be called while another call uses the state or one of its
- * parts.
+ * Coroutine, thread or plain code, state lock not held; may wait. Not to be called while another
+ * call uses the state or one of its parts.
  *
- * On an error the state stays open and nothing is lost, but its cleaner is stopped. Call it again, or give dirty tables up with
- * `q2c_state_invalidate` first.
+ * On an error the state stays open and nothing is lost, but its cleaner is stopped. Call it again,
+ * or give dirty tables up with `q2c_state_invalidate` first.
  *
  * - `-EBUSY`: a table is in use, or the state lock is held by somebody else.
  * - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself.
@@ -1132,18 +1185,21 @@ int q2c_state_open(const struct q2c_state_config *config,
  * - `-EIO`: a cache is poisoned; storage's own: of a write or flush.
  *
  * # Safety
- * `state` is NULL or points to NULL or to a live state, which nobody uses during the call or, once it is 0, after it; no prepared
- * change of it is left.
+ * `state` is NULL or points to NULL or to a live state, which nobody uses during the call or, once
+ * it is 0, after it; no prepared change of it is left.
  */
 int q2c_state_close(struct q2c_state **state);
 
 /**
- * Another process wrote the image: stops the cleaner, drops every table, dirty ones too, and starts the cleaner again.
+ * Another process wrote the image: stops the cleaner, drops every table, dirty ones too, and
+ * starts the cleaner again.
  *
- * Coroutine, thread or plain code, state lock not held; may wait for the cleaner's end. Never writes. The caches stay the same.
+ * Coroutine, thread or plain code, state lock not held (it is taken inside, except by plain code
+ * where it is the host's: there the image has to be quiesced); may wait. Never writes.
  *
  * - `-EINVAL`: `state` is NULL.
- * - `-EBUSY`: a table is in use. Tables of neither cache were dropped for that, and the cleaner runs again.
+ * - `-EBUSY`: a table is in use. Tables of neither cache were dropped for that, and the cleaner
+ *   runs again.
  * - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself.
  * - as `q2c_cleaner_start`: every table was dropped, but the cleaner could not be started again.
  *
@@ -1153,9 +1209,11 @@ int q2c_state_close(struct q2c_state **state);
 int q2c_state_invalidate(struct q2c_state *state);
 
 /**
- * The image has come to `context`: starts the cleaner there (see `q2c_cleaner_start`), with the interval it has.
+ * The image has come to `context`: starts the cleaner there (see `q2c_cleaner_start`), with the
+ * interval that was set last.
  *
- * Any thread, state lock held or not; never waits, but may run the new coroutine up to its first wait.
+ * Any thread, state lock held or not; never waits, but may run the new coroutine up to its first
+ * wait.
  *
  * - `-EINVAL`: `state` is NULL; `context` is none of this host.
  * - `-EALREADY`: the image is attached.
@@ -1164,12 +1222,11 @@ int q2c_state_invalidate(struct q2c_state *state);
  * # Safety
  * `state` is NULL or a live state; on an event loop host `context` is NULL or a live loop.
  */
-int q2c_state_attach_context(struct q2c_state *state,
-                             void *context);
+int q2c_state_attach_context(struct q2c_state *state, void *context);
 
 /**
- * The image leaves its context: asks the cleaner to stop, and does not wait. Its interval is kept for the next attach. If it is
- * detached already: 0.
+ * The image leaves its context: asks the cleaner to stop, and does not wait. Its interval is kept
+ * for the next attach. If it is detached already: 0.
  *
  * Any thread, any lock held, never waits. `-EINVAL`: `state` is NULL.
  *
@@ -1187,7 +1244,8 @@ int q2c_state_detach_context(struct q2c_state *state);
 int q2c_state_lock(struct q2c_state *state);
 
 /**
- * Lets the state lock go: `q2c_cleaner_unlock` of the state's cleaner, with its context and errors.
+ * Lets the state lock go: `q2c_cleaner_unlock` of the state's cleaner, with its context and
+ * errors.
  *
  * # Safety
  * `state` is NULL or a live state.
@@ -1195,8 +1253,8 @@ int q2c_state_lock(struct q2c_state *state);
 int q2c_state_unlock(struct q2c_state *state);
 
 /**
- * The L2 cache. Borrowed: valid until the next `q2c_update_options_commit`, `q2c_state_invalidate` or `q2c_state_close`; not to be
- * destroyed.
+ * The L2 cache. Borrowed: valid until the next `q2c_update_options_commit`, `q2c_state_invalidate`
+ * or `q2c_state_close`; not to be destroyed.
  *
  * Any thread, never waits. NULL for NULL.
  *
@@ -1226,11 +1284,13 @@ struct q2c_cache *q2c_state_refcount_cache(struct q2c_state *state);
 struct q2c_cleaner *q2c_state_cleaner(struct q2c_state *state);
 
 /**
- * Works out new options, allocates their caches and flushes the old ones. Nothing else changes, and the cleaner runs on.
+ * Works out new options, allocates their caches and flushes the old ones. Nothing else changes,
+ * and the cleaner runs on.
  *
- * State lock held, or calls serialised otherwise; may wait, writes. `options` NULL: nothing set, that is, the defaults. `geometry` NULL:
- * as it is. `clean_interval_ns`: as in `q2c_state_config`. On success `*update` is the caller's, for commit or abort; on an
- * error it is left alone, and the message says what it was. `error` may be NULL.
+ * State lock held, or calls serialised otherwise; may wait, writes. `options` NULL: nothing set,
+ * that is, the defaults. `geometry` NULL: as it is. `clean_interval_ns`: as in `q2c_state_config`.
+ * On success `*update` is the caller's, for commit or abort; on an error it is left alone, and the
+ * message says what it was. `error` may be NULL.
  *
  * - `-EINVAL`: `state` or `update` is NULL; what `q2c_options_resolve` refuses.
  * - `-ENOMEM`: there is no address space for so many tables.
@@ -1248,60 +1308,66 @@ int q2c_update_options_prepare(struct q2c_state *state,
                                struct q2c_error *error);
 
 /**
- * Puts a prepared change into effect: stops the cleaner and waits for its end, swaps the caches, sets every option, starts the
- * cleaner. Frees the update and sets `*update` to NULL. Caches that were borrowed from the state are gone.
+ * Puts a prepared change into effect: stops the cleaner and waits for its end, swaps the caches,
+ * sets every option, starts the cleaner. Frees the update and sets `*update` to NULL. Caches that
+ * were borrowed from the state are gone.
  *
- * `locked` tells whether the caller holds the state lock. True: coroutine or thread that holds it; it is let go while
- * waiting for the cleaner. False: coroutine, thread or plain code; the lock is taken inside, except by plain code where the lock is
- * the host's: there the image has to be quiesced. May wait, may write. No request may use the old caches.
+ * `locked` tells whether the caller holds the state lock. True: coroutine or thread that holds it;
+ * it is let go while waiting for the cleaner. False: coroutine, thread or plain code; the lock is
+ * taken inside, except by plain code where the lock is the host's: there the image has to be
+ * quiesced. May wait, may write. No request may use the old caches.
  *
- * On an error nothing changed, the cleaner is as it was, and `*update` stays, to be committed again or aborted.
+ * On an error nothing changed, the cleaner is as it was, and `*update` stays, to be committed
+ * again or aborted. A cleaner that the host cannot start is no error and does not undo the change:
+ * `q2c_cleaner_is_running` tells.
  *
  * - `-EINVAL`: `state`, `update` or `*update` is NULL; the update is of another state.
  * - `-EBUSY`: a table of an old cache is in use.
  * - `-ENOTEMPTY`: a table of an old cache was dirtied meanwhile.
- * - `-EPERM`: `locked`, and the caller does not hold the built-in lock, or is plain code on a coroutine host.
- * - `-EDEADLK`: not `locked`, and the caller holds the built-in lock; or the caller is the cleaner itself.
+ * - `-EPERM`: `locked`, and the caller does not hold the built-in lock, or is plain code on a
+ *   coroutine host.
+ * - `-EDEADLK`: not `locked`, and the caller holds the built-in lock; or the caller is the cleaner
+ *   itself.
  * - `-EIO`: a cache is poisoned; storage's own: an old cache could not be flushed.
  *
  * # Safety
- * `state` is NULL or a live state; `update` is NULL or points to NULL or to a live update, which nobody else uses.
+ * `state` is NULL or a live state; `update` is NULL or points to NULL or to a live update, which
+ * nobody else uses.
  */
-int q2c_update_options_commit(struct q2c_state *state,
-                              struct q2c_update **update,
-                              bool locked);
+int q2c_update_options_commit(struct q2c_state *state, struct q2c_update **update, bool locked);
 
 /**
- * Gives a prepared change up: frees the new caches and sets `*update` to NULL. NULL, and a NULL in `*update`, is 0.
+ * Gives a prepared change up: frees the new caches and sets `*update` to NULL. NULL, and a NULL in
+ * `*update`, is 0.
  *
  * Any thread, state lock held or not, never waits.
  *
  * - `-EINVAL`: the update is of another state.
  *
  * # Safety
- * `state` is NULL or a live state; `update` is NULL or points to NULL or to a live update, which nobody else uses.
+ * `state` is NULL or a live state; `update` is NULL or points to NULL or to a live update, which
+ * nobody else uses.
  */
-int q2c_update_options_abort(struct q2c_state *state,
-                             struct q2c_update **update);
+int q2c_update_options_abort(struct q2c_state *state, struct q2c_update **update);
 
 /**
- * Waits until `done(arg)` is true. It is looked at first, then after each event that the host dispatches meanwhile, and after
- * each `q2c_poll_kick`, perhaps more often.
+ * Waits until `done(arg)` is true. It is looked at first, then after each event that the host
+ * dispatches meanwhile, and after each `q2c_poll_kick`, perhaps more often.
  *
- * Coroutine, thread or plain code, state lock not held; waits: the home thread of the state's event loop turns it, plain code of a
- * coroutine host polls, a coroutine yields, anybody else sleeps until a kick. `done` is called in the caller's own context.
+ * Coroutine, thread or plain code, state lock not held; waits: the home thread of the state's
+ * event loop turns it, plain code of a coroutine host polls, a coroutine yields, anybody else
+ * sleeps until a kick. `done` is called in the caller's own context.
  *
  * - `-EINVAL`: `state` or `done` is NULL.
  *
  * # Safety
  * `state` is NULL or a live state. `done` takes `arg` and does not throw.
  */
-int q2c_poll_until_done(struct q2c_state *state,
-                        bool (*done)(void *arg),
-                        void *arg);
+int q2c_poll_until_done(struct q2c_state *state, bool (*done)(void *arg), void *arg);
 
 /**
- * Has every `q2c_poll_until_done` of the state look at its condition again, after whatever may have made it true.
+ * Has every `q2c_poll_until_done` of the state look at its condition again, after whatever may
+ * have made it true.
  *
  * Any thread, any lock held, never waits. `-EINVAL`: `state` is NULL.
  *
@@ -1311,8 +1377,8 @@ int q2c_poll_until_done(struct q2c_state *state,
 int q2c_poll_kick(struct q2c_state *state);
 
 /**
- * Runs `entry(arg)` to its end. Plain code of a coroutine host: in a new coroutine, while the caller polls. Everybody else: right
- * here.
+ * Runs `entry(arg)` to its end. Plain code of a coroutine host: in a new coroutine, while the
+ * caller polls. Everybody else: right here.
  *
  * Coroutine, thread or plain code, state lock not held; waits.
  *
@@ -1321,16 +1387,16 @@ int q2c_poll_kick(struct q2c_state *state);
  * - `co_spawn`'s own: the coroutine could not be made. `entry` was not called.
  *
  * # Safety
- * `state` is NULL or a live state. `entry` takes `arg` and does not throw; on a coroutine host it may run in another thread.
+ * `state` is NULL or a live state. `entry` takes `arg` and does not throw; on a coroutine host it
+ * may run in another thread.
  */
-int q2c_run_until_done(struct q2c_state *state,
-                       void (*entry)(void *arg),
-                       void *arg);
+int q2c_run_until_done(struct q2c_state *state, void (*entry)(void *arg), void *arg);
 
 /**
  * Makes an event loop whose home is the calling thread. It holds one file descriptor.
  *
- * Any thread, never waits. On success `*loop` is the caller's, for `q2c_loop_free`; on an error it is left alone. `error` may be NULL.
+ * Any thread, never waits. On success `*loop` is the caller's, for `q2c_loop_free`; on an error it
+ * is left alone. `error` may be NULL.
  *
  * - `-EINVAL`: `loop` is NULL.
  * - `-EMFILE`, `-ENFILE`, `-ENOMEM`: there is no descriptor to be had.
@@ -1338,25 +1404,27 @@ int q2c_run_until_done(struct q2c_state *state,
  * # Safety
  * Pointers are NULL or valid.
  */
-int q2c_loop_new(struct q2c_loop **loop,
-                 struct q2c_error *error);
+int q2c_loop_new(struct q2c_loop **loop, struct q2c_error *error);
 
 /**
  * Frees a loop and sets `*loop` to NULL. NULL, and a NULL in `*loop`, is 0.
  *
- * Home thread, never waits. Not to be called while another call uses the loop, or from inside its dispatch.
+ * Home thread, never waits. Not to be called while another call uses the loop, or from inside its
+ * dispatch.
  *
  * - `-EPERM`: not the home thread.
- * - `-EBUSY`: a cleaner lives in it, asked to stop or not: a loop has to be turned until its last one has ended.
+ * - `-EBUSY`: a cleaner lives in it, asked to stop or not: a loop has to be turned until its last
+ *   one has ended.
  *
  * # Safety
- * `loop` is NULL or points to NULL or to a live loop, which nobody uses during the call or after it.
+ * `loop` is NULL or points to NULL or to a live loop, which nobody uses during the call or after
+ * it.
  */
 int q2c_loop_free(struct q2c_loop **loop);
 
 /**
- * Waits at most `timeout_ns` ns (-1: without limit, 0: not at all) until there is something to dispatch, and dispatches it. A
- * kick or a signal ends the wait, too.
+ * Waits at most `timeout_ns` ns (-1: without limit, 0: not at all) until there is something to
+ * dispatch, and dispatches it. A kick or a signal ends the wait, too.
  *
  * Home thread, state lock not held; waits.
  *
@@ -1367,12 +1435,12 @@ int q2c_loop_free(struct q2c_loop **loop);
  * # Safety
  * `loop` is NULL or a live loop.
  */
-int q2c_loop_poll(struct q2c_loop *loop,
-                  int64_t timeout_ns);
+int q2c_loop_poll(struct q2c_loop *loop, int64_t timeout_ns);
 
 /**
- * The loop's file descriptor, for `poll` and its like: readable when there is something to dispatch, but for timers, which
- * `q2c_loop_timeout_ns` tells of. It stays the loop's: neither read nor close it.
+ * The loop's file descriptor, for `poll` and its like: readable when there is something to
+ * dispatch, but for timers, which `q2c_loop_timeout_ns` tells of. It stays the loop's: neither
+ * read nor close it.
  *
  * Any thread, never waits. Returns the descriptor, 0 or more, or `-EINVAL`: `loop` is NULL.
  *
@@ -1382,19 +1450,20 @@ int q2c_loop_poll(struct q2c_loop *loop,
 int q2c_loop_fd(struct q2c_loop *loop);
 
 /**
- * Sets `*timeout_ns` to how long a foreign loop may wait before the next dispatch is due: ns; 0: now; -1: until the descriptor is
- * readable. It changes with whatever runs in between: ask before each wait.
+ * Sets `*timeout_ns` to how long a foreign loop may wait before the next dispatch is due: ns; 0:
+ * now; -1: until the descriptor is readable. It changes with whatever runs in between: ask before
+ * each wait.
  *
  * Any thread, never waits. `-EINVAL`: an argument is NULL.
  *
  * # Safety
  * `loop` is NULL or a live loop; `timeout_ns` is NULL or writable.
  */
-int q2c_loop_timeout_ns(struct q2c_loop *loop,
-                        int64_t *timeout_ns);
+int q2c_loop_timeout_ns(struct q2c_loop *loop, int64_t *timeout_ns);
 
 /**
- * Runs the timers that are due and the tasks that are ready, and makes the descriptor unreadable until there is more.
+ * Runs the timers that are due and the tasks that are ready, and makes the descriptor unreadable
+ * until there is more.
  *
  * Home thread, state lock not held; never waits.
  *
@@ -1418,7 +1487,8 @@ int q2c_loop_dispatch(struct q2c_loop *loop);
 int q2c_loop_kick(struct q2c_loop *loop);
 
 /**
- * Stops the loop's clock, as a virtual machine's stands still while it is stopped. Cleaners in the loop sleep on, and can be stopped.
+ * Stops the loop's clock, as a virtual machine's stands still while it is stopped. Cleaners in the
+ * loop sleep on, and can be stopped.
  *
  * Any thread, never waits.
  *
@@ -1444,15 +1514,15 @@ int q2c_loop_clock_pause(struct q2c_loop *loop);
 int q2c_loop_clock_resume(struct q2c_loop *loop);
 
 /**
- * Moves a paused clock forward by `ns` ns, for tests. What becomes due runs in the home thread's next dispatch.
+ * Moves a paused clock forward by `ns` ns, for tests. What becomes due runs in the home thread's
+ * next dispatch.
  *
  * Any thread, never waits. `-EINVAL`: `loop` is NULL, or its clock runs.
  *
  * # Safety
  * `loop` is NULL or a live loop.
  */
-int q2c_loop_clock_step(struct q2c_loop *loop,
-                        uint64_t ns);
+int q2c_loop_clock_step(struct q2c_loop *loop, uint64_t ns);
 
 #ifdef __cplusplus
 }  // extern "C"

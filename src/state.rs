@@ -305,8 +305,13 @@ impl State {
     fn flush_caches(&self, caches: &Caches) -> core::result::Result<(), Errno> {
         let host = &**self.cleaner.host();
         block_on(host, &[], async {
-            caches.l2.flush().await?;
-            caches.refcount.flush().await
+            for cache in [&caches.l2, &caches.refcount] {
+                // A poisoned cache never writes again; there is nothing to write once its tables were given up.
+                if cache.check_poison().is_ok() || cache.has_dirty() {
+                    cache.flush().await?;
+                }
+            }
+            Ok(())
         })
     }
 

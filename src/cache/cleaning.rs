@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::{Cache, Counters, Inner, Wait, group};
 use crate::cleaner::CleanTarget;
-use crate::primitives::Ordering;
+use crate::primitives::{Ordering, fence};
 
 /// The most slots that are out of circulation at once while their memory is given back, besides a quarter of all.
 const MAX_BATCH: usize = 1024;
@@ -78,6 +78,8 @@ impl Cache {
         while let Some(first) = self.next_stale(from) {
             let (runs, next) = self.take_runs(first, unit, batch);
             let runs = Released { cache: self, runs };
+            // Release: the slots' words come before the zeros; pairs with the acquire fence in `read`.
+            fence(Ordering::Release);
             self.tables.release(&runs.runs);
             drop(runs);
             from = next;

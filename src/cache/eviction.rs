@@ -1,11 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Which slot to use next: a free one, else the table that the clock hand comes to first.
 //!
-//! The policy is a clock with two degrees of use. A hit sets `recent`, another one `frequent`; the hand takes one degree
-//! from every table it passes and stops at a clean, unpinned one without any. Tables that are used once, as a
-//! sequential scan does, go within a lap; tables that are used often stay for two more. The bits of 64 slots are looked at
-//! together, so that a lap over n tables reads n / 64 words.
+//! The policy has the shape of S3-FIFO (Yang and others, SOSP 2023), made of bits and two hands:
+//!
+//! | a table | is | and goes |
+//! |---|---|---|
+//! | that finds a free slot, or is remembered | in the main part | when the main hand finds it without a degree of use: a hit sets `recent`, another one `frequent`; the hand takes one degree from every table it passes |
+//! | any other that is loaded | on probation | when the probation hand comes to it, however much it was used meanwhile; its name is remembered for a while |
+//!
+//! The victim is one on probation while these are a twentieth of all or more, else one of the main part. Hits on probation do not count, since
+//! tables are asked for in bursts, one for each cluster that a request touches: what counts is being asked for again later. A sequential scan
+//! so passes through a twentieth of the cache. The bits of 64 slots are looked at together; a lap over n tables reads n / 64 words.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use super::{Cache, Counters, Inner, group};
@@ -13,6 +20,15 @@ use crate::primitives::Ordering;
 
 /// Laps after which every table has lost every degree of use.
 const LAPS: usize = 3;
+/// Of so many slots, one holds a table on probation.
+const PROBATION: usize = 20;
+
+/// Whether a hand spares what was used.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spare {
+    Used,
+    Nothing,
+}
 
 impl Cache {
     /// A free slot of `range` for `offset`, now in state loading. Structure lock held.
@@ -35,7 +51,7 @@ impl Cache {
             }
             for slot in group::slots(number, free & group::mask(number, range)) {
                 if self.slots[slot as usize].allocate(offset) {
-                    bits.enter(group::place(slot).1);
+                    bits.enter(group::place(slot).1, false);
                     return Some(slot);
                 }
             }
@@ -51,15 +67,62 @@ impl Cache {
         range: &Range<usize>,
         offset: u64,
     ) -> Option<u32> {
+        let quota = (self.slots.len() / PROBATION).max(1);
+        let found = if inner.probation >= quota {
+            self.take_from_probation(inner, range, offset)
+                .or_else(|| self.take_from_main(inner, range, offset))
+        } else {
+            self.take_from_main(inner, range, offset)
+                .or_else(|| self.take_from_probation(inner, range, offset))
+        }?;
+        let on_probation = !inner.ghosts.knows(offset >> self.table_shift);
+        inner.probation += usize::from(on_probation);
+        let (group, bit) = group::place(found);
+        self.groups[group].enter(bit, on_probation);
+        Counters::add(&self.counters.evictions, 1);
+        Some(found)
+    }
+
+    fn take_from_main(&self, inner: &mut Inner, range: &Range<usize>, offset: u64) -> Option<u32> {
+        let clean = |number: usize| {
+            let bits = &self.groups[number];
+            bits.clean() & !bits.probation.load(Ordering::Relaxed)
+        };
         let found = self.find_from_hand(
             inner.hand,
             range,
-            |number, mask| self.groups[number].clean() & mask,
+            Spare::Used,
+            |number, mask| clean(number) & mask,
             |slot| self.evict(slot, offset),
         )?;
         inner.hand = found as usize + 1;
-        self.groups[group::place(found).0].enter(group::place(found).1);
-        Counters::add(&self.counters.evictions, 1);
+        Some(found)
+    }
+
+    fn take_from_probation(
+        &self,
+        inner: &mut Inner,
+        range: &Range<usize>,
+        offset: u64,
+    ) -> Option<u32> {
+        let clean = |number: usize| {
+            let bits = &self.groups[number];
+            bits.clean() & bits.probation.load(Ordering::Relaxed)
+        };
+        let gone = Cell::new(0);
+        let found = self.find_from_hand(
+            inner.probation_hand,
+            range,
+            Spare::Nothing,
+            |number, mask| clean(number) & mask,
+            |slot| {
+                gone.set(self.key_of(slot));
+                self.evict(slot, offset)
+            },
+        )?;
+        inner.probation_hand = found as usize + 1;
+        inner.probation -= 1;
+        inner.ghosts.remember(gone.get());
         Some(found)
     }
 
@@ -87,6 +150,7 @@ impl Cache {
         self.find_from_hand(
             hand,
             range,
+            Spare::Used,
             |number, mask| self.groups[number].taken_and_dirty() & mask,
             |slot| self.is_dirty_victim(slot),
         )
@@ -109,6 +173,7 @@ impl Cache {
         &self,
         hand: usize,
         range: &Range<usize>,
+        spare: Spare,
         candidates: impl Fn(usize, u64) -> u64,
         take: impl Fn(u32) -> bool,
     ) -> Option<u32> {
@@ -127,9 +192,12 @@ impl Cache {
         for _ in 0..=groups.len() * LAPS + groups.len() {
             let bits = &self.groups[number];
             let candidates = candidates(number, mask);
-            let unused = candidates & !bits.recent.load(Ordering::Relaxed);
-            let victim = group::slots(number, unused).find(|slot| take(*slot));
-            bits.age(victim.map_or(candidates, |slot| candidates & (group::place(slot).1 - 1)));
+            let spared = match spare {
+                Spare::Used => candidates & bits.recent.load(Ordering::Relaxed),
+                Spare::Nothing => 0,
+            };
+            let victim = group::slots(number, candidates & !spared).find(|slot| take(*slot));
+            bits.age(victim.map_or(spared, |slot| spared & (group::place(slot).1 - 1)));
             if victim.is_some() {
                 return victim;
             }

@@ -10,6 +10,7 @@
 //! | `used` | a hit since the last cleaning pass | by the pass |
 //! | `recent`, `frequent` | a hit since the clock hand passed; one more | by the hand, `frequent` becomes `recent` |
 //! | `touched` | the slot's memory may be resident | it was given back (structure lock, both) |
+//! | `probation` | its table is on probation, see `eviction` | it is not (structure lock, both) |
 
 use std::ops::Range;
 
@@ -34,6 +35,8 @@ pub struct Group {
     pub frequent: AtomicU64,
     /// Memory perhaps resident.
     pub touched: AtomicU64,
+    /// Holds a table on probation.
+    pub probation: AtomicU64,
 }
 
 /// Group and bit of a slot.
@@ -95,7 +98,12 @@ impl Group {
     }
 
     /// A table enters the slot: used now, of no degree.
-    pub fn enter(&self, bit: u64) {
+    pub fn enter(&self, bit: u64, on_probation: bool) {
+        if on_probation {
+            self.probation.fetch_or(bit, Ordering::Relaxed);
+        } else {
+            self.probation.fetch_and(!bit, Ordering::Relaxed);
+        }
         self.used.fetch_or(bit, Ordering::Relaxed);
         self.recent.fetch_and(!bit, Ordering::Relaxed);
         self.frequent.fetch_and(!bit, Ordering::Relaxed);
@@ -105,10 +113,12 @@ impl Group {
         self.touched.fetch_or(bit, Ordering::Relaxed);
     }
 
-    /// The slot is free.
-    pub fn leave(&self, bit: u64) {
+    /// The slot is free. Returns whether its table was on probation.
+    pub fn leave(&self, bit: u64) -> bool {
+        let probation = self.probation.fetch_and(!bit, Ordering::Relaxed);
         self.dirty.fetch_and(!bit, Ordering::Relaxed);
         self.taken.fetch_and(!bit, Ordering::Relaxed);
+        probation & bit != 0
     }
 
     /// Bits of slots that hold a table which is not dirty.
@@ -151,7 +161,7 @@ mod tests {
     #[test]
     fn a_hand_that_passes_takes_one_degree() {
         let group = Group::default();
-        group.enter(1);
+        group.enter(1, false);
         group.touch(1);
         group.touch(1);
         group.touch(2);

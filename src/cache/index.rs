@@ -12,6 +12,14 @@ use super::zeroed::zeroed;
 use crate::error::Result;
 use crate::primitives::{AtomicU64, Ordering};
 
+/// A number below `n`, spread over all of them.
+#[inline]
+pub(super) fn scale(key: u64, n: usize) -> usize {
+    let hash = key.wrapping_mul(GOLDEN) >> 32;
+    // Multiply and shift maps 32 hash bits to any number of places without a division.
+    ((hash * n as u64) >> 32) as usize
+}
+
 /// See the module.
 pub struct Index {
     buckets: Box<[AtomicU64]>,
@@ -20,7 +28,8 @@ pub struct Index {
 /// 2^64 divided by the golden ratio: multiplicative hashing (Knuth, vol. 3, 6.4).
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
-fn tag(key: u64) -> u64 {
+/// What tells keys apart, in the upper half.
+pub(super) fn tag(key: u64) -> u64 {
     // Table numbers below 2^32 (16 TiB of 4 KiB tables) have tags of their own.
     (key ^ (key >> 32)) << 32
 }
@@ -39,9 +48,7 @@ impl Index {
 
     #[inline]
     fn home(&self, key: u64) -> usize {
-        let hash = key.wrapping_mul(GOLDEN) >> 32;
-        // Multiply and shift maps 32 hash bits to any number of buckets without a division.
-        ((hash * self.buckets.len() as u64) >> 32) as usize
+        scale(key, self.buckets.len())
     }
 
     #[inline]

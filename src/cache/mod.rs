@@ -20,6 +20,7 @@ pub mod dependency;
 pub mod dirty;
 pub mod discard;
 pub mod eviction;
+pub mod ghosts;
 pub mod group;
 pub mod index;
 pub mod load;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 
 use self::dependency::Dependencies;
 use self::dirty::DirtySet;
+use self::ghosts::Ghosts;
 use self::group::Group;
 use self::index::Index;
 use self::load::{Access, Contents};
@@ -72,6 +74,11 @@ enum Wait {
 struct Inner {
     /// The clock hand: where the search for a victim goes on.
     hand: usize,
+    /// The same for tables on probation.
+    probation_hand: usize,
+    /// Tables on probation.
+    probation: usize,
+    ghosts: Ghosts,
     /// No group below this one has a free slot.
     free_hint: usize,
     loading: usize,
@@ -153,6 +160,9 @@ impl Cache {
             host,
             inner: Mutex::new(Inner {
                 hand: 0,
+                probation_hand: 0,
+                probation: 0,
+                ghosts: Ghosts::new(tables)?,
                 free_hint: 0,
                 loading: 0,
                 releasing: 0,
@@ -430,7 +440,7 @@ impl Cache {
     /// Bookkeeping for a slot that became free. Structure lock held.
     fn freed(&self, inner: &mut Inner, slot: u32) {
         let (group, bit) = group::place(slot);
-        self.groups[group].leave(bit);
+        inner.probation -= usize::from(self.groups[group].leave(bit));
         inner.free_hint = inner.free_hint.min(group);
     }
 

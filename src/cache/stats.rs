@@ -94,7 +94,8 @@ impl Cache {
             + size_of_val(&*self.slots)
             + size_of_val(&*self.groups)
             + self.index.bytes()
-            + self.dirty.bytes();
+            + self.dirty.bytes()
+            + self.lock_inner().ghosts.bytes();
         bytes as u64
     }
 
@@ -103,10 +104,15 @@ impl Cache {
         if self.is_in_use() {
             return Err(Errno::BUSY);
         }
-        let dirty = |slot: &super::Slot| slot.word().is_resident() && slot.word().is_dirty();
-        if self.check_poison().is_ok() && self.slots.iter().any(dirty) {
+        if self.check_poison().is_ok() && self.has_dirty() {
             return Err(Errno::NOTEMPTY);
         }
         Ok(())
+    }
+
+    /// Whether a table is dirty. Any thread; looks at every slot.
+    pub fn has_dirty(&self) -> bool {
+        let mut words = self.slots.iter().map(super::Slot::word);
+        words.any(|word| word.is_resident() && word.is_dirty())
     }
 }

@@ -129,6 +129,9 @@ impl Cache {
             if self.slots[*slot as usize].begin_write() {
                 inner.writing.push(*slot);
                 batch.tables.push((*offset, *slot));
+            } else if self.slots[*slot as usize].is_dirty_in_order() {
+                // Marked since the look above, and the marker may have found the bit that was removed just now.
+                self.dirty.insert(&self.groups, *slot);
             }
         }
         drop(inner);

@@ -4,7 +4,9 @@
 
 use super::group::Group;
 use super::slot::Slot;
-use crate::error::{Errno, Error, Result};
+use crate::error::Result;
+#[cfg(not(any(loom, shuttle)))]
+use crate::error::{Errno, Error};
 use crate::primitives::AtomicU64;
 
 /// Types whose default value is all zero bytes.
@@ -23,14 +25,14 @@ unsafe impl Zeroable for Group {}
 /// `n` default values. `ENOMEM`: not enough memory.
 #[cfg(not(any(loom, shuttle)))]
 pub(super) fn zeroed<T: Zeroable>(n: usize) -> Result<Box<[T]>> {
-    let layout = std::alloc::Layout::array::<T>(n).map_err(|_| no_memory::<T>(n))?;
+    let layout = std::alloc::Layout::array::<T>(n).map_err(|_| no_memory(n))?;
     if layout.size() == 0 {
         return Ok(Box::default());
     }
     // SAFETY: the layout's size is not 0.
     let first = unsafe { std::alloc::alloc_zeroed(layout) }.cast::<T>();
     if first.is_null() {
-        return Err(no_memory::<T>(n));
+        return Err(no_memory(n));
     }
     // SAFETY: allocated by the global allocator with the layout of `[T; n]`; zeros are valid values of T.
     Ok(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(first, n)) })
@@ -39,11 +41,11 @@ pub(super) fn zeroed<T: Zeroable>(n: usize) -> Result<Box<[T]>> {
 /// `n` default values; a model checker's atomics are not made of zeros.
 #[cfg(any(loom, shuttle))]
 pub(super) fn zeroed<T: Zeroable>(n: usize) -> Result<Box<[T]>> {
-    let _ = no_memory::<T>;
     Ok((0..n).map(|_| T::default()).collect())
 }
 
-fn no_memory<T>(n: usize) -> Error {
+#[cfg(not(any(loom, shuttle)))]
+fn no_memory(n: usize) -> Error {
     Error::new(
         Errno::NOMEM,
         format!("not enough memory for what {n} tables need besides themselves"),

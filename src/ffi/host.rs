@@ -52,10 +52,10 @@ pub struct q2c_host {
     /// Different for any two that live at the same time.
     pub co_self: Option<unsafe extern "C" fn(opaque: *mut c_void) -> *mut c_void>,
     /// Suspends the current coroutine until `co_wake`. In a coroutine only. May return in another
-    /// thread.
-    pub co_yield: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
+    /// thread. (What hosts call yield; `co_yield` is a word that C++20 keeps for itself.)
+    pub co_suspend: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
     /// Resumes the coroutine `co` (of `co_self`), which has announced that it yields, once for each
-    /// yield. From any thread, perhaps before `co` has come to its `co_yield`: the host defers it
+    /// yield. From any thread, perhaps before `co` has come to its `co_suspend`: the host defers it
     /// to the coroutine's home then. May run `co` at once.
     pub co_wake: Option<unsafe extern "C" fn(opaque: *mut c_void, co: *mut c_void)>,
     /// Has `entry(arg)` run in a new coroutine in `context` (NULL: the caller's current one), at
@@ -149,7 +149,7 @@ impl q2c_host {
         let callbacks = [
             ("in_coroutine", self.in_coroutine.is_some()),
             ("co_self", self.co_self.is_some()),
-            ("co_yield", self.co_yield.is_some()),
+            ("co_suspend", self.co_suspend.is_some()),
             ("co_wake", self.co_wake.is_some()),
             ("co_spawn", self.co_spawn.is_some()),
             ("lock", self.lock.is_some()),
@@ -210,7 +210,7 @@ struct Callbacks {
     opaque: *mut c_void,
     in_coroutine: unsafe extern "C" fn(*mut c_void) -> bool,
     co_self: unsafe extern "C" fn(*mut c_void) -> *mut c_void,
-    co_yield: Callback,
+    co_suspend: Callback,
     co_wake: unsafe extern "C" fn(*mut c_void, *mut c_void),
     co_spawn: unsafe extern "C" fn(*mut c_void, *mut c_void, Callback, *mut c_void) -> c_int,
     lock: Option<(Callback, Callback)>,
@@ -249,7 +249,7 @@ impl Callbacks {
             opaque: host.opaque,
             in_coroutine: there(host.in_coroutine, "in_coroutine")?,
             co_self: there(host.co_self, "co_self")?,
-            co_yield: there(host.co_yield, "co_yield")?,
+            co_suspend: there(host.co_suspend, "co_suspend")?,
             co_wake: there(host.co_wake, "co_wake")?,
             co_spawn: there(host.co_spawn, "co_spawn")?,
             lock,
@@ -347,7 +347,7 @@ impl Coroutines for Callbacks {
 
     fn yield_self(&self) {
         // SAFETY: the core yields in coroutines only; see above.
-        unsafe { (self.co_yield)(self.opaque) };
+        unsafe { (self.co_suspend)(self.opaque) };
     }
 
     fn wake(&self, coroutine: usize) {

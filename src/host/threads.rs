@@ -11,11 +11,12 @@
 //! lost, a stop returns at once, and a start makes a new thread.
 
 use std::any::Any;
+use std::cell::UnsafeCell;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
 use once_cell::sync::OnceCell;
-use parking_lot::{Mutex, RawMutex, lock_api::RawMutex as _};
+use parking_lot::Mutex;
 
 use super::event_loop::EventLoop;
 use super::{Cancel, Context, Host, Task, thread_owner};
@@ -69,7 +70,28 @@ impl Host for ThreadHost {
 static CURRENT: Mutex<Weak<Service>> = Mutex::new(Weak::new());
 
 /// See the module: held while the background thread turns, and across `fork`.
-static FORK_GATE: RawMutex = RawMutex::INIT;
+static FORK_GATE: ForkGate = ForkGate(UnsafeCell::new(libc::PTHREAD_MUTEX_INITIALIZER));
+
+/// A mutex that may be taken across a `fork`, which `parking_lot`'s may not: it keeps its waiters in a table of the process, and
+/// a child would find the vanished thread there.
+struct ForkGate(UnsafeCell<libc::pthread_mutex_t>);
+
+// SAFETY: a pthread mutex is made to be used from several threads.
+unsafe impl Sync for ForkGate {}
+
+impl ForkGate {
+    fn lock(&self) {
+        // SAFETY: statically initialised and never destroyed. A default mutex has no error to report here.
+        unsafe { libc::pthread_mutex_lock(self.0.get()) };
+    }
+
+    /// # Safety
+    /// The calling thread holds it, or is the child of the thread that held it at the fork.
+    unsafe fn unlock(&self) {
+        // SAFETY: as in `lock`; the caller's promise.
+        unsafe { libc::pthread_mutex_unlock(self.0.get()) };
+    }
+}
 
 struct Service {
     event_loop: Arc<EventLoop>,

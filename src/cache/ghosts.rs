@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Names of tables that went from probation lately: one that is asked for again was not on probation for nothing.
+//!
+//! A direct-mapped table, as many entries as slots: tag and time of the eviction. A newer name takes an older one's place; what
+//! is forgotten or mistaken costs a miss at most. Structure lock held throughout.
+
+use super::index;
+use super::zeroed::zeroed;
+use crate::error::Result;
+use crate::primitives::{AtomicU64, Ordering};
+
+/// See the module.
+pub struct Ghosts {
+    /// `tag << 32 | time`; 0: none.
+    names: Box<[AtomicU64]>,
+    /// Evictions from probation so far, modulo 2^32.
+    now: u32,
+}
+
+impl Ghosts {
+    /// Room for `n` names. `ENOMEM`: not enough memory.
+    pub fn new(n: usize) -> Result<Self> {
+        let names = zeroed(n)?;
+        Ok(Self { names, now: 0 })
+    }
+
+    /// Memory in bytes.
+    pub fn bytes(&self) -> usize {
+        self.names.len() * size_of::<AtomicU64>()
+    }
+
+    /// A table went.
+    pub fn remember(&mut self, key: u64) {
+        self.now = self.now.wrapping_add(1);
+        let name = index::tag(key) | u64::from(self.now);
+        self.place(key).store(name, Ordering::Relaxed);
+    }
+
+    /// Whether a table went not longer ago than as many others as there are slots.
+    pub fn knows(&self, key: u64) -> bool {
+        let name = self.place(key).load(Ordering::Relaxed);
+        let age = self.now.wrapping_sub(name as u32);
+        name != 0 && (name ^ index::tag(key)) >> 32 == 0 && (age as usize) < self.names.len()
+    }
+
+    fn place(&self, key: u64) -> &AtomicU64 {
+        &self.names[index::scale(key, self.names.len())]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_known_until_as_many_others_went() {
+        let mut ghosts = Ghosts::new(64).unwrap();
+        assert!(!ghosts.knows(7));
+        ghosts.remember(7);
+        assert!(ghosts.knows(7));
+        assert!(!ghosts.knows(8));
+        // The same place is not hit here: one key alone is remembered again and again.
+        let other = (8..).find(|key| index::scale(*key, 64) != index::scale(7, 64));
+        let other = other.unwrap();
+        (0..63).for_each(|_| ghosts.remember(other));
+        assert!(ghosts.knows(7));
+        ghosts.remember(other);
+        assert!(!ghosts.knows(7));
+    }
+}
