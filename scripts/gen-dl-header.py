@@ -2,15 +2,19 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Write qcow2cache-dl.h, the header that loads the library at run time, from qcow2cache.h.
 
-usage: gen-dl-header.py HEADER OUTPUT          write OUTPUT
-       gen-dl-header.py --check HEADER OUTPUT  exit 1 when OUTPUT is not what would be written
-       gen-dl-header.py --names HEADER         print the functions that HEADER declares
+usage: gen-dl-header.py [HEADER OUTPUT]          write OUTPUT
+       gen-dl-header.py --check [HEADER OUTPUT]  exit 1 when OUTPUT is not what would be written
+       gen-dl-header.py --names [HEADER]         print the functions that HEADER declares
+
+HEADER and OUTPUT are include/qcow2cache.h and include/qcow2cache-dl.h unless they are given.
 """
 
+import pathlib
 import re
 import sys
 import textwrap
 
+INCLUDE = pathlib.Path(__file__).resolve().parent.parent / "include"
 WIDTH = 100
 
 TOP = """\
@@ -300,7 +304,9 @@ def main(arguments):
     check = arguments[:1] == ["--check"]
     names = arguments[:1] == ["--names"]
     files = arguments[1:] if check or names else arguments
-    if len(files) != (1 if names else 2):
+    wanted = [INCLUDE / "qcow2cache.h", INCLUDE / "qcow2cache-dl.h"][: 1 if names else 2]
+    files = files or wanted
+    if len(files) != len(wanted):
         sys.exit(__doc__.strip())
     with open(files[0], encoding="utf-8") as header:
         source = header.read()
@@ -311,7 +317,7 @@ def main(arguments):
     if check:
         with open(files[1], encoding="utf-8") as output:
             if output.read() != text:
-                sys.exit("%s is stale: run scripts/gen-dl-header.py %s %s" % (files[1], *files))
+                sys.exit("%s is stale: run scripts/gen-dl-header.py" % files[1])
         return
     with open(files[1], "w", encoding="utf-8") as output:
         output.write(text)

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Hits: get + put of random resident tables.
+
+use contenders::{Contender, Ops, floor, linear, lru_mutex, quick};
+
+use super::Setting;
+use crate::figure::{Report, Target};
+use crate::measure::{Rng, Run, Samples};
+use crate::work::{self, Offsets};
+use crate::{ours, progress};
+
+/// A hit, in times of the floor.
+const TIMES_FLOOR: f64 = 1.5;
+/// Two threads against one, in parts of what the floor gains.
+const PARTS_OF_FLOOR_SCALING: f64 = 0.8;
+/// A hit of tables at regular distances, in times of one of tables anywhere.
+const TIMES_SCATTERED: f64 = 1.5;
+/// In tables: neighbours; a slice in each 64 KiB cluster; L2 tables of an image that was written from front to back, of clusters of
+/// 64 KiB and 4 KiB; and two at which a multiplicative hash alone would put thousands into a few places.
+const DISTANCES: [u64; 6] = [1, 16, 131_088, 513, 987, 15_456];
+
+/// A contender whose tables are resident.
+struct Ready {
+    name: &'static str,
+    cache: Contender,
+    offsets: Offsets,
+}
+
+/// See the module.
+pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
+    for &tables in work::sizes(setting.effort.quick) {
+        progress::show(&format!("hit: {tables} tables, churned"));
+        one_thread(setting, report, "churned", tables, &churned(tables));
+        progress::show(&format!("hit: {tables} tables, in order"));
+        one_thread(setting, report, "ordered", tables, &ordered(tables));
+        progress::show(&format!("hit: {tables} tables, at regular distances"));
+        regular(setting, report, tables);
+        progress::show(&format!("hit: {tables} tables, threads"));
+        threads(setting, report, tables, &churned(tables));
+    }
+    Ok(())
+}
+
+fn churned(tables: usize) -> Vec<Ready> {
+    let ready = |name, cache: Contender| {
+        let offsets = work::churn(&cache, tables);
+        Ready {
+            name,
+            cache,
+            offsets,
+        }
+    };
+    let mut all = vec![
+        ready("ours", ours::create(tables, &ours::null_storage())),
+        ready(
+            "linear",
+            linear::create(tables, ours::load_nothing, ours::store_nothing),
+        ),
+        ready("lru", lru_mutex::create(tables, ours::load_nothing)),
+        // Its shards fill unevenly: with room for twice as many, all of these stay.
+        ready(
+            "quick_cache",
+            quick::create(tables * 2 + 64, ours::load_nothing),
+        ),
+    ];
+    let offsets = all[0].offsets;
+    all.push(Ready {
+        name: "floor",
+        cache: floor::create(&offsets.all()),
+        offsets,
+    });
+    all
+}
+
+/// Filled in order, never evicted: where the scanning cache finds each table at once.
+fn ordered(tables: usize) -> Vec<Ready> {
+    let offsets = Offsets::in_order(tables);
+    let ready = |name, cache: Contender| {
+        if cache.ops.probe.is_none() {
+            work::touch_all(&cache, &offsets);
+        }
+        Ready {
+            name,
+            cache,
+            offsets,
+        }
+    };
+    vec![
+        ready("ours", ours::create(tables, &ours::null_storage())),
+        ready(
+            "linear",
+            linear::create(tables, ours::load_nothing, ours::store_nothing),
+        ),
+        ready("floor", floor::create(&offsets.all())),
+    ]
+}
+
+fn one_thread(setting: &Setting, report: &mut Report, how: &str, tables: usize, ready: &[Ready]) {
+    let nothing = nothing();
+    let mut rng = Rng::new(1);
+    let mut runs: Vec<Run<'_>> = Vec::new();
+    for one in ready {
+        runs.push(Box::new(move |count| {
+            work::hits(&one.cache, &one.offsets, &mut rng, count)
+        }));
+    }
+    let any = ready[0].offsets;
+    runs.push(Box::new(move |count| {
+        work::hits(&nothing, &any, &mut rng, count)
+    }));
+    let results = setting.effort.interleave(&mut runs);
+    let of = |name| {
+        &results[ready
+            .iter()
+            .position(|one| one.name == name)
+            .expect("is there")]
+    };
+    for (one, samples) in ready.iter().zip(&results) {
+        report.info(format!("hit.{how}.{tables}.{}", one.name), "ns", samples);
+        if how == "churned" {
+            report.point("hit", one.name, tables as f64, samples.median());
+        }
+    }
+    let empty = results.last().expect("the loop itself is measured last");
+    report.info(format!("hit.{how}.{tables}.empty_loop"), "ns", empty);
+    report.figure(
+        format!("hit.{how}.{tables}.vs_floor"),
+        "x",
+        Target::AtMost(TIMES_FLOOR),
+        of("ours").over(of("floor")),
+    );
+    report.info(
+        format!("hit.{how}.{tables}.linear_vs_ours"),
+        "x",
+        &of("linear").over(of("ours")),
+    );
+}
+
+/// Tables at regular distances, as an image's L2 tables are: which distances are bad depends on the hash.
+fn regular(setting: &Setting, report: &mut Report, tables: usize) {
+    let anywhere = ours::create(tables, &ours::null_storage());
+    let set = Offsets::scattered(tables, 0);
+    work::touch_all(&anywhere, &set);
+    let caches: Vec<_> = DISTANCES
+        .iter()
+        .map(|distance| {
+            let cache = ours::create(tables, &ours::null_storage());
+            let offsets = Offsets::spaced(tables, *distance);
+            work::touch_all(&cache, &offsets);
+            (cache, offsets)
+        })
+        .collect();
+    let mut rng = Rng::new(2);
+    let mut runs: Vec<Run<'_>> = Vec::new();
+    runs.push(Box::new(move |count| {
+        work::hits(&anywhere, &set, &mut rng, count)
+    }));
+    for (cache, offsets) in &caches {
+        runs.push(Box::new(move |count| {
+            work::hits(cache, offsets, &mut rng, count)
+        }));
+    }
+    let results = setting.effort.interleave(&mut runs);
+    let worst = results[1..].iter().map(|samples| samples.over(&results[0]));
+    let worst = worst.max_by(|a, b| a.median().total_cmp(&b.median()));
+    report.figure(
+        format!("hit.regular.{tables}.vs_scattered"),
+        "x",
+        Target::AtMost(TIMES_SCATTERED),
+        worst.expect("there are distances"),
+    );
+}
+
+/// A contender whose get and put do nothing: what the loop and the calls cost.
+fn nothing() -> Contender {
+    use core::ffi::{c_int, c_void};
+    unsafe extern "C" fn get(_: *mut c_void, _: u64, _: *mut *mut c_void) -> c_int {
+        0
+    }
+    unsafe extern "C" fn put(_: *mut c_void, _: *mut *mut c_void) -> c_int {
+        0
+    }
+    let ops = Ops {
+        get: Some(get),
+        put: Some(put),
+        ..Ops::NONE
+    };
+    // SAFETY: these operations look at none of their arguments.
+    unsafe { Contender::foreign(core::ptr::null_mut(), ops, |_| {}) }
+}
+
+fn threads(setting: &Setting, report: &mut Report, tables: usize, ready: &[Ready]) {
+    let counts: &[usize] = if setting.effort.quick {
+        &[1, 2]
+    } else {
+        &[1, 2, 3, 4]
+    };
+    let mut scaling = Vec::new();
+    let mut rates = vec![vec![Samples::default(); counts.len()]; ready.len()];
+    for _ in 0..setting.effort.rounds {
+        for (i, &threads) in counts.iter().enumerate() {
+            for (one, rates) in ready.iter().zip(&mut rates) {
+                let work = |rng: &mut Rng, count| work::hits(&one.cache, &one.offsets, rng, count);
+                let (rate, disturbed) = work::throughput(threads, setting.effort.slice, &work);
+                rates[i].push(rate, disturbed);
+            }
+        }
+    }
+    for (one, rates) in ready.iter().zip(&rates) {
+        let gain = rates[1].over(&rates[0]);
+        report.info(format!("hit.threads.{tables}.{}", one.name), "x", &gain);
+        for (i, &threads) in counts.iter().enumerate() {
+            let chart = format!("threads_{tables}");
+            let rate = rates[i].median() / 1e6;
+            report.point(&chart, one.name, threads as f64, rate);
+        }
+        scaling.push((one.name, gain));
+    }
+    let of = |name| {
+        &scaling
+            .iter()
+            .find(|(n, _)| *n == name)
+            .expect("is there")
+            .1
+    };
+    report.figure(
+        format!("hit.threads.{tables}.vs_floor"),
+        "x",
+        Target::AtLeast(PARTS_OF_FLOOR_SCALING),
+        of("ours").over(of("floor")),
+    );
+}

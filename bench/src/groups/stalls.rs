@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! How long a hit or a miss can take while a cleaning pass runs. Every single one is timed.
+//!
+//! One that took long while its thread was taken off the processor by force is not the cache's doing and is left out; a
+//! thread that waits for a lock leaves the processor of its own will. The same operations without passes are the control:
+//! if they stall as well, the machine cannot be judged.
+
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use contenders::Contender;
+
+use super::Setting;
+use crate::figure::{Report, Target};
+use crate::measure::Samples;
+use crate::work::{self, Offsets};
+use crate::{ours, progress};
+
+/// µs that no hit and no miss may take.
+const AT_MOST: f64 = 50.0;
+const TABLES: usize = 32768;
+/// Tables that are hit all the time.
+const HOT: u64 = 64;
+
+/// See the module.
+pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
+    let passes = setting.effort.rounds * 2;
+    for what in ["hit", "miss"] {
+        progress::show(&format!("stalls: {what}"));
+        let cache = ours::create(TABLES, &ours::touching_storage());
+        let control = longest(&cache, what, passes, false);
+        let longest = longest(&cache, what, passes, true);
+        let mut samples = Samples::default();
+        let micros = |ns: u64| ns as f64 / 1000.0;
+        samples.push(micros(longest), micros(control) > AT_MOST);
+        report.info(
+            format!("stalls.{what}.without_passes"),
+            "us",
+            &Samples::exact(micros(control)),
+        );
+        report.figure(
+            format!("stalls.{what}.during_passes"),
+            "us",
+            Target::AtMost(AT_MOST),
+            samples,
+        );
+    }
+    Ok(())
+}
+
+/// ns of the longest operation while passes run (or while nothing does, for as long).
+fn longest(cache: &Contender, what: &str, passes: usize, clean: bool) -> u64 {
+    let (in_pass, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let timed = scope.spawn(|| {
+            work::pin_to_cpu(1);
+            if what == "hit" {
+                watch(&in_pass, &done, |i| {
+                    one(cache, Offsets::in_order(TABLES).at(i % HOT))
+                })
+            } else {
+                watch(&in_pass, &done, |i| {
+                    one(cache, Offsets::scattered(1, 1 << 20).at(i))
+                })
+            }
+        });
+        work::pin_to_cpu(0);
+        for _ in 0..passes {
+            // Resident and, after one pass, unused; but for what the other thread uses.
+            work::touch_all(cache, &Offsets::in_order(TABLES));
+            work::whole(cache, cache.ops.clean);
+            in_pass.store(true, Ordering::Release);
+            if clean {
+                work::whole(cache, cache.ops.clean);
+            } else {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            in_pass.store(false, Ordering::Release);
+        }
+        done.store(true, Ordering::Relaxed);
+        timed.join().expect("no panic")
+    })
+}
+
+fn one(cache: &Contender, offset: u64) {
+    let get = crate::ffi::q2c_cache_get_unlocked;
+    let put = cache.ops.put.expect("has put");
+    let mut table = null_mut();
+    // SAFETY: the cache is alive. EAGAIN is an answer, too: what counts here is how long it takes.
+    unsafe {
+        if get(cache.handle, offset, &mut table) == 0 {
+            put(cache.handle, &mut table);
+        }
+    }
+}
+
+fn watch(in_pass: &AtomicBool, done: &AtomicBool, work: impl Fn(u64)) -> u64 {
+    let (mut longest, mut forced, mut i) = (0, forced_switches(), 0);
+    while !done.load(Ordering::Relaxed) {
+        if !in_pass.load(Ordering::Acquire) {
+            std::hint::spin_loop();
+            continue;
+        }
+        let begun = Instant::now();
+        work(i);
+        let ns = begun.elapsed().as_nanos() as u64;
+        i += 1;
+        if ns > longest {
+            let now = forced_switches();
+            if now == forced {
+                longest = ns;
+            }
+            forced = now;
+        }
+    }
+    longest
+}
+
+/// How often the calling thread was taken off its processor by force.
+fn forced_switches() -> i64 {
+    // SAFETY: fills a local struct.
+    unsafe {
+        let mut usage: libc::rusage = core::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_THREAD, &mut usage);
+        usage.ru_nivcsw
+    }
+}

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The library as a contender, and storages that are none: what is measured is the cache, not I/O.
+
+use core::ffi::{c_int, c_void};
+use core::ptr::{null, null_mut};
+use core::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
+
+use contenders::{Contender, Ops, TABLE_SIZE};
+
+use crate::ffi;
+
+/// Loads by any contender since the program began. Counted by a load and a store, so that a miss hardly pays for it.
+static LOADS: AtomicU64 = AtomicU64::new(0);
+
+/// See [`LOADS`]; exact while one thread misses.
+pub fn loads() -> u64 {
+    LOADS.load(Ordering::Relaxed)
+}
+
+fn count_load() {
+    LOADS.store(LOADS.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+}
+
+/// What the baselines call in place of I/O.
+pub unsafe extern "C" fn load_nothing(_: u64, _: *mut c_void) {
+    count_load();
+}
+
+/// As [`load_nothing`], and makes the table's memory resident.
+pub unsafe extern "C" fn load_touching(offset: u64, table: *mut c_void) {
+    count_load();
+    // SAFETY: a contender hands its own table of TABLE_SIZE bytes.
+    unsafe { table.cast::<u64>().write(offset) };
+}
+
+/// What the baselines call for each table that a flush writes.
+pub unsafe extern "C" fn store_nothing(_: u64, _: *mut c_void) {}
+
+unsafe extern "C" fn read_nothing(
+    _: *mut c_void,
+    _: u64,
+    _: *const libc::iovec,
+    _: c_int,
+) -> c_int {
+    count_load();
+    0
+}
+
+unsafe extern "C" fn read_touching(
+    _: *mut c_void,
+    offset: u64,
+    iov: *const libc::iovec,
+    count: c_int,
+) -> c_int {
+    count_load();
+    for i in 0..count as usize {
+        // SAFETY: the library hands `count` buffers, each at least 8 bytes long.
+        unsafe { (*iov.add(i)).iov_base.cast::<u64>().write(offset) };
+    }
+    0
+}
+
+unsafe extern "C" fn read_whole(
+    _: *mut c_void,
+    offset: u64,
+    iov: *const libc::iovec,
+    count: c_int,
+) -> c_int {
+    for i in 0..count as usize {
+        // SAFETY: the library hands `count` buffers with their lengths.
+        unsafe {
+            let buf = &*iov.add(i);
+            buf.iov_base
+                .cast::<u8>()
+                .write_bytes(offset as u8, buf.iov_len);
+        }
+    }
+    0
+}
+
+unsafe extern "C" fn write_nothing(
+    _: *mut c_void,
+    _: u64,
+    _: *const libc::iovec,
+    _: c_int,
+) -> c_int {
+    0
+}
+
+unsafe extern "C" fn flush_nothing(_: *mut c_void) -> c_int {
+    0
+}
+
+unsafe extern "C" fn record_write(
+    opaque: *mut c_void,
+    offset: u64,
+    _: *const libc::iovec,
+    count: c_int,
+) -> c_int {
+    // SAFETY: `opaque` is the `Recorder` that the caller of `recording` keeps alive.
+    let recorder = unsafe { &*opaque.cast::<Recorder>() };
+    recorder.lock().unwrap().push((offset, count as usize));
+    0
+}
+
+/// Writes seen, as offset and number of tables.
+pub type Recorder = Mutex<Vec<(u64, usize)>>;
+
+/// A storage without I/O.
+pub fn null_storage() -> ffi::Storage {
+    ffi::Storage {
+        struct_size: size_of::<ffi::Storage>(),
+        opaque: null_mut(),
+        preadv: Some(read_nothing),
+        pwritev: Some(write_nothing),
+        flush: Some(flush_nothing),
+        pre_write_check: None,
+        corruption: None,
+        max_iov: 0,
+    }
+}
+
+/// One whose reads make the table resident.
+pub fn touching_storage() -> ffi::Storage {
+    ffi::Storage {
+        preadv: Some(read_touching),
+        ..null_storage()
+    }
+}
+
+/// One whose reads fill the table.
+pub fn filling_storage() -> ffi::Storage {
+    ffi::Storage {
+        preadv: Some(read_whole),
+        ..null_storage()
+    }
+}
+
+/// One that notes its writes.
+///
+/// # Safety
+/// `recorder` outlives every cache on this storage.
+pub unsafe fn recording_storage(recorder: &Recorder) -> ffi::Storage {
+    ffi::Storage {
+        opaque: core::ptr::from_ref(recorder).cast_mut().cast(),
+        pwritev: Some(record_write),
+        ..null_storage()
+    }
+}
+
+/// The library's operations.
+pub const OPS: Ops = Ops {
+    get: Some(ffi::q2c_cache_get),
+    put: Some(ffi::q2c_cache_put),
+    read: Some(ffi::q2c_cache_read),
+    probe: None,
+    mark_dirty: Some(ffi::q2c_cache_mark_dirty),
+    flush: Some(ffi::q2c_cache_flush),
+    clean: Some(ffi::q2c_cache_clean_unused),
+    lookup: Some(ffi::q2c_cache_is_table_offset),
+};
+
+/// A cache of the library's, on the thread host.
+pub fn create(tables: usize, storage: &ffi::Storage) -> Contender {
+    create_sized(tables, TABLE_SIZE, storage)
+}
+
+/// As [`create`], with tables of `table_size` bytes.
+pub fn create_sized(tables: usize, table_size: usize, storage: &ffi::Storage) -> Contender {
+    let options = ffi::CacheOptions {
+        struct_size: size_of::<ffi::CacheOptions>(),
+        tables,
+        table_size,
+        kind: 1,
+        reserved_tables: 0,
+    };
+    let mut cache = null_mut();
+    let mut error = ffi::Error::default();
+    // SAFETY: whole structs with their sizes; the host is the default one.
+    let r = unsafe { ffi::q2c_cache_create(&options, storage, null(), &mut cache, &mut error) };
+    assert!(r == 0, "q2c_cache_create: {r}");
+    // SAFETY: the library's calls take this handle from any thread until `destroy`.
+    unsafe { Contender::foreign(cache.cast(), OPS, destroy) }
+}
+
+/// # Safety
+/// `handle` is a cache of [`create_sized`], which nobody uses any more.
+unsafe fn destroy(handle: *mut c_void) {
+    let mut cache: *mut ffi::Cache = handle.cast();
+    // SAFETY: the caller's promise; what is dirty is given up.
+    let r = unsafe {
+        ffi::q2c_cache_discard_range(handle, 0, u64::MAX);
+        ffi::q2c_cache_destroy(&mut cache)
+    };
+    assert!(r == 0, "q2c_cache_destroy: {r}");
+}
+
+/// The statistics of a cache of the library's.
+pub fn stats(cache: &Contender) -> ffi::CacheStats {
+    let mut stats = ffi::CacheStats {
+        struct_size: size_of::<ffi::CacheStats>(),
+        ..ffi::CacheStats::default()
+    };
+    // SAFETY: a living cache of the library's; the struct says its size.
+    let r = unsafe { ffi::q2c_cache_get_stats(cache.handle, &mut stats) };
+    assert!(r == 0, "q2c_cache_get_stats: {r}");
+    stats
+}

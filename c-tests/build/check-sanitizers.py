@@ -1,0 +1,43 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Which sides of the boundary a sanitizer sees, said aloud; an asked-for one that is not there fails.
+
+usage: check-sanitizers.py ARCHIVE LIBRARY C_SANITIZER RUST_SANITIZER
+"""
+
+import subprocess
+import sys
+
+# what instrumented code calls
+CALLS = {"address": "__asan_report_", "thread": "__tsan_read"}
+RUNTIME = {"address": "libasan", "thread": "libtsan"}
+
+
+def run(*command):
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+
+
+def main(archive, library, c_sanitizer, rust_sanitizer):
+    ok = True
+    symbols = run("nm", "--undefined-only", archive)
+    needed = run("readelf", "-dW", library)
+    for name, calls in CALLS.items():
+        rust = calls in symbols
+        # the library has no C in it but what links the runtime
+        c_side = RUNTIME[name] in needed
+        if rust or c_side or name in (c_sanitizer, rust_sanitizer):
+            print("%s sanitizer: C side %s, Rust side %s" % (name, "yes" if c_side else "no", "yes" if rust else "no"))
+        if (name in c_sanitizer.split(",")) != c_side:
+            print("the C side is not as -Db_sanitize=%s says" % c_sanitizer)
+            ok = False
+        if rust_sanitizer == name and not rust:
+            print("the Rust side is not as -Dsanitize_rust=%s says" % rust_sanitizer)
+            ok = False
+        if rust and not c_side:
+            print("the Rust side needs the runtime: give -Db_sanitize=%s" % name)
+            ok = False
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * The two headers by themselves, in either order and twice, as strict C11 and (the .cpp that
+ * includes this) as C++17; and a table that three source files share.
+ */
+#define Q2C_DL_IMPLEMENTATION
+#include <qcow2cache-dl.h>
+#include <qcow2cache-dl.h>
+#include <qcow2cache.h>
+
+#include "test-headers.h"
+
+int main(void)
+{
+    const char *before = headers_first_version();
+    int ok;
+
+    if (q2c_dl_load(getenv("Q2C_TEST_LIBRARY"), NULL, 0) != 0) {
+        puts("Bail out! the library cannot be loaded");
+        return 1;
+    }
+    ok = before == NULL && strcmp(q2c_version(), Q2C_VERSION) == 0 &&
+         headers_first_version() == q2c_version() && headers_other_version() == q2c_version();
+    printf("%s 1 - the table is shared\n", ok ? "ok" : "not ok");
+    q2c_dl_unload();
+    puts("1..1");
+    return ok ? 0 : 1;
+}

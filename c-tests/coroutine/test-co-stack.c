@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * No call needs more than 16 KiB of stack. The test runs on stacks of 32 KiB with a guard page below, and measures how deep
+ * they were used: by the calls, and by the storage and host callbacks that those lead to.
+ */
+#include "world.h"
+
+enum { TABLES = 64 };
+
+static q2c_storage calls;
+static th_storage *storage;
+static q2c_cache *cache;
+static q2c_cleaner *cleaner;
+static q2c_state *state;
+
+static void use_cache(void *arg)
+{
+    void *table = NULL;
+    uint64_t word;
+
+    (void)arg;
+    CHECK_INT(q2c_cleaner_lock(cleaner), 0);
+    for (unsigned n = 1; n < TABLES; n++) { /* more than there are slots: each get writes another table back */
+        CHECK_INT(q2c_cache_get(cache, AT(n), &table), 0);
+        CHECK_INT(q2c_cache_store(cache, table, 0, n), 0);
+        CHECK_INT(q2c_cache_mark_dirty(cache, table), 0);
+        CHECK_INT(q2c_cache_put(cache, &table), 0);
+        CHECK_INT(q2c_cache_read(cache, AT(n), 0, &word, 8), 0);
+    }
+    CHECK_INT(q2c_cache_flush(cache), 0);
+    CHECK_INT(q2c_cache_get_unlocked(cache, AT(2), &table), 0);
+    CHECK_INT(q2c_cache_put(cache, &table), 0);
+    CHECK_INT(q2c_cache_get_empty(cache, AT(3), &table), 0);
+    CHECK_INT(q2c_cache_put(cache, &table), 0);
+    CHECK_INT(q2c_cache_discard_offset(cache, AT(3)), 0);
+    CHECK_INT(q2c_cache_empty(cache), 0);
+    CHECK(q2c_cache_clean_unused(cache) >= 0);
+    CHECK_INT(q2c_cleaner_unlock(cleaner), 0);
+}
+
+static void use_cleaner(void *arg)
+{
+    (void)arg;
+    CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], 1), 0);
+    CO_EVENTUALLY(cleaner_stats(cleaner).passes > 2);
+    CHECK_INT(q2c_cleaner_set_interval(cleaner, SECOND), 0);
+    CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0);
+    CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], SECOND), 0);
+    CHECK_INT(q2c_cleaner_lock(cleaner), 0);
+    CHECK_INT(q2c_cleaner_co_locked_del_and_wait(cleaner), 0);
+    CHECK_INT(q2c_cleaner_unlock(cleaner), 0);
+}
+
+static void use_state(void *arg)
+{
+    static const q2c_geometry geometry = {
+        .struct_size = sizeof(geometry), .virtual_size = 1 << 24, .cluster_size = 512, .l2_entry_size = 8};
+    q2c_state_config config = {
+        .struct_size = sizeof(config), .host = world.vtable, .l2_storage = &calls, .geometry = &geometry};
+    q2c_options options = {.struct_size = sizeof(options)};
+    q2c_update *update = NULL;
+
+    (void)arg;
+    CHECK_INT(q2c_state_open(&config, &state, NULL), 0);
+    CHECK_INT(q2c_options_init(&options), 0);
+    CHECK_INT(q2c_state_lock(state), 0);
+    CHECK_INT(q2c_update_options_prepare(state, &options, NULL, SECOND, &update, NULL), 0);
+    CHECK_INT(q2c_update_options_commit(state, &update, true), 0);
+    CHECK_INT(q2c_state_unlock(state), 0);
+    CHECK_INT(q2c_state_detach_context(state), 0);
+    CHECK_INT(q2c_state_attach_context(state, world.io[1]), 0);
+    CHECK_INT(q2c_state_invalidate(state), 0);
+    CHECK_INT(q2c_state_close(&state), 0);
+}
+
+/* A new state's first error messages are the deepest formatting there is. */
+static void be_refused(void *arg)
+{
+    q2c_geometry geometry = {
+        .struct_size = sizeof(geometry), .virtual_size = 1, .cluster_size = 12345, .l2_entry_size = 8};
+    q2c_state_config config = {
+        .struct_size = sizeof(config), .host = world.vtable, .l2_storage = &calls, .geometry = &geometry};
+    q2c_error error;
+
+    (void)arg;
+    CHECK_INT(q2c_state_open(&config, &state, &error), -EINVAL);
+}
+
+static void calls_fit_in_16_kib(void)
+{
+    storage = storage_new(TABLES, TH_RESUME_MIXED, &calls);
+    cache = cache_new(&calls, 8);
+    cleaner = cleaner_new(cache);
+    th_call(world.io[1], true, use_cache, NULL);
+    th_call(world.io[1], true, use_cleaner, NULL);
+    th_call(world.io[1], true, use_state, NULL);
+    th_call(world.io[1], true, be_refused, NULL);
+    TURN_UNTIL(th_co_alive() == 0);
+    CHECK_INT(q2c_cleaner_destroy(&cleaner), 0);
+    cache_drop(cache);
+    th_storage_free(storage);
+    test_note("deepest use of a stack: %zu bytes", th_co_stack_peak());
+    if (th_co_stacks_measurable()) {
+        CHECK_BETWEEN(th_co_stack_peak(), 512, 16 * 1024);
+    }
+}
+
+int main(void)
+{
+    test_begin();
+    th_co_set_stack_size(TH_STACK_SIZE_SMALL);
+    th_co_measure_stacks(true);
+    world_begin();
+    EACH(calls_fit_in_16_kib);
+    world_end();
+    return test_end();
+}

@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* A coroutine entered or woken when it must not be ends the process. */
+#include <stdatomic.h>
+
+#include "child.h"
+#include "test.h"
+
+/* Run in the child: nothing to complain of. */
+static void behaved(void *arg)
+{
+    (void)arg;
+}
+
+static void a_child_that_behaves_lives(void)
+{
+    char text[4096];
+
+    CHECK_INT(run_child(behaved, text, sizeof(text)), 0);
+    CHECK_STR(text, "");
+}
+
+/* ---- entering ---- */
+
+static void enter_self(void *arg)
+{
+    (void)arg;
+    th_co_enter(th_co_self());
+}
+
+static void enters_itself(void *arg)
+{
+    th_co_enter(th_co_create(enter_self, arg));
+}
+
+static th_co *outer;
+
+static void enter_outer(void *arg)
+{
+    (void)arg;
+    th_co_enter(outer);
+}
+
+static void enter_child_that_enters_outer(void *arg)
+{
+    (void)arg;
+    th_co_enter(th_co_create(enter_outer, NULL));
+}
+
+static void enters_its_caller(void *arg)
+{
+    outer = th_co_create(enter_child_that_enters_outer, arg);
+    th_co_enter(outer);
+}
+
+static void spin(void *arg)
+{
+    atomic_bool *up = arg;
+
+    atomic_store(up, true);
+    EVENTUALLY(!atomic_load(up));
+}
+
+static void entered_in_two_threads(void *arg)
+{
+    static atomic_bool up;
+    th_co *co = th_co_create(spin, &up);
+
+    (void)arg;
+    th_co_schedule(th_iothread_context(th_iothread_new(program)), co);
+    EVENTUALLY(atomic_load(&up));
+    th_co_enter(co);
+}
+
+static void entered_after_its_end(void *arg)
+{
+    th_co *co = th_co_create(do_nothing, arg);
+
+    th_co_enter(co);
+    th_co_enter(co);
+}
+
+static void entered_while_parked(void *arg)
+{
+    (void)arg;
+    th_co_enter(parked_here());
+}
+
+static void entered_while_queued(void *arg)
+{
+    th_co *co = th_co_create(do_nothing, arg);
+
+    th_co_schedule(here, co);
+    th_co_enter(co);
+}
+
+static void scheduled_twice(void *arg)
+{
+    th_co *co = th_co_create(do_nothing, arg);
+
+    th_co_schedule(here, co);
+    th_co_schedule(here, co);
+}
+
+static void yield_in_plain_code(void *arg)
+{
+    (void)arg;
+    th_co_yield();
+}
+
+static void bad_enters_die(void)
+{
+    check_aborts(enters_itself, "entered while it is running");
+    check_aborts(enters_its_caller, "entered while it is running");
+    check_aborts(entered_in_two_threads, "entered while it is running");
+    check_aborts(entered_after_its_end, "entered while it is ended");
+    check_aborts(entered_while_parked, "entered while it is parked by the library");
+    check_aborts(entered_while_queued, "entered while it is queued");
+    check_aborts(scheduled_twice, "scheduled twice");
+    check_aborts(yield_in_plain_code, "yield outside a coroutine");
+}
+
+/* ---- waking ---- */
+
+static void wake(void *co)
+{
+    vt->co_wake(vt->opaque, co);
+}
+
+static void woken_twice(void *arg)
+{
+    void *co = parked_here();
+
+    (void)arg;
+    wake(co);
+    wake(co);
+}
+
+static void wake_twice(void *co)
+{
+    wake(co);
+    wake(co);
+}
+
+/* In the coroutine, before it parks; the wakes come from another thread. */
+static void await_two_wakes(void *arg, const char *callback)
+{
+    atomic_bool never = false;
+
+    (void)arg;
+    if (strcmp(callback, "co_suspend") != 0) {
+        return;
+    }
+    th_bh_schedule(th_iothread_context(th_iothread_new(program)), wake_twice, th_co_self());
+    EVENTUALLY(atomic_load(&never));
+}
+
+static void woken_twice_before_it_parks(void *arg)
+{
+    th_host_on_call(host, await_two_wakes, arg);
+    parked_here();
+}
+
+static void woken_while_yielded(void *arg)
+{
+    (void)arg;
+    wake(yielded_here());
+}
+
+static void woken_while_yielded_from_afar(void *arg)
+{
+    (void)arg;
+    th_call(th_iothread_context(th_iothread_new(program)), false, wake, yielded_here());
+}
+
+static void woken_before_its_first_enter(void *arg)
+{
+    wake(th_co_create(do_nothing, arg));
+}
+
+static void woken_after_its_end(void *arg)
+{
+    th_co *co = th_co_create(do_nothing, arg);
+
+    th_co_enter(co);
+    wake(co);
+}
+
+static void wake_self(void *arg)
+{
+    (void)arg;
+    wake(th_co_self());
+}
+
+static void woken_by_itself(void *arg)
+{
+    th_co_enter(th_co_create(wake_self, arg));
+}
+
+static void wake_outer(void *arg)
+{
+    (void)arg;
+    wake(outer);
+}
+
+static void enter_child_that_wakes_outer(void *arg)
+{
+    (void)arg;
+    th_co_enter(th_co_create(wake_outer, NULL));
+}
+
+static void woken_by_what_it_entered(void *arg)
+{
+    outer = th_co_create(enter_child_that_wakes_outer, arg);
+    th_co_enter(outer);
+}
+
+static void leader_woken(void *arg)
+{
+    (void)arg;
+    wake(vt->co_self(vt->opaque));
+}
+
+/* A wake from another thread while the coroutine runs, which then does something else than to park. */
+static atomic_bool woken;
+
+static void wake_and_tell(void *co)
+{
+    wake(co);
+    atomic_store(&woken, true);
+}
+
+static void get_woken(void)
+{
+    th_bh_schedule(th_iothread_context(th_iothread_new(program)), wake_and_tell, th_co_self());
+    EVENTUALLY(atomic_load(&woken));
+}
+
+static void get_woken_and_end(void *arg)
+{
+    (void)arg;
+    get_woken();
+}
+
+static void get_woken_and_yield(void *arg)
+{
+    (void)arg;
+    get_woken();
+    th_co_yield();
+}
+
+static void woken_but_ends(void *arg)
+{
+    th_co_enter(th_co_create(get_woken_and_end, arg));
+}
+
+static void woken_but_waits_for_storage(void *arg)
+{
+    th_co_enter(th_co_create(get_woken_and_yield, arg));
+}
+
+static void park_in_plain_code(void *arg)
+{
+    (void)arg;
+    vt->co_suspend(vt->opaque);
+}
+
+static void bad_wakes_die(void)
+{
+    check_aborts(woken_twice, "woken twice");
+    check_aborts(woken_twice_before_it_parks, "woken twice");
+    check_aborts(woken_while_yielded, "woken by its own thread while it is waiting for the host's own");
+    check_aborts(woken_while_yielded_from_afar, "woken while it is waiting for the host's own");
+    check_aborts(woken_before_its_first_enter, "woken while it is not yet entered");
+    check_aborts(woken_after_its_end, "while it is ended");
+    check_aborts(woken_by_itself, "woken by its own thread while it is running");
+    check_aborts(woken_by_what_it_entered, "woken by its own thread while it is running");
+    check_aborts(leader_woken, "wake of a thread's leader");
+    check_aborts(woken_but_ends, "ended while a wake is on its way");
+    check_aborts(woken_but_waits_for_storage, "was woken, and then waited for something of the host's");
+    check_aborts(park_in_plain_code, "co_suspend outside a coroutine");
+}
+
+int main(void)
+{
+    test_begin();
+    RUN(a_child_that_behaves_lives);
+    RUN(bad_enters_die);
+    RUN(bad_wakes_die);
+    return test_end();
+}

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* Coroutine stacks: anonymous mappings with a guard page below, so that an overflow is a crash and never silent. */
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "fiber.h"
+
+#define PAINT 0xA5
+
+void stack_alloc(th_stack *stack, size_t size)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    char *map;
+
+    if (size == 0 || size % page) {
+        th_die("stack size %zu is not a multiple of the page size %zu", size, page);
+    }
+    map = mmap(NULL, size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
+    if (map == MAP_FAILED || mprotect(map, page, PROT_NONE)) {
+        th_die("no memory for a stack of %zu bytes", size);
+    }
+    *stack = (th_stack){ .map = map, .map_size = size + page, .bottom = map + page, .size = size };
+#ifdef FIBER_VALGRIND
+    stack->valgrind_id = VALGRIND_STACK_REGISTER(stack->bottom, stack->bottom + size);
+#endif
+}
+
+void stack_free(th_stack *stack)
+{
+    if (!stack->map) {
+        return;
+    }
+#ifdef FIBER_VALGRIND
+    VALGRIND_STACK_DEREGISTER(stack->valgrind_id);
+#endif
+    munmap(stack->map, stack->map_size);
+    memset(stack, 0, sizeof(*stack));
+}
+
+void stack_paint(th_stack *stack)
+{
+    memset(stack->bottom, PAINT, stack->size);
+    stack->painted = true;
+}
+
+size_t stack_used(const th_stack *stack)
+{
+    const unsigned char *p = (const unsigned char *)stack->bottom;
+    size_t untouched = 0;
+
+    while (untouched < stack->size && p[untouched] == PAINT) {
+        untouched++;
+    }
+    return stack->size - untouched;
+}

@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* q2c_state_open, what it makes, and q2c_state_close. */
+#include "image.h"
+
+static struct image image;
+
+static void default_caches(void)
+{
+    q2c_cache_stats l2, refcount;
+    q2c_cleaner_stats cleaner;
+
+    image_init(&image);
+    image_open(&image);
+    CHECK_JOURNAL(&image.journal, "");
+    l2 = cache_stats(image_l2(&image));
+    refcount = cache_stats(image_refcount(&image));
+    CHECK_U64(l2.tables, IMAGE_L2_TABLES);
+    CHECK_U64(l2.table_size, CLUSTER);
+    CHECK_U64(refcount.tables, 4);
+    CHECK_U64(refcount.table_size, CLUSTER);
+    CHECK(image_cleaner_runs(&image));
+    cleaner = cleaner_stats(q2c_state_cleaner(image.state));
+    CHECK_U64(cleaner.interval_ns, 600 * SECOND);
+    CHECK_U64(cleaner.starts, 1);
+    image_close(&image);
+}
+
+static void no_options_are_the_defaults(void)
+{
+    image_init(&image);
+    image.config.options = NULL;
+    image_open(&image);
+    CHECK_U64(cache_stats(image_l2(&image)).tables, IMAGE_L2_TABLES);
+    CHECK(image_cleaner_runs(&image));
+    image_close(&image);
+}
+
+static void caches_by_the_options(void)
+{
+    image_init(&image);
+    image.options.set = Q2C_OPTION_L2_CACHE_SIZE | Q2C_OPTION_REFCOUNT_CACHE_SIZE |
+                        Q2C_OPTION_L2_CACHE_ENTRY_SIZE | Q2C_OPTION_CACHE_CLEAN_INTERVAL;
+    image.options.l2_cache_size = 5 * CLUSTER;
+    image.options.refcount_cache_size = 6 * CLUSTER;
+    image.options.l2_cache_entry_size = 1024;
+    image.options.cache_clean_interval = 30;
+    image_open(&image);
+    CHECK_U64(cache_stats(image_l2(&image)).tables, 20);
+    CHECK_U64(cache_stats(image_l2(&image)).table_size, 1024);
+    CHECK_U64(cache_stats(image_refcount(&image)).tables, 6);
+    CHECK_U64(cleaner_stats(q2c_state_cleaner(image.state)).interval_ns, 30 * SECOND);
+    image_close(&image);
+}
+
+static void interval_0_starts_no_cleaner(void)
+{
+    image_init(&image);
+    image.options.set = Q2C_OPTION_CACHE_CLEAN_INTERVAL;
+    image_open(&image);
+    CHECK(!image_cleaner_runs(&image));
+    CHECK(q2c_state_cleaner(image.state) != NULL);
+    image_close(&image);
+}
+
+static void an_interval_below_a_second(void)
+{
+    image_init(&image);
+    image.options.set = Q2C_OPTION_CACHE_CLEAN_INTERVAL;
+    image.config.clean_interval_ns = MILLISECOND;
+    image_open(&image);
+    CHECK_U64(cleaner_stats(q2c_state_cleaner(image.state)).interval_ns, MILLISECOND);
+    cache_touch(image_l2(&image), CLUSTER_AT(1));
+    cache_touch(image_refcount(&image), CLUSTER_AT(2));
+    EVENTUALLY(!cache_resident(image_l2(&image), CLUSTER_AT(1)));
+    EVENTUALLY(!cache_resident(image_refcount(&image), CLUSTER_AT(2)));
+    image_close(&image);
+}
+
+static void each_cache_has_its_storage_and_kind(void)
+{
+    image_init(&image);
+    image_open(&image);
+    cache_dirty(image_l2(&image), CLUSTER_AT(1), 1);
+    cache_dirty(image_refcount(&image), CLUSTER_AT(2), 2);
+    CHECK_INT(q2c_cache_flush(image_l2(&image)), 0);
+    CHECK_INT(q2c_cache_flush(image_refcount(&image)), 0);
+    CHECK_JOURNAL(&image.journal, "l2:read 1000+1000; rb:read 2000+1000; "
+                                  "l2:check 1000+1000; l2:write 1000+1000; l2:flush; "
+                                  "rb:check 2000+1000; rb:write 2000+1000; rb:flush; ");
+    CHECK_INT(image.l2_storage.last_kind, L2_KIND);
+    CHECK_INT(image.refcount_storage.last_kind, REFCOUNT_KIND);
+    image_close(&image);
+}
+
+static void one_storage_for_both(void)
+{
+    image_init(&image);
+    image.config.refcount_storage = NULL;
+    image_open(&image);
+    cache_touch(image_refcount(&image), CLUSTER_AT(3));
+    CHECK_JOURNAL(&image.journal, "l2:read 3000+1000; ");
+    image_close(&image);
+}
+
+static void slots_left_over(void)
+{
+    void *l2[IMAGE_L2_TABLES];
+    void *refcount[4];
+    void *table = NULL;
+
+    image_init(&image);
+    image_open(&image);
+    for (unsigned n = 0; n < IMAGE_L2_TABLES; n++) {
+        CHECK_INT(q2c_cache_get_unlocked(image_l2(&image), CLUSTER_AT(n + 1), &l2[n]),
+                  n < IMAGE_L2_TABLES - 1 ? 0 : -EAGAIN);
+    }
+    for (unsigned n = 0; n < 3; n++) {
+        CHECK_INT(q2c_cache_get_unlocked(image_refcount(&image), CLUSTER_AT(n + 1), &refcount[n]),
+                  n < 2 ? 0 : -EAGAIN);
+    }
+    CHECK_INT(q2c_cache_get(image_l2(&image), CLUSTER_AT(40), &table), 0);
+    cache_unpin(image_l2(&image), table);
+    for (unsigned n = 0; n < IMAGE_L2_TABLES - 1; n++) {
+        cache_unpin(image_l2(&image), l2[n]);
+    }
+    for (unsigned n = 0; n < 2; n++) {
+        cache_unpin(image_refcount(&image), refcount[n]);
+    }
+    image_close(&image);
+}
+
+static void close_writes_what_is_dirty(void)
+{
+    image_init(&image);
+    image_open(&image);
+    cache_dirty(image_l2(&image), CLUSTER_AT(1), 111);
+    cache_dirty(image_refcount(&image), CLUSTER_AT(2), 222);
+    CHECK_INT(q2c_cache_set_dependency(image_l2(&image), image_refcount(&image)), 0);
+    journal_clear(&image.journal);
+    CHECK_INT(q2c_state_close(&image.state), 0);
+    CHECK_PTR(image.state, NULL);
+    CHECK_U64(storage_peek(&image.l2_storage, CLUSTER_AT(1)), 111);
+    CHECK_U64(storage_peek(&image.refcount_storage, CLUSTER_AT(2)), 222);
+    {
+        const char *text = journal_text(&image.journal);
+        const char *first = strstr(text, "rb:write 2000+1000; rb:flush; ");
+        const char *second = strstr(text, "l2:write 1000+1000; ");
+
+        CHECK(first != NULL && second != NULL && first < second);
+        CHECK(second != NULL && strstr(second, "l2:flush; ") != NULL);
+    }
+    image_close(&image);
+}
+
+static void close_is_busy_while_pinned(void)
+{
+    void *table;
+
+    image_init(&image);
+    image_open(&image);
+    table = cache_pin(image_l2(&image), CLUSTER_AT(1));
+    CHECK_INT(q2c_state_close(&image.state), -EBUSY);
+    REQUIRE(image.state != NULL);
+    CHECK(!image_cleaner_runs(&image));
+    cache_unpin(image_l2(&image), table);
+    table = cache_pin(image_refcount(&image), CLUSTER_AT(1));
+    CHECK_INT(q2c_state_close(&image.state), -EBUSY);
+    REQUIRE(image.state != NULL);
+    cache_unpin(image_refcount(&image), table);
+    CHECK_INT(q2c_state_close(&image.state), 0);
+    CHECK_PTR(image.state, NULL);
+    image_close(&image);
+}
+
+static void close_fails_with_its_flush(void)
+{
+    image_init(&image);
+    image_open(&image);
+    cache_dirty(image_l2(&image), CLUSTER_AT(1), 111);
+    storage_fail(&image.l2_storage, STORAGE_WRITE, 0, 1, -ENOSPC);
+    CHECK_INT(q2c_state_close(&image.state), -ENOSPC);
+    storage_heal(&image.l2_storage);
+    REQUIRE(image.state != NULL);
+    CHECK(!image_cleaner_runs(&image));
+    CHECK_U64(cache_stats(image_l2(&image)).dirty_tables, 1);
+    CHECK_INT(q2c_state_close(&image.state), 0);
+    CHECK_PTR(image.state, NULL);
+    CHECK_U64(storage_peek(&image.l2_storage, CLUSTER_AT(1)), 111);
+    image_close(&image);
+}
+
+static void dirty_tables_can_be_given_up(void)
+{
+    image_init(&image);
+    image_open(&image);
+    cache_dirty(image_l2(&image), CLUSTER_AT(1), 111);
+    storage_fail(&image.l2_storage, STORAGE_WRITE, 0, 1000, -EIO);
+    CHECK_INT(q2c_state_close(&image.state), -EIO);
+    CHECK_INT(q2c_state_invalidate(image.state), 0);
+    CHECK_INT(q2c_state_close(&image.state), 0);
+    CHECK_PTR(image.state, NULL);
+    CHECK(storage_untouched(&image.l2_storage, CLUSTER_AT(1), CLUSTER));
+    image_close(&image);
+}
+
+static void close_with_the_lock_held(void)
+{
+    image_init(&image);
+    image_open(&image);
+    CHECK_INT(q2c_state_lock(image.state), 0);
+    CHECK_INT(q2c_state_close(&image.state), -EDEADLK);
+    REQUIRE(image.state != NULL);
+    CHECK_INT(q2c_state_unlock(image.state), 0);
+    image_close(&image);
+}
+
+static void what_belongs_to_the_state_stays_with_it(void)
+{
+    q2c_cache *l2;
+    q2c_cleaner *cleaner;
+
+    image_init(&image);
+    image_open(&image);
+    l2 = image_l2(&image);
+    CHECK_INT(q2c_cache_destroy(&l2), -EPERM);
+    CHECK_PTR(l2, image_l2(&image));
+    cleaner = q2c_state_cleaner(image.state);
+    CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0);
+    CHECK(q2c_cleaner_destroy(&cleaner) < 0);
+    CHECK_PTR(cleaner, q2c_state_cleaner(image.state));
+    image_close(&image);
+}
+
+static void open_and_close_often(void)
+{
+    image_init(&image);
+    for (unsigned i = 0; i < 200; i++) {
+        image.config.clean_interval_ns = i % 2 == 0 ? 1 : 0;
+        image_open(&image);
+        cache_dirty(image_l2(&image), CLUSTER_AT(1), i);
+        CHECK_INT(q2c_state_close(&image.state), 0);
+        CHECK_U64(storage_peek(&image.l2_storage, CLUSTER_AT(1)), i);
+    }
+    image_close(&image);
+}
+
+int main(void)
+{
+    test_begin();
+    RUN(default_caches);
+    RUN(no_options_are_the_defaults);
+    RUN(caches_by_the_options);
+    RUN(interval_0_starts_no_cleaner);
+    RUN(an_interval_below_a_second);
+    RUN(each_cache_has_its_storage_and_kind);
+    RUN(one_storage_for_both);
+    RUN(slots_left_over);
+    RUN(close_writes_what_is_dirty);
+    RUN(close_is_busy_while_pinned);
+    RUN(close_fails_with_its_flush);
+    RUN(dirty_tables_can_be_given_up);
+    RUN(close_with_the_lock_held);
+    RUN(what_belongs_to_the_state_stays_with_it);
+    RUN(open_and_close_often);
+    return test_end();
+}

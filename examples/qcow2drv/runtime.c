@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: MIT */
+/* The list of hosts. */
+#include <errno.h>
+#include <stddef.h>
+#include <string.h>
+#include <time.h>
+
+#include "runtime.h"
+
+static const struct {
+    const char *name;
+    struct rt *(*create)(unsigned contexts);
+} hosts[] = {
+    { "threads", rt_threads_new },
+};
+
+struct rt *rt_new(const char *host, unsigned contexts)
+{
+    for (size_t i = 0; i < sizeof(hosts) / sizeof(hosts[0]); i++) {
+        if (strcmp(hosts[i].name, host) == 0)
+            return hosts[i].create(contexts);
+    }
+    errno = ENOTSUP;
+    return NULL;
+}
+
+const char *rt_names(void)
+{
+    return "threads";
+}
+
+uint64_t rt_now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}

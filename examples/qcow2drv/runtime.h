@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the driver and its commands need of the place they run in. The driver itself knows neither threads
+ * nor coroutines: a "worker" below is an OS thread on one host and a coroutine on another, and any call that
+ * says "waits" may let other workers run meanwhile. No pthread mutex is held by the caller over such a call.
+ *
+ * Plain code = the thread that called rt_new, outside of any worker.
+ */
+#ifndef QCOW2DRV_RUNTIME_H
+#define QCOW2DRV_RUNTIME_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <qcow2cache.h>
+
+struct rt;
+
+typedef struct rt_ops {
+    const char *name;
+    /* The host table to hand to the library; NULL = threads. */
+    const q2c_host *(*host)(struct rt *rt);
+    /* Context number `index`, modulo how many there are: where a cleaner can run. */
+    void *(*context)(struct rt *rt, unsigned index);
+    /* Starts entry(arg) as a worker of context `index`. Plain code. 0 or -errno. */
+    int (*spawn)(struct rt *rt, unsigned index, void (*entry)(void *arg), void *arg);
+    /* Plain code: waits until every worker has ended; calls tick (may be NULL) about every tick_ns meanwhile. */
+    void (*wait_workers)(struct rt *rt, uint64_t tick_ns, void (*tick)(void *arg), void *arg);
+    /* Worker or plain code: waits. Contexts go on working. */
+    void (*sleep_ns)(struct rt *rt, uint64_t ns);
+    /* Worker or plain code: waits until cond(arg) is false. cond reads atomics alone, in the
+     * default order, and may be called with a lock of the runtime held, any number of times. Who changes what it
+     * reads calls rt_notify afterwards. */
+    void (*wait_while)(struct rt *rt, bool (*cond)(void *arg), void *arg);
+    /* Any thread: everybody in wait_while looks at the condition again. */
+    void (*notify)(struct rt *rt);
+    /* NULL, or: runs the blocking fn(arg) where it harms nobody, waits for its end and returns its value. */
+    int (*blocking)(struct rt *rt, int (*fn)(void *arg), void *arg);
+    /* Plain code, no worker left. */
+    void (*free)(struct rt *rt);
+} rt_ops;
+
+struct rt {
+    const rt_ops *ops;
+    _Atomic unsigned waiters; /* in wait_while now: rt_notify costs nothing when there are none */
+};
+
+/* A runtime by the name of its host ("threads"), with `contexts` contexts; NULL with errno set: ENOTSUP = no
+ * such host in this build, ENOMEM. */
+struct rt *rt_new(const char *host, unsigned contexts);
+
+struct rt *rt_threads_new(unsigned contexts);
+
+/* The names rt_new knows, for messages. */
+const char *rt_names(void);
+
+/* Any thread: what a waiter's condition reads has changed. The change, this load, the waiter's increment of
+ * `waiters` and its reads after it are all sequentially consistent: either we see the waiter, or it the change. */
+static inline void rt_notify(struct rt *rt)
+{
+    if (atomic_load(&rt->waiters) != 0)
+        rt->ops->notify(rt);
+}
+
+static inline int rt_blocking(struct rt *rt, int (*fn)(void *arg), void *arg)
+{
+    return rt->ops->blocking ? rt->ops->blocking(rt, fn, arg) : fn(arg);
+}
+
+/* CLOCK_MONOTONIC in nanoseconds. */
+uint64_t rt_now_ns(void);
+
+#endif

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: MIT */
+/* What a program does to an open image while its guest works: new options, another context, migration. */
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "stress.h"
+
+/* Two sets of options in turn: the user's own, and small caches with small slices. */
+static int change_options(stress *s, uint64_t round, bool locked, qd_error *error)
+{
+    q2c_options options = s->options->common.cache;
+    uint64_t interval_ns = s->options->common.cleaner_interval_ms * 1000000u;
+
+    if (round % 2 == 0) {
+        q2c_options_init(&options);
+        options.set = Q2C_OPTION_L2_CACHE_SIZE | Q2C_OPTION_L2_CACHE_ENTRY_SIZE;
+        options.l2_cache_entry_size = s->shadow.cluster_size < 1024 ? s->shadow.cluster_size : 1024;
+        options.l2_cache_size = 8 * options.l2_cache_entry_size;
+    }
+    return qd_set_options(s->image, &options, interval_ns, locked, error);
+}
+
+static int move(stress *s, uint64_t round, qd_error *error)
+{
+    int r = qd_detach(s->image);
+
+    if (r == 0) {
+        s->rt->ops->sleep_ns(s->rt, 1000000);
+        r = qd_attach(s->image, s->rt->ops->context(s->rt, (unsigned)(round % s->options->common.contexts)));
+    }
+    if (r < 0)
+        *error = (qd_error){ .code = -r, .message = "detach or attach" };
+    return r;
+}
+
+static int hand_over(stress *s, qd_error *error)
+{
+    int r = qd_inactivate(s->image, error);
+
+    return r < 0 ? r : qd_invalidate(s->image, error);
+}
+
+void stress_lifecycle(void *arg)
+{
+    stress *s = arg;
+    uint64_t n = 0;
+
+    while (atomic_load(&s->working) != 0 && !atomic_load(&s->stop)) {
+        qd_error error = { 0 };
+        int r;
+
+        switch (n % 4) {
+        case 0: r = change_options(s, n / 4, true, &error); break;
+        case 1: r = move(s, n / 4 + 1, &error); break;
+        case 2: r = change_options(s, n / 4 + 1, false, &error); break;
+        default: r = hand_over(s, &error); break;
+        }
+        if (r < 0)
+            stress_fail(s, "life-cycle step %" PRIu64 ": %s: %s", n % 4, error.message, strerror(-r));
+        n++;
+        atomic_fetch_add_explicit(&s->lifecycle_events, 1, memory_order_relaxed);
+        s->rt->ops->sleep_ns(s->rt, s->options->lifecycle_ms * 1000000u);
+    }
+}

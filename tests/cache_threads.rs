@@ -1,0 +1,810 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The cache under several threads: who waits for whom, and storms that must leave every byte right.
+//!
+//! No test guesses from time that somebody waits: waits are futures polled by hand, and what happens in the middle of I/O is
+//! held there by latches.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
+
+use qcow2cache::cache::{Cache, Pinned};
+use qcow2cache::cleaner::CleanTarget;
+use qcow2cache::error::Errno;
+use qcow2cache::host::block_on;
+use support::{ByHand, Io, Latch, Rng, TestStorage, cache_on, lock, pattern, watched};
+
+const SIZE: u64 = 512;
+
+fn get(cache: &Cache, offset: u64) -> Result<Pinned<'_>, Errno> {
+    block_on(cache.host(), &[], cache.get(offset))
+}
+
+fn get_unlocked(cache: &Cache, offset: u64) -> Result<Pinned<'_>, Errno> {
+    block_on(cache.host(), &[], cache.get_unlocked(offset))
+}
+
+fn flush(cache: &Cache) -> Result<(), Errno> {
+    block_on(cache.host(), &[], cache.flush())
+}
+
+fn new(tables: usize, reserved: usize) -> (Arc<TestStorage>, Arc<Cache>) {
+    let storage = Arc::new(TestStorage::new(1 << 20));
+    let cache = cache_on(&storage, tables, SIZE as usize, reserved);
+    (storage, cache)
+}
+
+fn edit(cache: &Cache, offset: u64, value: u64) -> Result<(), Errno> {
+    let pinned = get(cache, offset)?;
+    pinned.store(0, value)?;
+    pinned.mark_dirty()
+}
+
+/// Stops storage inside the first call that matches, until told to go on.
+struct Hold {
+    inside: Latch,
+    go_on: Latch,
+}
+
+impl Hold {
+    fn new(storage: &TestStorage, matches: impl Fn(Io) -> bool + Send + Sync + 'static) -> Self {
+        let (inside, go_on) = (Latch::default(), Latch::default());
+        let hold = Self {
+            inside: inside.clone(),
+            go_on: go_on.clone(),
+        };
+        storage.set_hook(move |_, io| {
+            if matches(io) && !inside.is_open() {
+                inside.open();
+                go_on.wait();
+            }
+            Ok(())
+        });
+        hold
+    }
+}
+
+fn is_write(io: Io) -> bool {
+    matches!(io, Io::Write { .. })
+}
+
+fn is_read(io: Io) -> bool {
+    matches!(io, Io::Read { .. })
+}
+
+#[test]
+fn one_load_per_table() {
+    watched(|| {
+        let (storage, cache) = new(4, 0);
+        let hold = Hold::new(&storage, is_read);
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| get(&cache, SIZE).unwrap().load(8));
+            hold.inside.wait();
+            let mut locked = ByHand::new(cache.get(SIZE));
+            let mut empty = ByHand::new(cache.get_empty(SIZE));
+            let mut unlocked = ByHand::new(cache.get_unlocked(SIZE));
+            assert!(locked.poll().is_none() && empty.poll().is_none() && unlocked.poll().is_none());
+            assert_eq!(cache.try_get(SIZE).err(), Some(Errno::AGAIN));
+            assert_eq!(cache.read(SIZE, 0, &mut [0; 8]), Err(Errno::AGAIN));
+            assert_eq!(cache.table_at(SIZE), Ok(None));
+            hold.go_on.open();
+            assert_eq!(first.join().unwrap(), pattern(SIZE + 8));
+            for mut waiter in [locked, empty, unlocked] {
+                assert!(waiter.wakes() > 0);
+                assert_eq!(waiter.poll().unwrap().unwrap().load(8), pattern(SIZE + 8));
+            }
+        });
+        assert_eq!(storage.log_len(), 1);
+        assert_eq!(cache.stats().loads, 1);
+    });
+}
+
+#[test]
+fn different_tables_load_in_parallel() {
+    watched(|| {
+        const THREADS: u64 = 4;
+        let (storage, cache) = new(THREADS as usize + 1, 1);
+        let barrier = Barrier::new(THREADS as usize);
+        storage.set_hook(move |_, _| {
+            // Passed only when all of them are in storage at once.
+            barrier.wait();
+            Ok(())
+        });
+        std::thread::scope(|scope| {
+            for n in 1..=THREADS {
+                let cache = &cache;
+                scope.spawn(move || {
+                    let pinned = if n % 2 == 0 {
+                        get(cache, n * SIZE)
+                    } else {
+                        get_unlocked(cache, n * SIZE)
+                    };
+                    assert_eq!(pinned.unwrap().load(0), pattern(n * SIZE));
+                });
+            }
+        });
+    });
+}
+
+#[test]
+fn a_hit_does_not_wait_for_loads_and_writes() {
+    watched(|| {
+        let (storage, cache) = new(3, 0);
+        edit(&cache, SIZE, 1).unwrap();
+        drop(get(&cache, 2 * SIZE).unwrap());
+        let (reading, writing, go_on) = (Latch::default(), Latch::default(), Latch::default());
+        storage.set_hook({
+            let (reading, writing, go_on) = (reading.clone(), writing.clone(), go_on.clone());
+            move |_, io| {
+                match io {
+                    Io::Read { .. } => reading.open(),
+                    Io::Write { .. } => writing.open(),
+                    _ => return Ok(()),
+                }
+                go_on.wait();
+                Ok(())
+            }
+        });
+        std::thread::scope(|scope| {
+            scope.spawn(|| flush(&cache).unwrap());
+            scope.spawn(|| drop(get(&cache, 3 * SIZE).unwrap()));
+            reading.wait();
+            writing.wait();
+            // The one that is being written, too.
+            assert_eq!(
+                ByHand::new(cache.get(SIZE))
+                    .poll()
+                    .unwrap()
+                    .unwrap()
+                    .load(0),
+                1
+            );
+            assert_eq!(
+                ByHand::new(cache.get(2 * SIZE))
+                    .poll()
+                    .unwrap()
+                    .unwrap()
+                    .load(0),
+                pattern(2 * SIZE)
+            );
+            assert_eq!(cache.try_get(SIZE).unwrap().load(0), 1);
+            go_on.open();
+        });
+    });
+}
+
+#[test]
+fn busy_only_when_all_are_truly_pinned() {
+    watched(|| {
+        let (storage, cache) = new(2, 0);
+        let pinned = get(&cache, SIZE).unwrap();
+        let hold = Hold::new(&storage, is_read);
+        std::thread::scope(|scope| {
+            let loader = scope.spawn(|| get(&cache, 2 * SIZE).unwrap());
+            hold.inside.wait();
+            let mut waiting = ByHand::new(cache.get(3 * SIZE));
+            assert!(
+                waiting.poll().is_none(),
+                "a slot that loads is not pinned yet"
+            );
+            assert_eq!(
+                ByHand::new(cache.get_unlocked(3 * SIZE))
+                    .poll()
+                    .unwrap()
+                    .err(),
+                Some(Errno::AGAIN)
+            );
+            hold.go_on.open();
+            let loaded = loader.join().unwrap();
+            assert_eq!(waiting.poll().unwrap().err(), Some(Errno::BUSY));
+            assert_eq!(get(&cache, 3 * SIZE).err(), Some(Errno::BUSY));
+            drop(loaded);
+            assert_eq!(get(&cache, 3 * SIZE).unwrap().load(0), pattern(3 * SIZE));
+        });
+        drop(pinned);
+    });
+}
+
+#[test]
+fn a_locked_get_waits_for_a_slot_that_is_being_written() {
+    watched(|| {
+        let (storage, cache) = new(1, 0);
+        edit(&cache, SIZE, 7).unwrap();
+        let hold = Hold::new(&storage, is_write);
+        std::thread::scope(|scope| {
+            let flusher = scope.spawn(|| flush(&cache));
+            hold.inside.wait();
+            let mut waiting = ByHand::new(cache.get(2 * SIZE));
+            assert!(waiting.poll().is_none());
+            hold.go_on.open();
+            assert_eq!(flusher.join().unwrap(), Ok(()));
+            assert!(waiting.wakes() > 0);
+            assert_eq!(waiting.poll().unwrap().unwrap().load(0), pattern(2 * SIZE));
+        });
+        assert_eq!(storage.word(SIZE), 7);
+    });
+}
+
+#[test]
+fn a_discarded_table_lives_on_for_its_readers_alone() {
+    let (storage, cache) = new(3, 0);
+    type Discard = fn(&Cache) -> Result<(), Errno>;
+    let ways: [Discard; 3] = [
+        |cache| cache.discard_offset(SIZE),
+        |cache| cache.discard_range(SIZE + 100, 1),
+        |cache| {
+            let table = cache.table_at(SIZE)?.ok_or(Errno::SRCH)?;
+            cache.discard_table(SIZE, table.as_ptr() as usize)
+        },
+    ];
+    for (discard, round) in ways.iter().zip(1_u64..) {
+        let reader = get(&cache, SIZE).unwrap();
+        let old = reader.load(0);
+        reader.store(0, !round).unwrap();
+        reader.mark_dirty().unwrap();
+        discard(&cache).unwrap();
+        assert_eq!(cache.try_get(SIZE).err(), Some(Errno::AGAIN));
+        assert_eq!(cache.read(SIZE, 0, &mut [0; 8]), Err(Errno::AGAIN));
+        assert_eq!(cache.table_at(SIZE), Ok(None));
+        assert_eq!(cache.stats().dirty_tables, 0);
+        // Somebody writes the cluster otherwise; a get sees that, the reader what it had.
+        assert_eq!(storage.word(SIZE), old);
+        lock(&storage.disk)[SIZE as usize..][..8].copy_from_slice(&round.to_ne_bytes());
+        let fresh = get(&cache, SIZE).unwrap();
+        assert_eq!((fresh.load(0), reader.load(0)), (round, !round));
+        assert_ne!(fresh.as_ptr(), reader.as_ptr());
+        reader.mark_dirty().unwrap();
+        assert_eq!(cache.stats().resident_tables, 2);
+        drop(reader);
+        assert_eq!(
+            cache.stats().resident_tables,
+            1,
+            "its slot is free at the last put"
+        );
+        drop(fresh);
+        flush(&cache).unwrap();
+        assert_eq!(storage.word(SIZE), round, "nobody wrote the discarded one");
+        cache.discard_all().unwrap();
+    }
+}
+
+#[test]
+fn a_table_that_is_discarded_while_it_loads_is_loaded_again() {
+    watched(|| {
+        let (storage, cache) = new(2, 0);
+        let hold = Hold::new(&storage, is_read);
+        std::thread::scope(|scope| {
+            let loader = scope.spawn(|| get(&cache, SIZE).unwrap().load(0));
+            hold.inside.wait();
+            let mut waiter = ByHand::new(cache.get(SIZE));
+            assert!(waiter.poll().is_none());
+            cache.discard_offset(SIZE).unwrap();
+            // The load under way reads what was there before; it must not become the table.
+            let mut fresh = ByHand::new(cache.get(SIZE));
+            assert_eq!(fresh.poll().unwrap().unwrap().load(0), pattern(SIZE));
+            edit(&cache, SIZE, 99).unwrap();
+            hold.go_on.open();
+            assert_eq!(loader.join().unwrap(), 99);
+            assert_eq!(waiter.poll().unwrap().unwrap().load(0), 99);
+        });
+        assert_eq!(cache.stats().resident_tables, 1);
+        assert_eq!(cache.stats().loads + cache.stats().misses, 2 + 3);
+        flush(&cache).unwrap();
+        assert_eq!(storage.word(SIZE), 99);
+    });
+}
+
+#[test]
+fn a_table_that_is_discarded_while_it_is_written_is_gone_afterwards() {
+    watched(|| {
+        let (storage, cache) = new(2, 0);
+        for pinned in [false, true] {
+            edit(&cache, SIZE, 5).unwrap();
+            let hold = Hold::new(&storage, is_write);
+            std::thread::scope(|scope| {
+                let flusher = scope.spawn(|| flush(&cache));
+                hold.inside.wait();
+                let reader = pinned.then(|| get(&cache, SIZE).unwrap());
+                cache.discard_offset(SIZE).unwrap();
+                assert_eq!(cache.table_at(SIZE), Ok(None));
+                hold.go_on.open();
+                assert_eq!(flusher.join().unwrap(), Ok(()));
+                assert_eq!(cache.stats().resident_tables, usize::from(pinned));
+                drop(reader);
+            });
+            assert_eq!(cache.stats().resident_tables, 0);
+            assert_eq!(cache.stats().dirty_tables, 0);
+            cache.check_destroy().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_table_that_is_dirtied_during_its_own_write_stays_dirty() {
+    watched(|| {
+        let (storage, cache) = new(2, 0);
+        edit(&cache, SIZE, 1).unwrap();
+        let hold = Hold::new(&storage, is_write);
+        std::thread::scope(|scope| {
+            let flusher = scope.spawn(|| flush(&cache));
+            hold.inside.wait();
+            edit(&cache, SIZE, 2).unwrap();
+            hold.go_on.open();
+            assert_eq!(flusher.join().unwrap(), Ok(()));
+        });
+        assert_eq!(cache.stats().dirty_tables, 1);
+        assert_eq!(cache.check_destroy(), Err(Errno::NOTEMPTY));
+        // It is still found by the next write, and not dropped by whatever drops clean tables.
+        cache.clean_unused();
+        cache.clean_unused();
+        assert_eq!(get(&cache, SIZE).unwrap().load(0), 2);
+        flush(&cache).unwrap();
+        assert_eq!(storage.word(SIZE), 2);
+        assert_eq!(cache.stats().dirty_tables, 0);
+    });
+}
+
+#[test]
+fn a_dependency_on_a_flush_that_is_set_during_a_flush_survives_it() {
+    watched(|| {
+        for in_a_flush_of_its_own in [true, false] {
+            let (storage, cache) = new(2, 0);
+            edit(&cache, SIZE, 1).unwrap();
+            if !in_a_flush_of_its_own {
+                cache.depends_on_flush().unwrap();
+            }
+            let hold = Hold::new(&storage, |io| io == Io::Flush);
+            std::thread::scope(|scope| {
+                // The flush at the end of a flush, or the one that a write owes.
+                let flusher = scope.spawn(|| {
+                    if in_a_flush_of_its_own {
+                        flush(&cache)
+                    } else {
+                        block_on(cache.host(), &[], cache.write())
+                    }
+                });
+                hold.inside.wait();
+                cache.depends_on_flush().unwrap();
+                hold.go_on.open();
+                assert_eq!(flusher.join().unwrap(), Ok(()));
+            });
+            let from = storage.log_len();
+            edit(&cache, SIZE, 2).unwrap();
+            block_on(cache.host(), &[], cache.write()).unwrap();
+            let log = storage.log_from(from);
+            let flushed = log.iter().position(|io| *io == Io::Flush);
+            let written = log.iter().position(|io| is_write(*io));
+            if in_a_flush_of_its_own {
+                assert!(flushed.is_some() && flushed < written, "{log:?}");
+            } else {
+                // The write itself had to see the new one: storage was flushed twice before it.
+                assert_eq!(
+                    storage
+                        .log_from(0)
+                        .iter()
+                        .take_while(|io| !is_write(**io))
+                        .filter(|io| **io == Io::Flush)
+                        .count(),
+                    2
+                );
+                assert_eq!(flushed, None, "and nothing is owed now: {log:?}");
+            }
+            let from = storage.log_len();
+            edit(&cache, SIZE, 3).unwrap();
+            block_on(cache.host(), &[], cache.write()).unwrap();
+            assert!(
+                !storage.log_from(from).contains(&Io::Flush),
+                "a dependency is satisfied once"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_flush_writes_a_table_that_moves_out_of_the_reserve_meanwhile() {
+    watched(|| {
+        let (storage, cache) = new(3, 1);
+        edit(&cache, SIZE, 11).unwrap();
+        drop(get(&cache, 9 * SIZE).unwrap());
+        let both = (get(&cache, SIZE).unwrap(), get(&cache, 9 * SIZE).unwrap());
+        // Both ordinary slots are pinned: this one goes to the reserve.
+        edit(&cache, 5 * SIZE, 55).unwrap();
+        drop(both);
+        let hold = Hold::new(&storage, is_write);
+        std::thread::scope(|scope| {
+            let flusher = scope.spawn(|| flush(&cache));
+            hold.inside.wait();
+            // In the middle of the write of the first table, an unlocked caller wants the second one.
+            let moved = get_unlocked(&cache, 5 * SIZE).map(|pinned| pinned.load(0));
+            assert!(matches!(moved, Ok(55) | Err(Errno::AGAIN)), "{moved:?}");
+            hold.go_on.open();
+            assert_eq!(flusher.join().unwrap(), Ok(()));
+        });
+        assert_eq!(storage.word(SIZE), 11);
+        assert_eq!(
+            storage.word(5 * SIZE),
+            55,
+            "flush returned success without this table"
+        );
+        assert_eq!(cache.stats().dirty_tables, 0);
+    });
+}
+
+#[test]
+fn unlocked_pins_never_make_a_locked_get_fail() {
+    watched(|| {
+        const TABLES: u64 = 40;
+        for (tables, reserved) in [(2, 1), (4, 2), (70, 1)] {
+            let (_storage, cache) = new(tables, reserved);
+            let done = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                for seed in 1..=3 {
+                    let (cache, done) = (&cache, &done);
+                    scope.spawn(move || {
+                        let mut rng = Rng::new(seed);
+                        let mut held = Vec::new();
+                        while !done.load(Ordering::Relaxed) {
+                            let offset = (rng.below(TABLES) + 1) * SIZE;
+                            match get_unlocked(cache, offset) {
+                                Ok(pinned) => {
+                                    assert_eq!(pinned.load(0), pattern(offset));
+                                    held.push(pinned);
+                                }
+                                Err(error) => {
+                                    assert_eq!(error, Errno::AGAIN);
+                                    // Nearly everything goes: what follows fills the cache again.
+                                    held.truncate(rng.below(2) as usize);
+                                }
+                            }
+                        }
+                    });
+                }
+                let mut rng = Rng::new(99);
+                for _ in 0..6000 {
+                    let offset = |rng: &mut Rng| (rng.below(TABLES) + 1) * SIZE;
+                    // One request may use as many as are reserved, at once.
+                    let pins: Vec<_> = (0..reserved)
+                        .map(|_| get(&cache, offset(&mut rng)))
+                        .collect();
+                    let failed = pins
+                        .iter()
+                        .filter_map(|pinned| pinned.as_ref().err())
+                        .count();
+                    if failed > 0 {
+                        done.store(true, Ordering::Relaxed);
+                        panic!(
+                            "{tables} tables, {reserved} reserved: {:?}",
+                            pins.iter().map(|p| p.as_ref().err()).collect::<Vec<_>>()
+                        );
+                    }
+                }
+                done.store(true, Ordering::Relaxed);
+            });
+        }
+    });
+}
+
+#[test]
+fn an_unlocked_get_that_is_refused_pins_nothing_even_for_a_moment() {
+    watched(|| {
+        let (_storage, cache) = new(2, 1);
+        // The ordinary slot is pinned, the reserved one holds a table that unlocked callers want all the time.
+        let _ordinary = get_unlocked(&cache, SIZE).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        for n in [2, 3] {
+                            assert_eq!(get_unlocked(&cache, n * SIZE).err(), Some(Errno::AGAIN));
+                        }
+                    }
+                });
+            }
+            for round in 0..30_000 {
+                let error = get(&cache, (2 + round % 2) * SIZE).err();
+                if error.is_some() {
+                    done.store(true, Ordering::Relaxed);
+                    panic!(
+                        "{error:?} in round {round}: no locked get pins anything, one slot is reserved"
+                    );
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+    });
+}
+
+#[test]
+fn copies_are_of_the_right_table_while_tables_come_and_go() {
+    watched(|| {
+        const TABLES: u64 = 64;
+        let (storage, cache) = new(6, 1);
+        // Nobody discards here, so that two loads of one table at once would be one too many.
+        let loading = Mutex::new(BTreeSet::new());
+        storage.set_hook(move |_, io| {
+            let Io::Read { offset, .. } = io else {
+                return Ok(());
+            };
+            assert!(
+                lock(&loading).insert(offset),
+                "{offset:#x} is loaded twice at once"
+            );
+            std::thread::yield_now();
+            lock(&loading).remove(&offset);
+            Ok(())
+        });
+        let copied = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for seed in 1..=2 {
+                let (cache, copied) = (&cache, &copied);
+                scope.spawn(move || {
+                    let mut rng = Rng::new(seed);
+                    for _ in 0..60_000 {
+                        let offset = (rng.below(TABLES) + 1) * SIZE;
+                        let at = rng.below(SIZE / 8 - 3) * 8;
+                        let mut buf = [0_u64; 4].map(u64::to_ne_bytes).concat();
+                        match cache.read(offset, at as usize, &mut buf) {
+                            Ok(()) => {
+                                let expected =
+                                    (0..4).map(|n| pattern(offset + at + n * 8).to_ne_bytes());
+                                assert_eq!(buf, expected.collect::<Vec<_>>().concat());
+                                copied.fetch_add(1, Ordering::Relaxed);
+                            }
+                            Err(error) => assert_eq!(error, Errno::AGAIN),
+                        }
+                    }
+                });
+            }
+            for seed in 3..=4 {
+                let cache = &cache;
+                scope.spawn(move || {
+                    let mut rng = Rng::new(seed);
+                    for _ in 0..15_000 {
+                        let offset = (rng.below(TABLES) + 1) * SIZE;
+                        match get_unlocked(cache, offset).or_else(|_| get(cache, offset)) {
+                            Ok(pinned) => assert_eq!(pinned.load(64), pattern(offset + 64)),
+                            Err(error) => panic!("{error:?}: two threads pin two tables of six"),
+                        }
+                        if rng.below(50) == 0 {
+                            cache.clean_unused();
+                        }
+                    }
+                });
+            }
+        });
+        assert!(copied.load(Ordering::Relaxed) > 0);
+        assert_eq!(cache.stats().pinned_tables, 0);
+    });
+}
+
+/// What the storm's threads know: the last value of each table, under the state lock.
+type Shadow = Mutex<BTreeMap<u64, u64>>;
+
+const STORM_TABLES: u64 = 24;
+
+/// One request that holds the state lock. `n` makes every value new.
+fn locked_step(caches: &[Arc<Cache>; 2], shadow: &Shadow, rng: &mut Rng, n: u64) {
+    let mut shadow = lock(shadow);
+    let which = rng.below(2);
+    let (cache, other) = (&caches[which as usize], &caches[1 - which as usize]);
+    let offset = which * (1 << 16) + (rng.below(STORM_TABLES) + 1) * SIZE;
+    match rng.below(40) {
+        0 => flush(cache).unwrap(),
+        1 => block_on(cache.host(), &[], cache.set_dependency(other)).unwrap(),
+        2 => cache.depends_on_flush().unwrap(),
+        3 => {
+            // The cluster is freed and used anew: what the old table held does not matter any more.
+            cache.discard_offset(offset).unwrap();
+            let pinned = block_on(cache.host(), &[], cache.get_empty(offset)).unwrap();
+            assert_eq!(pinned.load(0), 0);
+            for at in (8..SIZE).step_by(8) {
+                pinned.store(at as usize, pattern(offset + at)).unwrap();
+            }
+            pinned.mark_dirty().unwrap();
+            shadow.insert(offset, 0);
+        }
+        _ => {
+            let pinned = get(cache, offset).unwrap();
+            let expected = shadow
+                .get(&offset)
+                .copied()
+                .unwrap_or_else(|| pattern(offset));
+            assert_eq!(pinned.load(0), expected, "{offset:#x}");
+            assert_eq!(pinned.load(8), pattern(offset + 8));
+            pinned.store(0, n).unwrap();
+            pinned.mark_dirty().unwrap();
+            shadow.insert(offset, n);
+        }
+    }
+    drop(shadow);
+}
+
+/// One request without the state lock: words other than the first never change, but when a table is made anew.
+fn unlocked_step(caches: &[Arc<Cache>; 2], rng: &mut Rng) {
+    let which = rng.below(2);
+    let cache = &caches[which as usize];
+    let offset = which * (1 << 16) + (rng.below(STORM_TABLES) + 1) * SIZE;
+    let at = (rng.below(SIZE / 8 - 1) + 1) * 8;
+    let word = match rng.below(4) {
+        0 => {
+            cache.clean_unused();
+            return;
+        }
+        1 => cache.try_get(offset).map(|pinned| pinned.load(at as usize)),
+        2 => {
+            let mut buf = [0; 8];
+            cache
+                .read(offset, at as usize, &mut buf)
+                .map(|()| u64::from_ne_bytes(buf))
+        }
+        _ => get_unlocked(cache, offset).map(|pinned| pinned.load(at as usize)),
+    };
+    match word {
+        Ok(word) => assert!(
+            word == pattern(offset + at) || word == 0,
+            "{offset:#x} + {at}: {word:#x}"
+        ),
+        Err(error) => assert_eq!(error, Errno::AGAIN),
+    }
+}
+
+#[test]
+fn a_storm_of_everything_loses_nothing() {
+    watched(|| {
+        let storage = Arc::new(TestStorage::new(1 << 18));
+        let caches = [cache_on(&storage, 5, 512, 2), cache_on(&storage, 9, 512, 2)];
+        let shadow = Shadow::default();
+        std::thread::scope(|scope| {
+            for seed in 1..=4_u64 {
+                let (caches, shadow) = (&caches, &shadow);
+                scope.spawn(move || {
+                    let mut rng = Rng::new(seed);
+                    for n in 0..4000 {
+                        if seed % 2 == 0 {
+                            locked_step(caches, shadow, &mut rng, n * 8 + seed);
+                        } else {
+                            for _ in 0..3 {
+                                unlocked_step(caches, &mut rng);
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        for cache in &caches {
+            block_on(cache.host(), &[], cache.empty()).unwrap();
+            assert_eq!(cache.stats().resident_tables, 0);
+        }
+        for (offset, value) in lock(&shadow).iter() {
+            assert_eq!(storage.word(*offset), *value, "{offset:#x}");
+            assert_eq!(
+                storage.word(*offset + 8),
+                pattern(*offset + 8),
+                "{offset:#x}"
+            );
+        }
+    });
+}
+
+#[test]
+fn nobody_who_waits_for_any_slot_is_forgotten() {
+    watched(|| {
+        let (storage, cache) = new(2, 0);
+        storage.set_hook(|_, _| {
+            std::thread::yield_now();
+            Ok(())
+        });
+        let served = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for seed in 1..=4 {
+                let (cache, served) = (&cache, &served);
+                scope.spawn(move || {
+                    let mut rng = Rng::new(seed);
+                    for n in 0..4000 {
+                        let offset = (rng.below(8) + 1) * SIZE;
+                        match get(cache, offset) {
+                            Ok(pinned) => {
+                                assert_eq!(pinned.load(8), pattern(offset + 8));
+                                if n % 3 == 0 {
+                                    pinned.mark_dirty().unwrap();
+                                }
+                                served.fetch_add(1, Ordering::Relaxed);
+                            }
+                            // Two of the others hold the two slots.
+                            Err(error) => assert_eq!(error, Errno::BUSY),
+                        }
+                        if n % 7 == 0 {
+                            cache.clean_unused();
+                        }
+                    }
+                });
+            }
+        });
+        assert!(served.load(Ordering::Relaxed) > 4000);
+        block_on(cache.host(), &[], cache.empty()).unwrap();
+    });
+}
+
+#[test]
+fn memory_that_is_given_back_makes_nobody_fail() {
+    watched(|| {
+        // Eight tables to a page: a pass takes all free slots out of circulation at once.
+        let (_storage, cache) = new(8, 1);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        cache.clean_unused();
+                    }
+                });
+            }
+            let mut rng = Rng::new(5);
+            for _ in 0..15_000 {
+                let offset = (rng.below(20) + 1) * SIZE;
+                let word = get(&cache, offset).map(|pinned| pinned.load(16));
+                if word != Ok(pattern(offset + 16)) {
+                    done.store(true, Ordering::Relaxed);
+                    panic!("{word:?} at {offset:#x}");
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+    });
+}
+
+/// Pages of `[address, address + bytes)` that are in memory, by the kernel's account.
+fn pages_in_memory(address: usize, bytes: usize) -> usize {
+    // SAFETY: sysconf reads a constant of the system.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap();
+    let mut pages = vec![0_u8; bytes.div_ceil(page)];
+    assert_eq!(address % page, 0);
+    // SAFETY: the range is the cache's own mapping; one byte of `pages` for each of its pages.
+    let result = unsafe { libc::mincore(address as *mut libc::c_void, bytes, pages.as_mut_ptr()) };
+    assert_eq!(result, 0);
+    pages.iter().filter(|page| **page & 1 == 1).count()
+}
+
+#[test]
+fn cleaning_gives_every_page_back() {
+    for (tables, table_size) in [
+        (4, 512),
+        (8, 512),
+        (21, 512),
+        (3, 4096),
+        (200, 1024),
+        (2, 1 << 16),
+    ] {
+        let storage = Arc::new(TestStorage::new(1 << 20));
+        let cache = cache_on(&storage, tables, table_size, 0);
+        assert_eq!(cache.stats().resident_bytes, 0);
+        let address = |n: usize| {
+            let offset = (n * table_size) as u64;
+            block_on(cache.host(), &[], cache.get_empty(offset))
+                .unwrap()
+                .as_ptr()
+                .as_ptr() as usize
+        };
+        let start = (1..=tables).map(address).min().unwrap();
+        let bytes = tables * table_size;
+        let pages = bytes.div_ceil(4096);
+        assert_eq!(pages_in_memory(start, bytes), pages);
+        assert!(cache.stats().resident_bytes >= bytes as u64);
+        assert_eq!(
+            cache.clean_unused(),
+            0,
+            "all were used since the previous pass, of which there is none"
+        );
+        assert_eq!(cache.clean_unused(), tables);
+        assert_eq!(cache.stats().resident_bytes, 0);
+        assert_eq!(
+            pages_in_memory(start, bytes),
+            0,
+            "{tables} tables of {table_size}"
+        );
+    }
+}

@@ -1,0 +1,919 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The cleaner's protocol on the thread host and, by the same tests, on event loops in several threads.
+
+#[macro_use]
+mod support;
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, Weak};
+
+use qcow2cache::cleaner::{CleanTarget, Cleaner};
+use qcow2cache::error::Errno;
+use qcow2cache::host::Context;
+use qcow2cache::host::block_on;
+use qcow2cache::host::event_loop::{EventLoop, EventLoopHost};
+use qcow2cache::host::executor::Executor;
+use qcow2cache::host::threads::ThreadHost;
+use support::hosts::{Fixture, Loops};
+use support::{Latch, Rng, TestStorage, cache_on, lock, until, watched};
+
+/// Much longer than any test.
+const NEVER: u64 = 600_000_000_000;
+/// At once, again and again.
+const BUSY: u64 = 1;
+
+on_every_host! {
+    passes_come_and_are_counted
+    interval_zero_starts_nothing
+    starting_twice_is_refused
+    a_foreign_context_is_refused
+    a_stop_without_a_cleaner_returns_at_once
+    every_stop_from_every_place_ends_a_sleep
+    every_stop_ends_what_was_just_started
+    a_stop_waits_for_the_pass_under_way
+    a_stop_needs_no_lock_while_the_cleaner_waits_for_it
+    a_locked_stop_lets_the_lock_go_and_has_it_again
+    the_wrong_context_is_an_error_and_no_hang
+    from_inside_a_pass_a_stop_is_refused
+    a_start_succeeds_while_the_old_instance_is_on_its_way_out
+    each_instance_holds_its_own_caches
+    caches_are_let_go_before_the_end_is_reported
+    a_new_interval_takes_effect_in_mid_sleep
+    interval_zero_asks_the_running_one_to_stop
+    a_pass_holds_the_lock
+    a_panicking_cache_is_poisoned_and_the_others_are_cleaned
+    idle_means_no_instance_and_no_lock
+    stops_and_starts_in_a_storm_all_return
+    a_stop_request_is_never_lost
+    real_caches_are_cleaned
+}
+
+type Hook = Box<dyn Fn() + Send + Sync>;
+
+/// A cache's stand-in that knows when it is called and must not be called after a stop.
+#[derive(Default)]
+struct Probe {
+    passes: Mutex<usize>,
+    called: Condvar,
+    hook: Mutex<Option<Arc<Hook>>>,
+    in_pass: AtomicBool,
+    gone: AtomicBool,
+    poisoned: AtomicBool,
+}
+
+impl Probe {
+    fn wait_for_passes(&self, n: usize) {
+        let mut passes = lock(&self.passes);
+        let target = *passes + n;
+        while *passes < target {
+            passes = self.called.wait(passes).unwrap();
+        }
+    }
+
+    fn passes(&self) -> usize {
+        *lock(&self.passes)
+    }
+
+    fn set_hook(&self, hook: impl Fn() + Send + Sync + 'static) {
+        *lock(&self.hook) = Some(Arc::new(Box::new(hook)));
+    }
+
+    /// The stop returned: from now on it must be left alone.
+    fn must_be_left_alone(&self) {
+        assert!(
+            !self.in_pass.load(Ordering::SeqCst),
+            "the stop returned in the middle of a pass"
+        );
+        self.gone.store(true, Ordering::SeqCst);
+    }
+}
+
+impl CleanTarget for Probe {
+    fn clean_unused(&self) -> usize {
+        if self.gone.load(Ordering::SeqCst) {
+            // A panic would be caught by the cleaner.
+            eprintln!("a pass after the stop returned");
+            std::process::abort();
+        }
+        self.in_pass.store(true, Ordering::SeqCst);
+        let hook = lock(&self.hook).clone();
+        if let Some(hook) = hook {
+            hook();
+        }
+        self.in_pass.store(false, Ordering::SeqCst);
+        *lock(&self.passes) += 1;
+        self.called.notify_all();
+        3
+    }
+
+    fn poison(&self) {
+        self.poisoned.store(true, Ordering::SeqCst);
+    }
+}
+
+fn cleaner_of(fixture: &dyn Fixture) -> (Arc<Probe>, Arc<Cleaner>) {
+    let probe = Arc::new(Probe::default());
+    let cleaner = Arc::new(Cleaner::new(fixture.host()));
+    cleaner.set_caches(vec![probe.clone()]);
+    (probe, cleaner)
+}
+
+fn with_thread<T: Send>(body: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| scope.spawn(body).join().unwrap())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    Unlocked,
+    Mixed,
+    Locked,
+    Requested,
+}
+
+const STOPS: [Stop; 4] = [Stop::Unlocked, Stop::Mixed, Stop::Locked, Stop::Requested];
+
+fn stop(cleaner: &Cleaner, how: Stop) {
+    match how {
+        Stop::Unlocked => cleaner.co_del_and_wait().unwrap(),
+        Stop::Mixed => cleaner.del_and_wait().unwrap(),
+        Stop::Locked => {
+            cleaner.lock().unwrap();
+            cleaner.co_locked_del_and_wait().unwrap();
+            assert_eq!(cleaner.stats().instances, 0);
+            cleaner.unlock().unwrap();
+        }
+        Stop::Requested => {
+            cleaner.request_stop();
+            assert!(!cleaner.is_running());
+            cleaner.del_and_wait().unwrap();
+        }
+    }
+}
+
+fn passes_come_and_are_counted(fixture: &dyn Fixture) {
+    let (probe, cleaner) = cleaner_of(fixture);
+    assert!(!cleaner.is_running());
+    cleaner.start(fixture.context(0), 1_000_000).unwrap();
+    assert!(cleaner.is_running());
+    probe.wait_for_passes(5);
+    cleaner.del_and_wait().unwrap();
+    probe.must_be_left_alone();
+    let stats = cleaner.stats();
+    assert_eq!(
+        (stats.starts, stats.instances, stats.interval_ns),
+        (1, 0, 1_000_000)
+    );
+    assert_eq!(stats.passes, probe.passes() as u64);
+    assert_eq!(stats.tables_cleaned, 3 * stats.passes);
+    cleaner.check_idle().unwrap();
+}
+
+fn interval_zero_starts_nothing(fixture: &dyn Fixture) {
+    let (_probe, cleaner) = cleaner_of(fixture);
+    cleaner.start(fixture.context(0), 0).unwrap();
+    assert!(!cleaner.is_running());
+    assert_eq!(cleaner.stats().starts, 0);
+    cleaner.check_idle().unwrap();
+}
+
+fn starting_twice_is_refused(fixture: &dyn Fixture) {
+    let (_probe, cleaner) = cleaner_of(fixture);
+    cleaner.start(fixture.context(0), NEVER).unwrap();
+    assert_eq!(cleaner.start(fixture.context(0), 5), Err(Errno::ALREADY));
+    assert_eq!(cleaner.start(fixture.context(1), 5), Err(Errno::ALREADY));
+    assert_eq!(
+        (cleaner.stats().starts, cleaner.stats().interval_ns),
+        (1, NEVER)
+    );
+    cleaner.del_and_wait().unwrap();
+    cleaner.start(fixture.context(1), NEVER).unwrap();
+    cleaner.del_and_wait().unwrap();
+}
+
+fn a_foreign_context_is_refused(fixture: &dyn Fixture) {
+    let (_probe, cleaner) = cleaner_of(fixture);
+    assert_eq!(
+        cleaner.start(fixture.foreign_context(), 5),
+        Err(Errno::INVAL)
+    );
+    assert!(!cleaner.is_running());
+    cleaner.check_idle().unwrap();
+    cleaner.start(fixture.context(0), NEVER).unwrap();
+    cleaner.del_and_wait().unwrap();
+}
+
+fn a_stop_without_a_cleaner_returns_at_once(fixture: &dyn Fixture) {
+    let (_probe, cleaner) = cleaner_of(fixture);
+    for how in STOPS {
+        stop(&cleaner, how);
+        fixture.run_in(0, Box::new(|| stop(&cleaner, how)));
+    }
+    // After one that has ended, too.
+    cleaner.start(fixture.context(0), NEVER).unwrap();
+    for how in STOPS {
+        stop(&cleaner, how);
+    }
+}
+
+fn every_stop_from_every_place_ends_a_sleep(fixture: &dyn Fixture) {
+    for how in STOPS {
+        for place in 0..3 {
+            let (probe, cleaner) = cleaner_of(fixture);
+            cleaner.start(fixture.context(0), BUSY).unwrap();
+            probe.wait_for_passes(1);
+            cleaner.set_interval(NEVER).unwrap();
+            match place {
+                0 | 1 => fixture.run_in(place, Box::new(|| stop(&cleaner, how))),
+                _ => stop(&cleaner, how),
+            }
+            probe.must_be_left_alone();
+            assert_eq!(cleaner.stats().instances, 0, "{how:?} from place {place}");
+        }
+    }
+}
+
+fn every_stop_ends_what_was_just_started(fixture: &dyn Fixture) {
+    for how in STOPS {
+        for place in 0..3 {
+            for interval_ns in [BUSY, NEVER] {
+                let (probe, cleaner) = cleaner_of(fixture);
+                let start_and_stop = || {
+                    cleaner.start(fixture.context(0), interval_ns).unwrap();
+                    stop(&cleaner, how);
+                    probe.must_be_left_alone();
+                };
+                match place {
+                    0 | 1 => fixture.run_in(place, Box::new(start_and_stop)),
+                    _ => start_and_stop(),
+                }
+                assert_eq!(cleaner.stats().instances, 0);
+            }
+        }
+    }
+}
+
+fn a_stop_waits_for_the_pass_under_way(fixture: &dyn Fixture) {
+    for how in [Stop::Unlocked, Stop::Mixed, Stop::Requested] {
+        let (probe, cleaner) = cleaner_of(fixture);
+        let (inside, go_on) = (Latch::default(), Latch::default());
+        probe.set_hook({
+            let (inside, go_on) = (inside.clone(), go_on.clone());
+            move || {
+                inside.open();
+                go_on.wait();
+            }
+        });
+        cleaner.start(fixture.context(0), BUSY).unwrap();
+        inside.wait();
+        // A request does not wait, even now.
+        if how == Stop::Requested {
+            cleaner.request_stop();
+        }
+        let returned = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    stop(&cleaner, how);
+                    returned.fetch_add(1, Ordering::SeqCst);
+                    probe.must_be_left_alone();
+                });
+            }
+            until(|| !cleaner.is_running());
+            assert_eq!(
+                (cleaner.stats().instances, returned.load(Ordering::SeqCst)),
+                (1, 0)
+            );
+            assert_eq!(cleaner.check_idle(), Err(Errno::BUSY));
+            go_on.open();
+        });
+        assert_eq!((probe.passes(), cleaner.stats().instances), (1, 0));
+    }
+}
+
+fn a_stop_needs_no_lock_while_the_cleaner_waits_for_it(fixture: &dyn Fixture) {
+    for how in [Stop::Unlocked, Stop::Mixed, Stop::Requested] {
+        let (probe, cleaner) = cleaner_of(fixture);
+        cleaner.lock().unwrap();
+        cleaner.start(fixture.context(0), BUSY).unwrap();
+        // It cannot come further than to the lock.
+        for place in 0..2 {
+            fixture.run_in(place, Box::new(|| stop(&cleaner, how)));
+        }
+        probe.must_be_left_alone();
+        assert_eq!((probe.passes(), cleaner.stats().instances), (0, 0));
+        cleaner.unlock().unwrap();
+    }
+}
+
+fn a_locked_stop_lets_the_lock_go_and_has_it_again(fixture: &dyn Fixture) {
+    let (probe, cleaner) = cleaner_of(fixture);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for which in 0..2 {
+            let (cleaner, done) = (&cleaner, &done);
+            // Whoever starts holds the lock: the stop is in between, again and again.
+            scope.spawn(move || {
+                while !done.load(Ordering::SeqCst) {
+                    cleaner.lock().unwrap();
+                    let started = cleaner.start(
+                        fixture.context(which),
+                        if which == 0 { BUSY } else { NEVER },
+                    );
+                    assert!(matches!(started, Ok(()) | Err(Errno::ALREADY)));
+                    cleaner.unlock().unwrap();
+                }
+            });
+        }
+        let mut rounds = 0;
+        while rounds < 300 || cleaner.stats().starts < 20 {
+            rounds += 1;
+            cleaner.lock().unwrap();
+            cleaner.co_locked_del_and_wait().unwrap();
+            assert_eq!(cleaner.unlock(), Ok(()), "the lock is held again");
+            cleaner.lock().unwrap();
+            cleaner.co_locked_del_and_wait().unwrap();
+            assert_eq!(
+                cleaner.stats().instances,
+                0,
+                "nobody could start: the lock was held"
+            );
+            cleaner.unlock().unwrap();
+        }
+        done.store(true, Ordering::SeqCst);
+    });
+    cleaner.del_and_wait().unwrap();
+    probe.must_be_left_alone();
+}
+
+fn the_wrong_context_is_an_error_and_no_hang(fixture: &dyn Fixture) {
+    let (probe, cleaner) = cleaner_of(fixture);
+    cleaner.start(fixture.context(0), NEVER).unwrap();
+    assert_eq!(cleaner.unlock(), Err(Errno::PERM));
+    assert_eq!(cleaner.co_locked_del_and_wait(), Err(Errno::PERM));
+    cleaner.lock().unwrap();
+    assert_eq!(cleaner.lock(), Err(Errno::DEADLK));
+    assert_eq!(cleaner.co_del_and_wait(), Err(Errno::DEADLK));
+    assert_eq!(cleaner.del_and_wait(), Err(Errno::DEADLK));
+    assert_eq!(cleaner.check_may_wait(), Err(Errno::DEADLK));
+    // The lock belongs to this thread alone.
+    fixture.run_in(
+        0,
+        Box::new(|| {
+            assert_eq!(cleaner.unlock(), Err(Errno::PERM));
+            assert_eq!(cleaner.co_locked_del_and_wait(), Err(Errno::PERM));
+            assert_eq!(cleaner.check_may_wait(), Ok(()));
+        }),
+    );
+    assert!(cleaner.is_running(), "a refused stop asks nobody to stop");
+    cleaner.unlock().unwrap();
+    assert_eq!(cleaner.unlock(), Err(Errno::PERM));
+    cleaner.del_and_wait().unwrap();
+    probe.must_be_left_alone();
+}
+
+fn from_inside_a_pass_a_stop_is_refused(fixture: &dyn Fixture) {
+    let (probe, cleaner) = cleaner_of(fixture);
+    let results = Arc::new(Mutex::new(Vec::new()));
+    probe.set_hook({
+        let cleaner: Weak<Cleaner> = Arc::downgrade(&cleaner);
+        let results = results.clone();
+        move || {
+            let Some(cleaner) = cleaner.upgrade() else {
+                return;
+            };
+            let mut results = lock(&results);
+            if results.is_empty() {
+                results.push(cleaner.co_del_and_wait());
+                results.push(cleaner.del_and_wait());
+                results.push(cleaner.co_locked_del_and_wait());
+                results.push(cleaner.lock());
+            }
+        }
+    });
+    cleaner.start(fixture.context(0), BUSY).unwrap();
+    // Two: the second one shows that the cleaner goes on.
+    probe.wait_for_passes(2);
+    assert_eq!(*lock(&results), [Err(Errno::DEADLK); 4]);
+    assert!(cleaner.is_running());
+    cleaner.del_and_wait().unwrap();
+}
+
+fn a_start_succeeds_while_the_old_instance_is_on_its_way_out(fixture: &dyn Fixture) {
+    let (old, cleaner) = cleaner_of(fixture);
+    let (inside, go_on) = (Latch::default(), Latch::default());
+    old.set_hook({
+        let (inside, go_on) = (inside.clone(), go_on.clone());
+        move || {
+            inside.open();
+            go_on.wait();
+        }
+    });
+    cleaner.start(fixture.context(0), BUSY).unwrap();
+    inside.wait();
+    cleaner.request_stop();
+    let new = Arc::new(Probe::default());
+    cleaner.set_caches(vec![new.clone()]);
+    cleaner.start(fixture.context(1), NEVER).unwrap();
+    assert_eq!((cleaner.stats().instances, cleaner.stats().starts), (2, 2));
+    assert!(cleaner.is_running());
+    let returned = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            cleaner.del_and_wait().unwrap();
+            returned.store(true, Ordering::SeqCst);
+            old.must_be_left_alone();
+            new.must_be_left_alone();
+        });
+        until(|| !cleaner.is_running());
+        assert!(
+            !returned.load(Ordering::SeqCst),
+            "it waits for the one that was asked before, too"
+        );
+        go_on.open();
+    });
+    assert_eq!(cleaner.stats().instances, 0);
+}
+
+fn each_instance_holds_its_own_caches(fixture: &dyn Fixture) {
+    let (first, cleaner) = cleaner_of(fixture);
+    let second = Arc::new(Probe::default());
+    cleaner.start(fixture.context(0), 100_000).unwrap();
+    cleaner.set_caches(vec![second.clone()]);
+    first.wait_for_passes(2);
+    assert_eq!(second.passes(), 0, "the set is for the next start");
+    cleaner.del_and_wait().unwrap();
+    first.must_be_left_alone();
+    assert_eq!(
+        Arc::strong_count(&first),
+        1,
+        "let go before the end is reported"
+    );
+    cleaner.start(fixture.context(1), 100_000).unwrap();
+    cleaner.set_caches(Vec::new());
+    second.wait_for_passes(2);
+    cleaner.del_and_wait().unwrap();
+    assert_eq!(Arc::strong_count(&second), 1);
+}
+
+/// Looks, when it is dropped, whether the instance that held it is still counted.
+struct LooksWhenDropped {
+    cleaner: Weak<Cleaner>,
+    instances: Arc<Mutex<Vec<usize>>>,
+}
+
+impl CleanTarget for LooksWhenDropped {
+    fn clean_unused(&self) -> usize {
+        0
+    }
+
+    fn poison(&self) {}
+}
+
+impl Drop for LooksWhenDropped {
+    fn drop(&mut self) {
+        let instances = self
+            .cleaner
+            .upgrade()
+            .map(|cleaner| cleaner.stats().instances);
+        lock(&self.instances).extend(instances);
+    }
+}
+
+type Looks = (Arc<Probe>, Arc<Cleaner>, Arc<Mutex<Vec<usize>>>);
+
+fn cleaner_that_looks(host: Arc<dyn qcow2cache::host::Host>) -> Looks {
+    let cleaner = Arc::new(Cleaner::new(host));
+    let probe = Arc::new(Probe::default());
+    let instances = Arc::new(Mutex::new(Vec::new()));
+    let looks = LooksWhenDropped {
+        cleaner: Arc::downgrade(&cleaner),
+        instances: instances.clone(),
+    };
+    cleaner.set_caches(vec![probe.clone(), Arc::new(looks)]);
+    (probe, cleaner, instances)
+}
+
+fn caches_are_let_go_before_the_end_is_reported(fixture: &dyn Fixture) {
+    for wait in [false, true] {
+        let (probe, cleaner, instances) = cleaner_that_looks(fixture.host());
+        // From the home thread: there the task cannot run before the stop.
+        fixture.run_in(
+            0,
+            Box::new(|| {
+                cleaner
+                    .start(fixture.context(0), if wait { BUSY } else { NEVER })
+                    .unwrap();
+                cleaner.set_caches(Vec::new());
+                if !wait {
+                    cleaner.del_and_wait().unwrap();
+                }
+            }),
+        );
+        if wait {
+            probe.wait_for_passes(1);
+            cleaner.del_and_wait().unwrap();
+        }
+        assert_eq!(*lock(&instances), [1], "waited for a pass: {wait}");
+    }
+}
+
+fn a_new_interval_takes_effect_in_mid_sleep(fixture: &dyn Fixture) {
+    let (probe, cleaner) = cleaner_of(fixture);
+    assert_eq!(cleaner.set_interval(5), Err(Errno::SRCH));
+    cleaner.start(fixture.context(0), NEVER).unwrap();
+    for _ in 0..20 {
+        cleaner.set_interval(BUSY).unwrap();
+        probe.wait_for_passes(1);
+        cleaner.set_interval(NEVER).unwrap();
+        assert_eq!(cleaner.stats().interval_ns, NEVER);
+    }
+    cleaner.request_stop();
+    assert_eq!(cleaner.set_interval(5), Err(Errno::SRCH));
+    cleaner.del_and_wait().unwrap();
+    assert_eq!(
+        cleaner.stats().interval_ns,
+        NEVER,
+        "stopping never changes it"
+    );
+}
+
+fn interval_zero_asks_the_running_one_to_stop(fixture: &dyn Fixture) {
+    let (probe, cleaner) = cleaner_of(fixture);
+    cleaner.start(fixture.context(0), NEVER).unwrap();
+    cleaner.set_interval(0).unwrap();
+    assert!(!cleaner.is_running());
+    until(|| cleaner.stats().instances == 0);
+    probe.must_be_left_alone();
+    assert_eq!(cleaner.stats().interval_ns, NEVER);
+}
+
+fn a_pass_holds_the_lock(fixture: &dyn Fixture) {
+    let (probe, cleaner) = cleaner_of(fixture);
+    let inside = Arc::new(AtomicUsize::new(0));
+    probe.set_hook({
+        let inside = inside.clone();
+        move || {
+            if inside.fetch_add(1, Ordering::SeqCst) != 0 {
+                eprintln!("a pass runs while somebody else holds the lock");
+                std::process::abort();
+            }
+            std::thread::yield_now();
+            inside.fetch_sub(1, Ordering::SeqCst);
+        }
+    });
+    cleaner.start(fixture.context(0), BUSY).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                for _ in 0..2000 {
+                    cleaner.lock().unwrap();
+                    assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                    std::hint::spin_loop();
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                    cleaner.unlock().unwrap();
+                }
+            });
+        }
+    });
+    // Whoever wants the lock all the time does not keep the cleaner away for good.
+    probe.wait_for_passes(1);
+    cleaner.del_and_wait().unwrap();
+}
+
+fn a_panicking_cache_is_poisoned_and_the_others_are_cleaned(fixture: &dyn Fixture) {
+    let (bad, cleaner) = cleaner_of(fixture);
+    let good = Arc::new(Probe::default());
+    cleaner.set_caches(vec![bad.clone(), good.clone()]);
+    bad.set_hook(|| std::panic::resume_unwind(Box::new("a pass panicked")));
+    cleaner.start(fixture.context(0), BUSY).unwrap();
+    good.wait_for_passes(3);
+    cleaner.lock().unwrap();
+    cleaner.unlock().unwrap();
+    cleaner.del_and_wait().unwrap();
+    assert!(bad.poisoned.load(Ordering::SeqCst));
+    assert!(!good.poisoned.load(Ordering::SeqCst));
+}
+
+fn idle_means_no_instance_and_no_lock(fixture: &dyn Fixture) {
+    let (_probe, cleaner) = cleaner_of(fixture);
+    cleaner.check_idle().unwrap();
+    cleaner.lock().unwrap();
+    assert_eq!(cleaner.check_idle(), Err(Errno::BUSY));
+    cleaner.unlock().unwrap();
+    cleaner.start(fixture.context(0), NEVER).unwrap();
+    assert_eq!(cleaner.check_idle(), Err(Errno::BUSY));
+    cleaner.del_and_wait().unwrap();
+    cleaner.check_idle().unwrap();
+}
+
+fn stops_and_starts_in_a_storm_all_return(fixture: &dyn Fixture) {
+    let (probe, cleaner) = cleaner_of(fixture);
+    std::thread::scope(|scope| {
+        for seed in 1..=4 {
+            let cleaner = &cleaner;
+            scope.spawn(move || {
+                let mut rng = Rng::new(seed);
+                for _ in 0..400 {
+                    let interval_ns = [BUSY, 20_000, NEVER][rng.below(3) as usize];
+                    match rng.below(10) {
+                        0..=3 => {
+                            let started =
+                                cleaner.start(fixture.context(rng.below(2) as usize), interval_ns);
+                            assert!(
+                                matches!(started, Ok(()) | Err(Errno::ALREADY)),
+                                "{started:?}"
+                            );
+                        }
+                        4 => {
+                            let set = cleaner.set_interval(interval_ns);
+                            assert!(matches!(set, Ok(()) | Err(Errno::SRCH)), "{set:?}");
+                        }
+                        5 => cleaner.request_stop(),
+                        6 => {
+                            cleaner.lock().unwrap();
+                            cleaner.co_locked_del_and_wait().unwrap();
+                            cleaner.unlock().unwrap();
+                        }
+                        7 => {
+                            let which = rng.below(2) as usize;
+                            fixture.run_in(which, Box::new(|| cleaner.del_and_wait().unwrap()));
+                        }
+                        _ => cleaner.co_del_and_wait().unwrap(),
+                    }
+                }
+            });
+        }
+    });
+    cleaner.del_and_wait().unwrap();
+    probe.must_be_left_alone();
+    cleaner.check_idle().unwrap();
+}
+
+fn a_stop_request_is_never_lost(fixture: &dyn Fixture) {
+    let mut rng = Rng::new(7);
+    for round in 0..400 {
+        let (probe, cleaner) = cleaner_of(fixture);
+        cleaner
+            .start(fixture.context(round % 2), [BUSY, 1000, NEVER][round % 3])
+            .unwrap();
+        for _ in 0..rng.below(2000) {
+            std::hint::spin_loop();
+        }
+        if rng.below(2) == 0 {
+            // From another thread, so that it meets the cleaner anywhere.
+            with_thread(|| cleaner.request_stop());
+        } else {
+            cleaner.request_stop();
+        }
+        until(|| cleaner.stats().instances == 0);
+        probe.must_be_left_alone();
+    }
+}
+
+fn real_caches_are_cleaned(fixture: &dyn Fixture) {
+    let storage = Arc::new(TestStorage::new(1 << 16));
+    let caches = [
+        cache_on(&storage, 8, 512, 0),
+        cache_on(&storage, 4, 1024, 0),
+    ];
+    let cleaner = Cleaner::new(fixture.host());
+    cleaner.set_caches(vec![caches[0].clone(), caches[1].clone()]);
+    let kept = block_on(caches[0].host(), &[], caches[0].get(512)).unwrap();
+    let dirty = block_on(caches[0].host(), &[], caches[0].get(1024)).unwrap();
+    dirty.mark_dirty().unwrap();
+    drop(dirty);
+    for n in 3..8 {
+        drop(block_on(caches[0].host(), &[], caches[0].get(n * 512)).unwrap());
+        drop(block_on(caches[1].host(), &[], caches[1].get(n * 1024)).unwrap());
+    }
+    cleaner.start(fixture.context(0), BUSY).unwrap();
+    until(|| caches[0].stats().resident_tables == 2 && caches[1].stats().resident_tables == 0);
+    cleaner.del_and_wait().unwrap();
+    // The fifth table of the second cache had evicted one.
+    assert_eq!(
+        (caches[0].stats().cleaned, caches[1].stats().cleaned),
+        (5, 4)
+    );
+    assert_eq!(cleaner.stats().tables_cleaned, 9);
+    assert_eq!(caches[1].stats().resident_bytes, 0);
+    assert_eq!(kept.load(0), support::pattern(512));
+    assert_eq!(caches[0].stats().dirty_tables, 1);
+}
+
+/// A loop in the test's own thread, with a clock that is stepped by hand.
+fn stepped_loop() -> (Arc<EventLoop>, Arc<Probe>, Cleaner) {
+    let event_loop = EventLoop::new().unwrap();
+    assert!(event_loop.executor().pause_clock());
+    let probe = Arc::new(Probe::default());
+    let cleaner = Cleaner::new(EventLoopHost::shared());
+    cleaner.set_caches(vec![probe.clone()]);
+    (event_loop, probe, cleaner)
+}
+
+fn dispatch_all(event_loop: &EventLoop) {
+    while event_loop.dispatch().unwrap() > 0 {}
+}
+
+#[test]
+fn a_pass_comes_when_the_clock_has_reached_it_and_not_before() {
+    let (event_loop, probe, cleaner) = stepped_loop();
+    cleaner
+        .start(Context::Loop(event_loop.clone()), 100)
+        .unwrap();
+    dispatch_all(&event_loop);
+    assert_eq!(event_loop.timeout_ns(), None, "the clock stands still");
+    for (step, passes) in [(99, 0), (1, 1), (99, 1), (1, 2), (1000, 3), (99, 3), (1, 4)] {
+        assert!(event_loop.executor().step_clock(step));
+        dispatch_all(&event_loop);
+        assert_eq!(probe.passes(), passes);
+    }
+    cleaner.del_and_wait().unwrap();
+    dispatch_all(&event_loop);
+    assert!(!event_loop.executor().has_tasks());
+    assert_eq!(event_loop.timeout_ns(), None, "its timer is deleted");
+}
+
+#[test]
+fn caches_are_let_go_before_the_end_is_reported_wherever_the_stop_finds_the_cleaner() {
+    watched(|| {
+        for how in STOPS {
+            for turns in 0..4 {
+                let event_loop = EventLoop::new().unwrap();
+                let (_probe, cleaner, instances) = cleaner_that_looks(EventLoopHost::shared());
+                cleaner
+                    .start(Context::Loop(event_loop.clone()), NEVER)
+                    .unwrap();
+                cleaner.set_caches(Vec::new());
+                if turns == 3 {
+                    // Awake, and kept from its pass by the lock.
+                    cleaner.set_interval(BUSY).unwrap();
+                    cleaner.lock().unwrap();
+                }
+                for _ in 0..turns {
+                    event_loop.dispatch().unwrap();
+                }
+                if turns == 3 {
+                    // The lock is for the locked stop to take again.
+                    assert_eq!(*lock(&instances), []);
+                    with_thread(|| cleaner.co_del_and_wait().unwrap());
+                    cleaner.unlock().unwrap();
+                }
+                stop(&cleaner, how);
+                assert_eq!(*lock(&instances), [1], "{how:?} after {turns} turns");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_short_interval_leaves_the_loop_to_others() {
+    watched(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let probe = Arc::new(Probe::default());
+        let cleaner = Cleaner::new(EventLoopHost::shared());
+        cleaner.set_caches(vec![probe.clone()]);
+        // The next pass is due before the present one is over.
+        cleaner
+            .start(Context::Loop(event_loop.clone()), BUSY)
+            .unwrap();
+        let mut before = 0;
+        for _ in 0..50 {
+            event_loop.dispatch().unwrap();
+            let passes = probe.passes();
+            assert!(
+                passes <= before + 1,
+                "the loop is turned between two passes"
+            );
+            before = passes;
+        }
+        assert!(before > 0);
+        cleaner.del_and_wait().unwrap();
+    });
+}
+
+#[test]
+fn a_new_interval_counts_from_the_beginning_of_the_sleep() {
+    let (event_loop, probe, cleaner) = stepped_loop();
+    cleaner
+        .start(Context::Loop(event_loop.clone()), 1000)
+        .unwrap();
+    dispatch_all(&event_loop);
+    event_loop.executor().step_clock(300);
+    dispatch_all(&event_loop);
+    for (interval_ns, step, passes) in [
+        (500, 199, 0),
+        (2000, 1, 0),
+        (600, 99, 0),
+        (600, 1, 1),
+        (50, 49, 1),
+        (50, 1, 2),
+    ] {
+        cleaner.set_interval(interval_ns).unwrap();
+        dispatch_all(&event_loop);
+        event_loop.executor().step_clock(step);
+        dispatch_all(&event_loop);
+        assert_eq!(probe.passes(), passes, "{interval_ns}, {step}");
+    }
+    cleaner.set_interval(1_000_000).unwrap();
+    dispatch_all(&event_loop);
+    event_loop.executor().step_clock(500);
+    // Shorter than what passed already: at once.
+    cleaner.set_interval(400).unwrap();
+    dispatch_all(&event_loop);
+    assert_eq!(probe.passes(), 3);
+    cleaner.del_and_wait().unwrap();
+}
+
+#[test]
+fn a_stop_depends_on_no_clock_and_on_nobody_turning_the_loop() {
+    watched(|| {
+        for how in STOPS {
+            let (event_loop, probe, cleaner) = stepped_loop();
+            for polled in [false, true] {
+                cleaner
+                    .start(Context::Loop(event_loop.clone()), 100)
+                    .unwrap();
+                if polled {
+                    dispatch_all(&event_loop);
+                }
+                stop(&cleaner, how);
+                assert_eq!((cleaner.stats().instances, probe.passes()), (0, 0));
+                dispatch_all(&event_loop);
+                assert!(!event_loop.executor().has_tasks());
+            }
+        }
+    });
+}
+
+#[test]
+fn two_loops_stop_each_others_cleaners_at_once() {
+    watched(|| {
+        let loops = Loops::new();
+        for _ in 0..200 {
+            let (probes, cleaners): (Vec<_>, Vec<_>) = (0..2).map(|_| cleaner_of(&loops)).unzip();
+            for (which, cleaner) in cleaners.iter().enumerate() {
+                cleaner.start(loops.context(which), NEVER).unwrap();
+            }
+            let barrier = std::sync::Barrier::new(2);
+            std::thread::scope(|scope| {
+                for which in 0..2 {
+                    let (loops, cleaners, barrier) = (&loops, &cleaners, &barrier);
+                    scope.spawn(move || {
+                        loops.run_in(
+                            which,
+                            Box::new(|| {
+                                barrier.wait();
+                                cleaners[1 - which].del_and_wait().unwrap();
+                            }),
+                        );
+                    });
+                }
+            });
+            probes.iter().for_each(|probe| probe.must_be_left_alone());
+        }
+    });
+}
+
+#[test]
+fn a_cleaner_that_is_dropped_while_it_runs_is_left_behind_by_nobody() {
+    watched(|| {
+        for round in 0..300_u64 {
+            let probe = Arc::new(Probe::default());
+            let cleaner = Cleaner::new(ThreadHost::shared());
+            cleaner.set_caches(vec![probe.clone()]);
+            cleaner
+                .start(Context::Default, [BUSY, 5000, NEVER][round as usize % 3])
+                .unwrap();
+            for _ in 0..(round * 37) % 3000 {
+                std::hint::spin_loop();
+            }
+            drop(cleaner);
+            until(|| Arc::strong_count(&probe) == 1);
+            probe.must_be_left_alone();
+        }
+    });
+}
+
+#[test]
+fn a_wake_up_that_comes_while_a_task_is_polled_is_kept() {
+    let executor = Executor::new(Box::new(|| {}));
+    let polls = Arc::new(AtomicUsize::new(0));
+    let task = {
+        let (executor, polls) = (executor.clone(), polls.clone());
+        std::future::poll_fn(move |cx| {
+            if polls.fetch_add(1, Ordering::SeqCst) == 2 {
+                return std::task::Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            // A task that waits by turning the loop that it lives in.
+            executor.turn();
+            std::task::Poll::Pending
+        })
+    };
+    let _handle = executor.spawn(Box::pin(task));
+    for _ in 0..3 {
+        executor.turn();
+    }
+    assert_eq!(polls.load(Ordering::SeqCst), 3);
+    assert!(!executor.has_tasks());
+}

@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The cache itself, with its index, bits and structure lock: hits, copies without a pin, and marks against whatever takes a
+//! table away or writes it. Every value that C11 lets a load return, and every interleaving; where that is too many, those with
+//! at most the given number of forced switches (one thread waits or ends: not forced).
+#![cfg(loom)]
+
+mod checked;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use checked::host::{Kind, ModelHost};
+use checked::storage::{ModelStorage, TABLE, fresh};
+use checked::{explore, thread};
+use qcow2cache::cache::{Cache, CacheOptions, Pinned};
+use qcow2cache::cleaner::CleanTarget;
+use qcow2cache::error::Errno;
+use qcow2cache::host::block_on;
+
+const A: u64 = TABLE;
+const B: u64 = 2 * TABLE;
+
+struct Model {
+    cache: Arc<Cache>,
+    storage: Arc<ModelStorage>,
+}
+
+impl Model {
+    fn new(tables: usize, reserved: usize) -> Arc<Self> {
+        let storage = Arc::new(ModelStorage::default());
+        let options = CacheOptions {
+            tables,
+            table_size: TABLE as usize,
+            kind: 0,
+            reserved,
+        };
+        let host = ModelHost::new(Kind::Threads, false);
+        let cache = Cache::new(&options, storage.clone(), host).unwrap();
+        Arc::new(Self { cache, storage })
+    }
+
+    fn with_a(tables: usize) -> Arc<Self> {
+        let model = Self::new(tables, 0);
+        model.check(A);
+        model
+    }
+
+    fn get(&self, offset: u64) -> Pinned<'_> {
+        block_on(self.cache.host(), &[], self.cache.get(offset)).unwrap()
+    }
+
+    /// Gets a table and looks at what is in it.
+    fn check(&self, offset: u64) {
+        expect_fresh(&self.get(offset), offset);
+    }
+
+    /// The same if it is resident.
+    fn try_check(&self, offset: u64) -> bool {
+        match self.cache.try_get(offset) {
+            Ok(pinned) => {
+                expect_fresh(&pinned, offset);
+                true
+            }
+            Err(errno) => {
+                assert_eq!(errno, Errno::AGAIN);
+                false
+            }
+        }
+    }
+
+    /// Copies a table without a pin, if it is resident.
+    fn copy(&self, offset: u64) -> bool {
+        let mut copied = [0; 16];
+        match self.cache.read(offset, 0, &mut copied) {
+            Ok(()) => {
+                let words = fresh(offset).map(u64::to_ne_bytes).concat();
+                assert_eq!(copied[..], words, "a copy of another table's words");
+                true
+            }
+            Err(errno) => {
+                assert_eq!(errno, Errno::AGAIN);
+                false
+            }
+        }
+    }
+}
+
+fn expect_fresh(pinned: &Pinned<'_>, offset: u64) {
+    let found = [pinned.load(0), pinned.load(8)];
+    assert_eq!(found, fresh(offset), "a pin of the wrong table");
+}
+
+fn spawn(model: &Arc<Model>, body: impl FnOnce(&Model) + 'static) -> thread::JoinHandle<()> {
+    let model = model.clone();
+    thread::spawn(move || body(&model))
+}
+
+#[test]
+fn a_hit_against_an_eviction() {
+    explore(None, || {
+        let model = Model::with_a(1);
+        let hit = spawn(&model, |m| {
+            m.try_check(A);
+            m.try_check(B);
+        });
+        // EBUSY is the truth while the hit holds its pin.
+        match block_on(model.cache.host(), &[], model.cache.get(B)) {
+            Ok(pinned) => expect_fresh(&pinned, B),
+            Err(errno) => assert_eq!(errno, Errno::BUSY),
+        }
+        hit.join().unwrap();
+    });
+}
+
+#[test]
+fn a_hit_against_cleaning() {
+    explore(None, || {
+        let model = Model::with_a(1);
+        // The first pass takes the mark of use.
+        assert_eq!(model.cache.clean_unused(), 0);
+        let hit = spawn(&model, |m| {
+            m.try_check(A);
+        });
+        model.cache.clean_unused();
+        hit.join().unwrap();
+        model.check(A);
+    });
+}
+
+#[test]
+fn a_hit_against_a_discard() {
+    explore(None, || {
+        let model = Model::with_a(1);
+        let hit = spawn(&model, |m| {
+            m.try_check(A);
+        });
+        model.cache.discard_offset(A).unwrap();
+        assert!(model.cache.try_get(A).is_err(), "it left the index at once");
+        hit.join().unwrap();
+        // The slot is free again, whoever was last.
+        model.check(B);
+    });
+}
+
+#[test]
+fn a_copy_without_a_pin_against_an_eviction() {
+    explore(Some(4), || {
+        let model = Model::with_a(1);
+        let copy = spawn(&model, |m| {
+            m.copy(A);
+        });
+        model.check(B);
+        copy.join().unwrap();
+    });
+}
+
+#[test]
+fn a_copy_without_a_pin_against_the_load() {
+    explore(None, || {
+        let model = Model::with_a(1);
+        let copy = spawn(&model, |m| {
+            m.copy(B);
+        });
+        model.check(B);
+        copy.join().unwrap();
+    });
+}
+
+#[test]
+fn a_copy_without_a_pin_against_cleaning_and_the_pages_that_go_back() {
+    explore(None, || {
+        let model = Model::with_a(1);
+        assert_eq!(model.cache.clean_unused(), 0);
+        let copy = spawn(&model, |m| {
+            m.copy(A);
+        });
+        model.cache.clean_unused();
+        copy.join().unwrap();
+    });
+}
+
+#[test]
+fn a_copy_without_a_pin_against_a_table_that_enters_filled_with_zeros() {
+    explore(Some(4), || {
+        let model = Model::with_a(1);
+        let copy = spawn(&model, |m| {
+            m.copy(A);
+        });
+        let empty = block_on(model.cache.host(), &[], model.cache.get_empty(B)).unwrap();
+        assert_eq!([empty.load(0), empty.load(8)], [0, 0]);
+        drop(empty);
+        copy.join().unwrap();
+    });
+}
+
+#[test]
+fn a_copy_without_a_pin_against_a_move_out_of_the_reserve() {
+    explore(Some(4), || {
+        let model = Model::new(2, 1);
+        // B takes the ordinary slot, A the reserved one.
+        model.check(B);
+        model.check(A);
+        let copy = spawn(&model, |m| {
+            m.copy(B);
+        });
+        let moved = block_on(model.cache.host(), &[], model.cache.get_unlocked(A)).unwrap();
+        expect_fresh(&moved, A);
+        drop(moved);
+        copy.join().unwrap();
+        assert_eq!(model.storage.reads.load(Relaxed), 2, "A was copied");
+    });
+}
+
+#[test]
+fn two_gets_of_one_absent_table_load_it_once() {
+    explore(Some(4), || {
+        let model = Model::new(2, 0);
+        let other = spawn(&model, |m| m.check(A));
+        model.check(A);
+        other.join().unwrap();
+        assert_eq!(model.storage.reads.load(Relaxed), 1);
+    });
+}
+
+/// A change is made and marked while others flush: the last flush, after all of them, leaves nothing behind.
+fn mark_against_flush(first_dirty: bool) {
+    explore(None, move || {
+        let model = Model::with_a(1);
+        let pinned = model.get(A);
+        if first_dirty {
+            pinned.store(0, 7).unwrap();
+            pinned.mark_dirty().unwrap();
+        }
+        let flush = spawn(&model, |m| {
+            block_on(m.cache.host(), &[], m.cache.flush()).unwrap();
+        });
+        pinned.store(8, 9).unwrap();
+        pinned.mark_dirty().unwrap();
+        drop(pinned);
+        flush.join().unwrap();
+        block_on(model.cache.host(), &[], model.cache.flush()).unwrap();
+        let first = if first_dirty { 7 } else { fresh(A)[0] };
+        assert_eq!(model.storage.contents(A), [first, 9], "a change was lost");
+        assert_eq!(model.cache.check_destroy(), Ok(()));
+    });
+}
+
+#[test]
+fn a_mark_against_a_flush() {
+    mark_against_flush(true);
+}
+
+#[test]
+fn a_first_mark_against_a_flush() {
+    mark_against_flush(false);
+}
+
+#[test]
+fn two_flushes_of_one_table_both_return_after_it_is_written() {
+    explore(Some(4), || {
+        let model = Model::with_a(1);
+        let pinned = model.get(A);
+        pinned.store(0, 7).unwrap();
+        pinned.mark_dirty().unwrap();
+        drop(pinned);
+        let flush = |m: &Model| {
+            block_on(m.cache.host(), &[], m.cache.flush()).unwrap();
+            assert_eq!(m.storage.contents(A)[0], 7, "a flush came back too early");
+        };
+        let other = spawn(&model, flush);
+        flush(&model);
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn a_change_against_the_eviction_of_its_table() {
+    explore(Some(2), || {
+        let model = Model::with_a(1);
+        let writer = spawn(&model, |m| {
+            let Ok(pinned) = m.cache.try_get(A) else {
+                return;
+            };
+            pinned.store(0, 7).unwrap();
+            pinned.mark_dirty().unwrap();
+            drop(pinned);
+        });
+        let evicting = block_on(model.cache.host(), &[], model.cache.get(B)).map(drop);
+        writer.join().unwrap();
+        assert!(matches!(evicting, Ok(()) | Err(Errno::BUSY)));
+        let changed = model.get(A).load(0) == 7;
+        block_on(model.cache.host(), &[], model.cache.flush()).unwrap();
+        assert_eq!(model.storage.contents(A)[0] == 7, changed);
+        // It was resident when the writer came, so it was changed, unless the eviction was there first.
+        assert!(changed || evicting.is_ok(), "a change was lost");
+    });
+}
+
+#[test]
+fn a_hit_and_a_copy_against_an_eviction() {
+    explore(Some(2), || {
+        let model = Model::with_a(1);
+        let hit = spawn(&model, |m| {
+            m.try_check(A);
+        });
+        let copy = spawn(&model, |m| {
+            m.copy(A);
+            m.copy(B);
+        });
+        match block_on(model.cache.host(), &[], model.cache.get(B)) {
+            Ok(pinned) => expect_fresh(&pinned, B),
+            Err(errno) => assert_eq!(errno, Errno::BUSY),
+        }
+        hit.join().unwrap();
+        copy.join().unwrap();
+    });
+}
+
+#[test]
+fn a_mark_against_two_flushes() {
+    explore(Some(2), || {
+        let model = Model::with_a(1);
+        let pinned = model.get(A);
+        pinned.store(0, 7).unwrap();
+        pinned.mark_dirty().unwrap();
+        let flush = |m: &Model| block_on(m.cache.host(), &[], m.cache.flush()).unwrap();
+        let flushes = [spawn(&model, flush), spawn(&model, flush)];
+        pinned.store(8, 9).unwrap();
+        pinned.mark_dirty().unwrap();
+        drop(pinned);
+        flushes.into_iter().for_each(|f| f.join().unwrap());
+        flush(&model);
+        assert_eq!(model.storage.contents(A), [7, 9], "a change was lost");
+        assert_eq!(model.cache.check_destroy(), Ok(()));
+    });
+}

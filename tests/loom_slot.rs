@@ -1,0 +1,504 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The slot's word, the dirty set and the two orders they are changed in: every interleaving and every value that C11 lets a
+//! load return; with three threads, at most three forced switches. Table contents are plain memory here, so that loom
+//! reports a race on them, too.
+#![cfg(loom)]
+
+mod checked;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use checked::{explore, thread};
+use loom::cell::UnsafeCell;
+use loom::sync::{Mutex, MutexGuard};
+use qcow2cache::cache::dirty::DirtySet;
+use qcow2cache::cache::group::Group;
+use qcow2cache::cache::slot::{Discard, Put, Slot};
+use qcow2cache::model::{AtomicU64, Ordering};
+
+const A: u64 = 0xA000;
+const B: u64 = 0xB000;
+const C: u64 = 0xC000;
+
+/// One slot, its memory, and the structure lock of its cache.
+struct Table {
+    slot: Slot,
+    memory: UnsafeCell<u64>,
+    spilled_hits: AtomicU64,
+    structure: Mutex<()>,
+    freed: AtomicUsize,
+}
+
+// SAFETY: loom checks every access to `memory`: that is what the models are for.
+unsafe impl Send for Table {}
+// SAFETY: as above.
+unsafe impl Sync for Table {}
+
+impl Table {
+    fn free() -> Arc<Self> {
+        Arc::new(Self {
+            slot: Slot::default(),
+            memory: UnsafeCell::new(0),
+            spilled_hits: AtomicU64::new(0),
+            structure: Mutex::new(()),
+            freed: AtomicUsize::new(0),
+        })
+    }
+
+    /// Resident and pinned once.
+    fn pinned(offset: u64) -> Arc<Self> {
+        let table = Self::free();
+        assert!(table.slot.allocate(offset));
+        table.fill(offset);
+        assert!(table.slot.finish_load());
+        table
+    }
+
+    fn resident(offset: u64) -> Arc<Self> {
+        let table = Self::pinned(offset);
+        table.put();
+        table
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.structure.lock().unwrap()
+    }
+
+    fn fill(&self, with: u64) {
+        // SAFETY: as the protocol has it, nobody else uses the memory; loom checks that.
+        self.memory.with_mut(|memory| unsafe { *memory = with });
+    }
+
+    fn contents(&self) -> u64 {
+        // SAFETY: as the protocol has it, nobody writes the memory; loom checks that.
+        self.memory.with(|memory| unsafe { *memory })
+    }
+
+    fn put(&self) {
+        match self.slot.put() {
+            Put::Done => {}
+            Put::LastOfDiscarded => self.reclaim(&self.lock()),
+            Put::NotPinned => panic!("a pin was lost"),
+        }
+    }
+
+    fn reclaim(&self, _structure: &MutexGuard<'_, ()>) {
+        if self.slot.reclaim().is_some() {
+            self.count_freed();
+        }
+    }
+
+    fn count_freed(&self) {
+        self.freed
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        // Whoever frees it hands it on: this is a race unless every user is done.
+        self.fill(0xDEAD);
+    }
+
+    fn times_freed(&self) -> usize {
+        self.freed.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// The hit: look up, pin, look again; then read and put.
+    fn read_pinned(&self, offset: u64) -> Option<u64> {
+        if self.slot.offset() != offset || !self.slot.pin(&self.spilled_hits) {
+            return None;
+        }
+        let found = (self.slot.offset() == offset).then(|| self.contents());
+        self.put();
+        found
+    }
+
+    /// The other side: the slot goes to another table.
+    fn evict_for(&self, offset: u64) -> bool {
+        let structure = self.lock();
+        if self.slot.evict_for(offset).is_none() {
+            return false;
+        }
+        drop(structure);
+        self.fill(offset);
+        let structure = self.lock();
+        assert!(self.slot.finish_load());
+        drop(structure);
+        self.put();
+        true
+    }
+}
+
+fn run(table: &Arc<Table>, body: impl FnOnce(&Table) + 'static) -> thread::JoinHandle<()> {
+    let table = table.clone();
+    thread::spawn(move || body(&table))
+}
+
+fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
+    threads.into_iter().for_each(|t| t.join().unwrap());
+}
+
+fn expect_own(table: &Table, offset: u64) {
+    if let Some(found) = table.read_pinned(offset) {
+        assert_eq!(found, offset, "a pin of the wrong table");
+    }
+}
+
+#[test]
+fn a_pin_is_of_the_table_that_was_looked_up_whatever_is_evicted() {
+    explore(Some(3), || {
+        let table = Table::resident(A);
+        let threads = [
+            run(&table, |t| expect_own(t, A)),
+            run(&table, |t| expect_own(t, B)),
+        ];
+        table.evict_for(B);
+        join(threads);
+    });
+}
+
+#[test]
+fn a_slot_that_comes_back_to_its_first_table_shows_its_new_contents() {
+    explore(None, || {
+        let table = Table::resident(A);
+        let threads = [run(&table, |t| expect_own(t, A))];
+        if table.evict_for(B) {
+            table.evict_for(A);
+        }
+        join(threads);
+    });
+}
+
+/// A pass, and a load into the slot that it freed.
+fn clean_against(preemptions: Option<usize>, readers: &'static [u64]) {
+    explore(preemptions, move || {
+        let table = Table::resident(A);
+        let threads = readers.iter().map(|o| run(&table, |t| expect_own(t, *o)));
+        let threads: Vec<_> = threads.collect();
+        let structure = table.lock();
+        let dropped = table.slot.drop_clean().is_some();
+        assert!(!dropped || table.slot.begin_release());
+        drop(structure);
+        if dropped {
+            table.fill(0);
+            let structure = table.lock();
+            table.slot.end_release();
+            assert!(table.slot.allocate(C));
+            drop(structure);
+            table.fill(C);
+            let structure = table.lock();
+            assert!(table.slot.finish_load());
+            drop(structure);
+            table.put();
+        }
+        join(threads);
+    });
+}
+
+#[test]
+fn cleaning_drops_no_pinned_table_and_no_pin_sees_given_back_memory() {
+    clean_against(None, &[A]);
+    clean_against(Some(3), &[A, C]);
+}
+
+#[test]
+fn a_discarded_table_is_freed_once_after_its_last_reader() {
+    explore(None, || {
+        let table = Table::pinned(A);
+        let discard = run(&table, |t| {
+            let structure = t.lock();
+            let (how, _) = t.slot.discard();
+            if how == Discard::Freed {
+                t.count_freed();
+            }
+            drop(structure);
+        });
+        let reader = run(&table, |t| expect_own(t, A));
+        assert_eq!(table.contents(), A);
+        table.put();
+        join([discard, reader]);
+        assert_eq!(table.times_freed(), 1);
+        assert!(table.slot.allocate(B));
+    });
+}
+
+#[test]
+fn a_discarded_table_that_is_being_written_is_freed_once() {
+    explore(None, || {
+        let table = Table::pinned(A);
+        assert!(table.slot.mark_dirty());
+        assert!(table.slot.begin_write());
+        let writer = run(&table, |t| {
+            assert_eq!(t.contents(), A);
+            let structure = t.lock();
+            t.slot.end_write(false);
+            t.reclaim(&structure);
+            drop(structure);
+        });
+        let discard = run(&table, |t| {
+            let structure = t.lock();
+            let (how, _) = t.slot.discard();
+            if how == Discard::Freed {
+                t.count_freed();
+            }
+            drop(structure);
+        });
+        table.put();
+        join([writer, discard]);
+        assert_eq!(table.times_freed(), 1);
+    });
+}
+
+#[test]
+fn a_pin_sees_what_the_load_read_or_fails() {
+    explore(Some(3), || {
+        let table = Table::free();
+        assert!(table.slot.allocate(A));
+        let threads = [
+            run(&table, |t| expect_own(t, A)),
+            run(&table, |t| expect_own(t, A)),
+        ];
+        table.fill(A);
+        let structure = table.lock();
+        assert!(table.slot.finish_load());
+        drop(structure);
+        table.put();
+        join(threads);
+    });
+}
+
+#[test]
+fn a_load_that_is_discarded_or_fails_frees_its_slot_once_and_is_never_pinned() {
+    for fails in [false, true] {
+        explore(Some(3), move || {
+            let table = Table::free();
+            assert!(table.slot.allocate(A));
+            let discard = run(&table, |t| {
+                let structure = t.lock();
+                // In the index only while the slot loads or holds it.
+                let word = t.slot.word();
+                if word.is_loading() || word.is_resident() {
+                    let (how, _) = t.slot.discard();
+                    if how == Discard::Freed {
+                        t.count_freed();
+                    }
+                }
+                drop(structure);
+            });
+            let reader = run(&table, |t| expect_own(t, A));
+            table.fill(A);
+            let structure = table.lock();
+            let kept = if fails {
+                table.slot.abandon_load();
+                false
+            } else {
+                table.slot.finish_load()
+            };
+            if !kept {
+                table.count_freed();
+            }
+            drop(structure);
+            if kept {
+                assert_eq!(table.contents(), A);
+                table.put();
+            }
+            join([discard, reader]);
+            assert!(table.times_freed() <= 1);
+            assert_eq!(table.times_freed() == 1, table.slot.allocate(B));
+        });
+    }
+}
+
+/// A table's word in memory, changed while others may write it back, and the same word in the image.
+struct Contents {
+    memory: loom::sync::atomic::AtomicU64,
+    image: Mutex<u64>,
+}
+
+impl Contents {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            memory: loom::sync::atomic::AtomicU64::new(0),
+            image: Mutex::new(0),
+        })
+    }
+
+    fn change(&self, bit: u64) {
+        self.memory.fetch_or(bit, Ordering::Relaxed);
+    }
+
+    fn write_back(&self, table: &Table, failed: bool) {
+        let structure = table.lock();
+        let begun = table.slot.begin_write();
+        drop(structure);
+        if !begun {
+            return;
+        }
+        let word = self.memory.load(Ordering::Relaxed);
+        if !failed {
+            *self.image.lock().unwrap() = word;
+        }
+        let structure = table.lock();
+        table.slot.end_write(failed);
+        drop(structure);
+    }
+}
+
+/// Two changes race with two write-backs, one of which may fail: whatever the image lacks is still dirty.
+fn mark_against_write_back(failed: bool) {
+    explore(None, move || {
+        let table = Table::pinned(A);
+        let contents = Contents::new();
+        contents.change(1);
+        assert!(table.slot.mark_dirty());
+        let marker = run(&table, {
+            let contents = contents.clone();
+            move |t| {
+                contents.change(2);
+                assert!(t.slot.mark_dirty());
+            }
+        });
+        let writer = run(&table, {
+            let contents = contents.clone();
+            move |t| contents.write_back(t, failed)
+        });
+        contents.write_back(&table, false);
+        join([marker, writer]);
+        let image = *contents.image.lock().unwrap();
+        assert!(
+            table.slot.word().is_dirty() || image == 3,
+            "a change was lost"
+        );
+    });
+}
+
+#[test]
+fn a_change_that_a_write_back_missed_leaves_the_table_dirty() {
+    mark_against_write_back(false);
+}
+
+#[test]
+fn a_failed_write_back_leaves_the_table_dirty() {
+    mark_against_write_back(true);
+}
+
+#[test]
+fn nothing_dirty_is_evicted_cleaned_or_moved() {
+    for how in [Slot::drop_clean, Slot::lift, |slot: &Slot| {
+        slot.evict_for(B)
+    }] {
+        explore(None, move || {
+            let table = Table::resident(A);
+            let changed = Arc::new(AtomicUsize::new(0));
+            let writer = run(&table, {
+                let changed = changed.clone();
+                move |t| {
+                    if t.slot.offset() == A && t.slot.pin(&t.spilled_hits) {
+                        assert!(t.slot.mark_dirty());
+                        t.put();
+                        changed.store(1, std::sync::atomic::Ordering::Relaxed);
+                    }
+                }
+            });
+            let structure = table.lock();
+            let dropped = how(&table.slot).is_some();
+            drop(structure);
+            join([writer]);
+            let changed = changed.load(std::sync::atomic::Ordering::Relaxed) == 1;
+            assert!(!(dropped && changed), "a dirty table was dropped");
+            assert_eq!(changed, table.slot.word().is_dirty());
+        });
+    }
+}
+
+/// Slots with the dirty set over them: what a marker and the holder of the structure lock do to both.
+struct Set {
+    table: Arc<Table>,
+    groups: [Group; 1],
+    dirty: DirtySet,
+}
+
+impl Set {
+    /// Slot 0 is pinned and clean; its bit is set all the same, or only its group's bit in the summary is.
+    fn stale(bit: bool) -> Arc<Self> {
+        let set = Self {
+            table: Table::pinned(A),
+            groups: [Group::default()],
+            dirty: DirtySet::new(1).unwrap(),
+        };
+        set.dirty.insert(&set.groups, 0);
+        if !bit {
+            set.dirty.remove(&set.groups, 0);
+        }
+        Arc::new(set)
+    }
+
+    fn mark_dirty(&self) {
+        assert!(self.table.slot.mark_dirty());
+        self.dirty.insert(&self.groups, 0);
+    }
+
+    /// What a flush does to claim a slot that it has on its list.
+    fn claim(&self) -> bool {
+        let structure = self.table.lock();
+        self.dirty.remove(&self.groups, 0);
+        let begun = self.table.slot.begin_write();
+        if !begun && self.table.slot.is_dirty_in_order() {
+            self.dirty.insert(&self.groups, 0);
+        }
+        drop(structure);
+        begun
+    }
+
+    /// What a flush does to list what is dirty.
+    fn list(&self) -> Vec<u32> {
+        let structure = self.table.lock();
+        let mut listed = Vec::new();
+        self.dirty.for_each(&self.groups, |slot| {
+            if self.table.slot.word().is_dirty() {
+                listed.push(slot);
+            } else {
+                let is_dirty = || self.table.slot.is_dirty_in_order();
+                self.dirty.settle(&self.groups, slot, is_dirty);
+            }
+        });
+        drop(structure);
+        listed
+    }
+}
+
+/// Whoever marked the table and returned is found by the next flush, if not by one that ran meanwhile.
+fn marked_is_listed(bit: bool) {
+    explore(None, move || {
+        let set = Set::stale(bit);
+        let marker = thread::spawn({
+            let set = set.clone();
+            move || set.mark_dirty()
+        });
+        set.list();
+        join([marker]);
+        assert_eq!(set.list(), [0], "a dirty table is in no list");
+    });
+}
+
+#[test]
+fn a_mark_that_races_the_settling_of_a_stale_bit_is_listed() {
+    marked_is_listed(true);
+}
+
+#[test]
+fn a_mark_that_races_the_sweep_of_a_stale_summary_is_listed() {
+    marked_is_listed(false);
+}
+
+/// A flush has the table on its list from before somebody else wrote it: there is nothing to claim, unless it is marked now.
+#[test]
+fn a_mark_that_races_a_claim_in_vain_is_listed() {
+    explore(None, || {
+        let set = Set::stale(true);
+        let marker = thread::spawn({
+            let set = set.clone();
+            move || set.mark_dirty()
+        });
+        let claimed = set.claim();
+        join([marker]);
+        assert!(claimed || set.list() == [0], "a dirty table is in no list");
+    });
+}

@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The parker, its wakers, the wait list, and the cleaner's start, sleep and stop on them: every interleaving and every value
+//! that C11 lets a load return; where a bound is given, at most so many forced switches. A wake-up that is lost is a deadlock,
+//! which loom reports.
+#![cfg(loom)]
+
+mod checked;
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use checked::host::{Freed, Kind, ModelHost};
+use checked::{explore, thread};
+use loom::cell::UnsafeCell;
+use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use loom::sync::{Condvar, Mutex};
+use qcow2cache::cleaner::{CleanTarget, Cleaner};
+use qcow2cache::host::{Context as Place, Event, block_on, poll_until_done};
+use qcow2cache::sync::lock::{Owner, StateLock};
+use qcow2cache::sync::parker::{LazyParker, Parker, Sleeper, ThreadSleeper};
+use qcow2cache::sync::wait_list::WaitList;
+
+/// A coroutine: asleep until it is woken; asserts one wake for each sleep.
+#[derive(Default)]
+struct Coroutine {
+    woken: Mutex<bool>,
+    condvar: Condvar,
+}
+
+impl Sleeper for Coroutine {
+    fn sleep(&self, notified: &dyn Fn() -> bool) {
+        let mut woken = self.woken.lock().unwrap();
+        while !*woken {
+            woken = self.condvar.wait(woken).unwrap();
+        }
+        *woken = false;
+        drop(woken);
+        assert!(notified(), "woken before the wait was over");
+    }
+
+    fn wake(&self) {
+        let mut woken = self.woken.lock().unwrap();
+        assert!(!*woken, "woken twice");
+        *woken = true;
+        drop(woken);
+        self.condvar.notify_one();
+    }
+}
+
+/// A [`Sleeper`] that can be looked at from outside.
+struct Seen(Arc<Coroutine>);
+
+impl Sleeper for Seen {
+    fn sleep(&self, notified: &dyn Fn() -> bool) {
+        self.0.sleep(notified);
+    }
+
+    fn wake(&self) {
+        self.0.wake();
+    }
+}
+
+fn coroutine() -> (Arc<Parker>, Arc<Coroutine>) {
+    let coroutine = Arc::new(Coroutine::default());
+    let parker = Parker::new(Box::new(Seen(coroutine.clone())));
+    (Arc::new(parker), coroutine)
+}
+
+fn no_wake_is_left(coroutine: &Coroutine) {
+    assert!(!*coroutine.woken.lock().unwrap(), "a wake-up too many");
+}
+
+/// What the waker wrote before, the owner reads after.
+struct Message(UnsafeCell<u32>);
+
+// SAFETY: loom checks every access.
+unsafe impl Send for Message {}
+// SAFETY: as above.
+unsafe impl Sync for Message {}
+
+impl Message {
+    fn write(&self) {
+        // SAFETY: before the wake-up, the waker's alone; loom checks that.
+        self.0.with_mut(|m| unsafe { *m = 7 });
+    }
+
+    fn read(&self) -> u32 {
+        // SAFETY: after the wake-up, the owner's; loom checks that.
+        self.0.with(|m| unsafe { *m })
+    }
+}
+
+fn a_message(parker: &Arc<Parker>) {
+    let message = Arc::new(Message(UnsafeCell::new(0)));
+    let waker = thread::spawn({
+        let (parker, message) = (parker.clone(), message.clone());
+        move || {
+            message.write();
+            parker.unpark();
+        }
+    });
+    parker.park();
+    assert_eq!(message.read(), 7);
+    waker.join().unwrap();
+}
+
+#[test]
+fn what_was_written_before_the_wake_up_is_read_after_it() {
+    explore(None, || {
+        a_message(&Arc::new(Parker::new(Box::new(ThreadSleeper::new()))));
+    });
+    explore(None, || {
+        let (parker, coroutine) = coroutine();
+        a_message(&parker);
+        no_wake_is_left(&coroutine);
+    });
+}
+
+#[test]
+fn two_wakers_wake_one_sleep_once() {
+    explore(None, || {
+        let (parker, coroutine) = coroutine();
+        let arrived = Arc::new([AtomicBool::new(false), AtomicBool::new(false)]);
+        let wakers = [0, 1].map(|n| {
+            let (parker, arrived) = (parker.clone(), arrived.clone());
+            thread::spawn(move || {
+                arrived[n].store(true, Ordering::Relaxed);
+                parker.unpark();
+            })
+        });
+        // Relaxed: it is the parker that makes them visible.
+        while !arrived.iter().all(|a| a.load(Ordering::Relaxed)) {
+            parker.park();
+        }
+        wakers.into_iter().for_each(|w| w.join().unwrap());
+        // What came too late for the last sleep ends the next one at once, without a wake of the host's.
+        no_wake_is_left(&coroutine);
+    });
+}
+
+#[test]
+fn a_wake_up_that_comes_before_the_sleep_needs_no_host() {
+    explore(None, || {
+        let (parker, coroutine) = coroutine();
+        parker.unpark();
+        let late = thread::spawn({
+            let parker = parker.clone();
+            move || parker.unpark()
+        });
+        parker.park();
+        late.join().unwrap();
+        no_wake_is_left(&coroutine);
+    });
+}
+
+/// A future that somebody else completes, who wakes whoever polled it last.
+#[derive(Default)]
+struct Cell {
+    state: Mutex<(bool, Option<std::task::Waker>)>,
+}
+
+impl Cell {
+    fn complete(&self) {
+        let waker = {
+            let mut state = self.state.lock().unwrap();
+            state.0 = true;
+            state.1.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake_by_ref();
+            waker.wake();
+        }
+    }
+
+    async fn wait(&self) {
+        std::future::poll_fn(|cx| {
+            let mut state = self.state.lock().unwrap();
+            if state.0 {
+                return Poll::Ready(());
+            }
+            state.1 = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+#[test]
+fn a_waker_that_outlasts_its_wait_wakes_nobody() {
+    explore(None, || {
+        let coroutine = Arc::new(Coroutine::default());
+        let cell = Arc::new(Cell::default());
+        let other = thread::spawn({
+            let cell = cell.clone();
+            move || cell.complete()
+        });
+        {
+            let sleeper = || Box::new(Seen(coroutine.clone())) as Box<dyn Sleeper>;
+            let parker = LazyParker::new(&sleeper);
+            let mut wait = pin!(cell.wait());
+            while parker
+                .with_waker(|waker| wait.as_mut().poll(&mut Context::from_waker(waker)))
+                .is_pending()
+            {
+                parker.parker().park();
+            }
+        }
+        // Now the coroutine sleeps in its host's own I/O.
+        no_wake_is_left(&coroutine);
+        other.join().unwrap();
+        no_wake_is_left(&coroutine);
+    });
+}
+
+#[test]
+fn a_ticket_is_ready_after_its_key_was_notified() {
+    explore(Some(3), || {
+        let host = ModelHost::new(Kind::Coroutines, false);
+        let gate = Arc::new(Mutex::new((false, WaitList::default())));
+        let waiters = [(), ()].map(|()| {
+            let (host, gate) = (host.clone(), gate.clone());
+            thread::spawn(move || {
+                let ticket = {
+                    let mut gate = gate.lock().unwrap();
+                    if gate.0 {
+                        return;
+                    }
+                    gate.1.enrol(1)
+                };
+                block_on(&*host, &[], ticket);
+            })
+        });
+        let wakes = {
+            let mut gate = gate.lock().unwrap();
+            gate.0 = true;
+            gate.1.notify(|key| *key == 1)
+        };
+        wakes.wake();
+        waiters.into_iter().for_each(|w| w.join().unwrap());
+        host.join();
+    });
+}
+
+#[test]
+fn poll_until_done_misses_no_notification() {
+    explore(None, || {
+        let host = ModelHost::new(Kind::Coroutines, false);
+        let event = Arc::new(Event::default());
+        let done = Arc::new(AtomicBool::new(false));
+        let kicker = thread::spawn({
+            let (event, done) = (event.clone(), done.clone());
+            move || {
+                done.store(true, Ordering::Relaxed);
+                event.notify();
+            }
+        });
+        poll_until_done(&*host, &[], &event, &|| done.load(Ordering::Relaxed));
+        kicker.join().unwrap();
+        host.join();
+    });
+}
+
+#[test]
+fn the_state_lock_excludes_and_loses_no_wake_up() {
+    explore(Some(2), || {
+        let host = ModelHost::new(Kind::Coroutines, false);
+        let lock = Arc::new(StateLock::new());
+        let held = Arc::new(Message(UnsafeCell::new(0)));
+        let hold = |lock: &StateLock, held: &Message, owner| {
+            held.write();
+            assert!(lock.unlock(Owner(owner)));
+        };
+        let request = thread::spawn({
+            let (host, lock, held) = (host.clone(), lock.clone(), held.clone());
+            move || {
+                block_on(&*host, &[], lock.lock(Owner(1)));
+                hold(&lock, &held, 1);
+            }
+        });
+        let cleaner = thread::spawn({
+            let (host, lock, held) = (host.clone(), lock.clone(), held.clone());
+            move || {
+                let take = std::future::poll_fn(|cx| lock.poll_lock_cleaner(Owner(2), 2, cx));
+                block_on(&*host, &[], take);
+                hold(&lock, &held, 2);
+            }
+        });
+        block_on(&*host, &[], lock.lock(Owner(3)));
+        hold(&lock, &held, 3);
+        request.join().unwrap();
+        cleaner.join().unwrap();
+        assert_eq!(held.read(), 7);
+        host.join();
+    });
+}
+
+/// A cache that may not be touched once it is freed. Plain memory: a pass that races the free is a race loom reports.
+struct Target {
+    freed: Freed,
+    memory: Message,
+    passes: AtomicUsize,
+}
+
+impl CleanTarget for Target {
+    fn clean_unused(&self) -> usize {
+        self.freed.touch("a pass");
+        self.memory.write();
+        self.passes.fetch_add(1, Ordering::Relaxed);
+        1
+    }
+
+    fn poison(&self) {
+        panic!("what a pass asserted failed");
+    }
+}
+
+const INTERVAL: u64 = 600_000_000_000;
+
+struct Life {
+    host: Arc<ModelHost>,
+    cleaner: Arc<Cleaner>,
+    target: Arc<Target>,
+}
+
+impl Life {
+    fn started(kind: Kind) -> Self {
+        let host = ModelHost::new(kind, false);
+        let cleaner = Arc::new(Cleaner::new(host.clone()));
+        let target = Arc::new(Target {
+            freed: Freed::default(),
+            memory: Message(UnsafeCell::new(0)),
+            passes: AtomicUsize::new(0),
+        });
+        cleaner.set_caches(vec![target.clone()]);
+        cleaner.start(Place::Default, INTERVAL).unwrap();
+        Self {
+            host,
+            cleaner,
+            target,
+        }
+    }
+
+    /// A stop has returned: the caller's alone from now on.
+    fn free(&self) {
+        self.target.freed.free();
+        self.host.freed.free();
+        self.target.memory.write();
+    }
+}
+
+#[test]
+fn a_stop_at_any_moment_of_a_cleaners_life() {
+    for kind in [Kind::Threads, Kind::Coroutines, Kind::Tasks] {
+        explore(Some(3), move || {
+            let life = Life::started(kind);
+            life.cleaner.del_and_wait().unwrap();
+            life.free();
+            life.host.join();
+        });
+    }
+}
+
+#[test]
+fn a_stop_against_the_timer_and_the_pass() {
+    for kind in [Kind::Threads, Kind::Coroutines, Kind::OwnLock] {
+        explore(Some(2), move || {
+            let life = Life::started(kind);
+            let clock = thread::spawn({
+                let host = life.host.clone();
+                move || host.advance(INTERVAL)
+            });
+            life.cleaner.del_and_wait().unwrap();
+            life.free();
+            clock.join().unwrap();
+            life.host.join();
+        });
+    }
+}
+
+#[test]
+fn two_stops_at_once() {
+    for kind in [Kind::Coroutines, Kind::Tasks] {
+        explore(Some(2), move || {
+            let life = Life::started(kind);
+            let other = thread::spawn({
+                let cleaner = life.cleaner.clone();
+                move || cleaner.del_and_wait().unwrap()
+            });
+            life.cleaner.del_and_wait().unwrap();
+            other.join().unwrap();
+            life.free();
+            life.host.join();
+        });
+    }
+}

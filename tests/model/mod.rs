@@ -1,0 +1,399 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A reference model of the cache's contract for one thread: what each operation returns, which storage calls it makes in which
+//! order, and what every table holds afterwards.
+//!
+//! The one thing it does not predict is the policy: *which* of the tables that may go does go. It is told what was seen
+//! ([`Seen`]) and checks that this was allowed.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses its own part of it"
+)]
+
+pub mod rig;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use qcow2cache::cache::CacheStats;
+use qcow2cache::error::Errno;
+
+use crate::support::Io;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    pub offset: u64,
+    pub bytes: Vec<u8>,
+    pub dirty: bool,
+    pub used: bool,
+    pub pins: usize,
+    pub discarded: bool,
+}
+
+pub struct ModelCache {
+    pub kind: i32,
+    pub size: usize,
+    pub reserved: usize,
+    pub slots: Vec<Option<Table>>,
+    pub on: Option<usize>,
+    pub wants_flush: bool,
+    pub stats: CacheStats,
+}
+
+/// What a real get was seen to do.
+#[derive(Debug)]
+pub struct Seen {
+    /// The table that it asked storage about before writing it back.
+    pub checked: Option<u64>,
+    /// The table that is no longer resident.
+    pub gone: Option<u64>,
+    /// The slot, or the error, that it returned.
+    pub slot: Result<usize, Errno>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    Locked,
+    Empty,
+    Unlocked,
+    Try,
+}
+
+#[derive(Default)]
+pub struct Model {
+    pub caches: Vec<ModelCache>,
+    pub disk: Vec<u8>,
+    pub max_iov: usize,
+    pub one_device: bool,
+    pub log: Vec<Io>,
+    /// Storage calls that fail, by number.
+    pub faults: BTreeMap<usize, Errno>,
+}
+
+type Done = Result<(), Errno>;
+
+/// The first error counts, but no space left counts most.
+fn keep(result: &mut Done, next: Done) {
+    if result.is_ok() || next == Err(Errno::NOSPC) {
+        *result = next;
+    }
+}
+
+impl ModelCache {
+    pub fn find(&self, offset: u64) -> Option<usize> {
+        let is_it = |t: &Table| t.offset == offset && !t.discarded;
+        self.slots
+            .iter()
+            .position(|s| s.as_ref().is_some_and(is_it))
+    }
+
+    pub fn table(&mut self, slot: usize) -> &mut Table {
+        self.slots[slot].as_mut().expect("a table in the slot")
+    }
+
+    fn droppable(&self, slot: usize) -> bool {
+        let clean = |t: &Table| t.pins == 0 && !t.dirty && !t.discarded;
+        self.slots[slot].as_ref().is_some_and(clean)
+    }
+
+    /// A slot of `range` for a new table: a free one, else that of a clean unpinned table, which goes.
+    fn room(&mut self, range: Range<usize>, seen: &Seen) -> Option<usize> {
+        if range.clone().any(|slot| self.slots[slot].is_none()) {
+            let free = |slot: &usize| range.contains(slot) && self.slots[*slot].is_none();
+            let slot = seen.slot.ok().or_else(|| range.clone().find(|s| free(s)));
+            assert!(slot.as_ref().is_some_and(free), "not a free slot: {seen:?}");
+            return slot;
+        }
+        if !range.clone().any(|slot| self.droppable(slot)) {
+            return None;
+        }
+        let slot = seen.gone.and_then(|offset| self.find(offset));
+        let slot = slot.unwrap_or_else(|| panic!("no table made room though one could: {seen:?}"));
+        let allowed = range.contains(&slot) && self.droppable(slot);
+        assert!(allowed, "this table may not be evicted: {seen:?}");
+        assert!(seen.slot.is_err() || seen.slot == Ok(slot), "{seen:?}");
+        self.slots[slot] = None;
+        self.stats.evictions += 1;
+        Some(slot)
+    }
+}
+
+impl Model {
+    fn io(&mut self, io: Io) -> Done {
+        self.log.push(io);
+        self.faults
+            .get(&(self.log.len() - 1))
+            .map_or(Ok(()), |e| Err(*e))
+    }
+
+    pub fn check_offset(&mut self, c: usize, offset: u64) -> Done {
+        let (kind, size) = (self.caches[c].kind, self.caches[c].size as u64);
+        if offset == 0 {
+            return Err(Errno::INVAL);
+        }
+        if offset % size != 0 {
+            self.log.push(Io::Corruption { kind, offset });
+            return Err(Errno::IO);
+        }
+        Ok(())
+    }
+
+    pub fn get(&mut self, c: usize, offset: u64, how: How, seen: &Seen) -> Result<usize, Errno> {
+        self.check_offset(c, offset)?;
+        let slots = self.caches[c].slots.len();
+        let (ordinary, reserve) = (
+            0..slots - self.caches[c].reserved,
+            slots - self.caches[c].reserved..slots,
+        );
+        let cache = &mut self.caches[c];
+        if let Some(mut slot) = cache.find(offset) {
+            if matches!(how, How::Unlocked | How::Try) && reserve.contains(&slot) {
+                // It must not be pinned there. A clean one may move.
+                if how == How::Try || !cache.droppable(slot) {
+                    return Err(Errno::AGAIN);
+                }
+                let to = cache.room(ordinary, seen).ok_or(Errno::AGAIN)?;
+                cache.slots[to] = cache.slots[slot].take();
+                slot = to;
+            }
+            cache.stats.hits += 1;
+            cache.table(slot).pins += 1;
+            cache.table(slot).used = true;
+            return Ok(slot);
+        }
+        if how == How::Try {
+            return Err(Errno::AGAIN);
+        }
+        cache.stats.misses += 1;
+        let slot = self.make_room(c, ordinary, how, seen)?;
+        let size = self.caches[c].size;
+        let mut bytes = vec![0; size];
+        if how != How::Empty {
+            self.io(Io::Read {
+                offset,
+                bytes: size,
+            })?;
+            bytes.copy_from_slice(&self.disk[offset as usize..][..size]);
+            self.caches[c].stats.loads += 1;
+        }
+        let (dirty, used, pins, discarded) = (false, true, 1, false);
+        self.caches[c].slots[slot] = Some(Table {
+            offset,
+            bytes,
+            dirty,
+            used,
+            pins,
+            discarded,
+        });
+        Ok(slot)
+    }
+
+    fn make_room(
+        &mut self,
+        c: usize,
+        ordinary: Range<usize>,
+        how: How,
+        seen: &Seen,
+    ) -> Result<usize, Errno> {
+        if how == How::Unlocked {
+            let room = self.caches[c].room(ordinary, seen);
+            return room.ok_or(Errno::AGAIN);
+        }
+        loop {
+            // Every slot is used before a table goes, and the reserved ones last.
+            let cache = &mut self.caches[c];
+            let spare = ordinary.clone().any(|slot| cache.slots[slot].is_none());
+            let range = if spare {
+                ordinary.clone()
+            } else {
+                0..cache.slots.len()
+            };
+            if let Some(slot) = cache.room(range, seen) {
+                return Ok(slot);
+            }
+            let may_write = |t: &Table| t.dirty && t.pins == 0;
+            if !cache.slots.iter().flatten().any(may_write) {
+                return Err(Errno::BUSY);
+            }
+            self.satisfy(c)?;
+            let victim = seen.checked.and_then(|offset| self.caches[c].find(offset));
+            let victim =
+                victim.expect("no dirty table was written back though one had to make room");
+            assert!(may_write(self.caches[c].table(victim)), "{seen:?}");
+            self.write_tables(c, vec![victim])?;
+        }
+    }
+
+    /// What must be stable before a table of `c` is written.
+    pub fn satisfy(&mut self, c: usize) -> Done {
+        if let Some(on) = self.caches[c].on {
+            self.flush(on)?;
+            self.caches[c].on = None;
+            self.caches[c].wants_flush &= !self.one_device;
+        }
+        if self.caches[c].wants_flush {
+            self.io(Io::Flush)?;
+            self.caches[c].wants_flush = false;
+        }
+        Ok(())
+    }
+
+    fn write_tables(&mut self, c: usize, mut slots: Vec<usize>) -> Done {
+        let (kind, size) = (self.caches[c].kind, self.caches[c].size as u64);
+        slots.sort_by_key(|slot| self.caches[c].table(*slot).offset);
+        let offsets: Vec<u64> = slots
+            .iter()
+            .map(|s| self.caches[c].table(*s).offset)
+            .collect();
+        let mut result = Ok(());
+        let mut at = 0;
+        while at < slots.len() {
+            if let Err(error) = self.satisfy(c) {
+                keep(&mut result, Err(error));
+                return result;
+            }
+            let joined = |n: &usize| {
+                n - at < self.max_iov && offsets[*n] == offsets[at] + (n - at) as u64 * size
+            };
+            let end = (at..slots.len()).take_while(joined).count() + at;
+            let mut run = Vec::new();
+            for n in at..end {
+                match self.io(Io::Check {
+                    kind,
+                    offset: offsets[n],
+                    bytes: size,
+                }) {
+                    Ok(()) => run.push(slots[n]),
+                    Err(error) => {
+                        keep(&mut result, Err(error));
+                        keep(&mut result, self.write_run(c, &std::mem::take(&mut run)));
+                    }
+                }
+            }
+            keep(&mut result, self.write_run(c, &run));
+            at = end;
+        }
+        result
+    }
+
+    fn write_run(&mut self, c: usize, run: &[usize]) -> Done {
+        let Some(first) = run.first() else {
+            return Ok(());
+        };
+        let size = self.caches[c].size;
+        let offset = self.caches[c].table(*first).offset;
+        self.io(Io::Write {
+            offset,
+            tables: run.len(),
+            bytes: run.len() * size,
+        })?;
+        for slot in run {
+            let table = self.caches[c].table(*slot);
+            table.dirty = false;
+            self.disk[table.offset as usize..][..size].copy_from_slice(&table.bytes);
+        }
+        self.caches[c].stats.writes += 1;
+        self.caches[c].stats.write_backs += run.len() as u64;
+        Ok(())
+    }
+
+    pub fn write(&mut self, c: usize) -> Done {
+        let dirty = |slot: &usize| {
+            self.caches[c].slots[*slot]
+                .as_ref()
+                .is_some_and(|t| t.dirty)
+        };
+        let slots = (0..self.caches[c].slots.len()).filter(dirty).collect();
+        self.write_tables(c, slots)
+    }
+
+    pub fn flush(&mut self, c: usize) -> Done {
+        self.write(c)?;
+        self.io(Io::Flush)?;
+        self.caches[c].wants_flush = false;
+        Ok(())
+    }
+
+    pub fn empty(&mut self, c: usize) -> Done {
+        self.flush(c)?;
+        if self.caches[c].slots.iter().flatten().any(|t| t.pins > 0) {
+            return Err(Errno::BUSY);
+        }
+        self.caches[c].slots.fill(None);
+        Ok(())
+    }
+
+    /// Neither chains nor rings: whatever would become one is flushed.
+    pub fn set_dependency(&mut self, c: usize, on: usize) -> Done {
+        if c == on {
+            return Err(Errno::INVAL);
+        }
+        if self.caches[on].on.is_some() {
+            self.satisfy(on)?;
+        }
+        if self.caches[c].on.is_some_and(|other| other != on) {
+            self.satisfy(c)?;
+        }
+        while let Some(dependent) = self.caches.iter().position(|d| d.on == Some(c)) {
+            self.satisfy(dependent)?;
+        }
+        self.caches[c].on = Some(on);
+        Ok(())
+    }
+
+    pub fn discard(&mut self, c: usize, offset: u64) {
+        let cache = &mut self.caches[c];
+        let Some(slot) = cache.find(offset) else {
+            return;
+        };
+        cache.stats.discarded += 1;
+        let table = cache.table(slot);
+        (table.discarded, table.dirty) = (true, false);
+        if table.pins == 0 {
+            cache.slots[slot] = None;
+        }
+    }
+
+    pub fn put(&mut self, c: usize, slot: usize) {
+        let table = self.caches[c].table(slot);
+        table.pins -= 1;
+        if table.discarded && table.pins == 0 {
+            self.caches[c].slots[slot] = None;
+        }
+    }
+
+    pub fn clean_unused(&mut self, c: usize) -> usize {
+        let cache = &mut self.caches[c];
+        let mut cleaned = 0;
+        for slot in 0..cache.slots.len() {
+            if cache.droppable(slot) && !cache.table(slot).used {
+                cache.slots[slot] = None;
+                cleaned += 1;
+            } else if let Some(table) = &mut cache.slots[slot] {
+                table.used = false;
+            }
+        }
+        cache.stats.cleaned += cleaned as u64;
+        cleaned
+    }
+
+    pub fn stats(&self, c: usize) -> CacheStats {
+        let count = |f: &dyn Fn(&Table) -> bool| {
+            self.caches[c]
+                .slots
+                .iter()
+                .flatten()
+                .filter(|t| f(t))
+                .count()
+        };
+        CacheStats {
+            tables: self.caches[c].slots.len(),
+            table_size: self.caches[c].size,
+            resident_tables: count(&|_| true),
+            dirty_tables: count(&|t| t.dirty),
+            pinned_tables: count(&|t| t.pins > 0),
+            ..self.caches[c].stats
+        }
+    }
+}

@@ -1,0 +1,515 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Real caches over one storage beside the model: each operation is done to both, and everything that can be seen is compared.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use qcow2cache::cache::{Cache, CacheOptions, CacheStats};
+use qcow2cache::cleaner::CleanTarget;
+use qcow2cache::error::Errno;
+use qcow2cache::host::block_on;
+use qcow2cache::host::threads::ThreadHost;
+
+use super::{How, Model, ModelCache, Seen};
+use crate::support::{Io, TestStorage, lock};
+
+/// Where the first cache's tables begin; the next one's begin as much later.
+const REGION: u64 = 64 << 10;
+
+/// An operation. Tables are numbers within a cache's region; pins are numbers into the list of pins that are held.
+#[derive(Clone, Debug)]
+pub enum Op {
+    Get(usize, u64, How),
+    /// `get` of an offset as it is.
+    GetRaw(usize, u64),
+    Put(usize),
+    Read(usize, u64, usize, usize),
+    Store(usize, usize, u64),
+    /// A store without `mark_dirty` would be lost by an eviction, in the model too; this is both.
+    Change(usize, usize, u64),
+    MarkDirty(usize),
+    Write(usize),
+    Flush(usize),
+    Empty(usize),
+    SetDependency(usize, usize),
+    DependsOnFlush(usize),
+    DiscardOffset(usize, u64),
+    DiscardRange(usize, u64, u64),
+    DiscardTable(usize, u64),
+    /// `discard_table` with one table's offset and another one's address.
+    DiscardStale(usize, u64, u64),
+    DiscardAll(usize),
+    Clean(usize),
+}
+
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// Tables, table size, reserved tables.
+    pub caches: Vec<(usize, usize, usize)>,
+    pub max_iov: usize,
+    pub one_device: bool,
+}
+
+struct Held {
+    cache: usize,
+    slot: usize,
+    address: usize,
+}
+
+pub struct Rig {
+    pub model: Model,
+    pub storage: Arc<TestStorage>,
+    pub caches: Vec<Arc<Cache>>,
+    bases: Vec<usize>,
+    held: Vec<Held>,
+    counted: Vec<CacheStats>,
+    universe: u64,
+}
+
+fn address_of(pinned: qcow2cache::cache::Pinned<'_>) -> usize {
+    pinned.into_ptr().as_ptr() as usize
+}
+
+impl Rig {
+    /// `universe`: how many tables each cache's region has. `faults`: storage calls that fail, by number.
+    pub fn new(shape: &Shape, universe: u64, faults: &BTreeMap<usize, Errno>) -> Self {
+        let mut storage = TestStorage::new(REGION as usize * (shape.caches.len() + 1));
+        storage.max_iov = shape.max_iov;
+        storage.device = usize::from(shape.one_device);
+        let storage = Arc::new(storage);
+        let caches: Vec<_> = shape
+            .caches
+            .iter()
+            .zip(1..)
+            .map(|(&(tables, table_size, reserved), kind)| {
+                let options = CacheOptions {
+                    tables,
+                    table_size,
+                    kind,
+                    reserved,
+                };
+                Cache::new(&options, storage.clone(), ThreadHost::shared()).unwrap()
+            })
+            .collect();
+        let model = Model {
+            caches: shape
+                .caches
+                .iter()
+                .zip(1..)
+                .map(|(&(tables, size, reserved), kind)| ModelCache {
+                    kind,
+                    size,
+                    reserved,
+                    slots: vec![None; tables],
+                    on: None,
+                    wants_flush: false,
+                    stats: CacheStats::default(),
+                })
+                .collect(),
+            disk: lock(&storage.disk).clone(),
+            max_iov: shape.max_iov,
+            one_device: shape.one_device,
+            ..Model::default()
+        };
+        let mut rig = Self {
+            model,
+            bases: Vec::new(),
+            held: Vec::new(),
+            counted: Vec::new(),
+            storage,
+            caches,
+            universe,
+        };
+        rig.measure();
+        rig.inject(faults);
+        rig
+    }
+
+    /// Fills each cache once to learn where its first slot is, and what that did to its counters.
+    fn measure(&mut self) {
+        for cache in &self.caches {
+            let size = cache.table_size() as u64;
+            let get =
+                |n| address_of(block_on(cache.host(), &[], cache.get_empty(n * size)).unwrap());
+            let tables: Vec<usize> = (1..=cache.stats().tables as u64).map(get).collect();
+            tables.iter().for_each(|table| cache.put(*table).unwrap());
+            cache.discard_all().unwrap();
+            self.bases.push(*tables.iter().min().unwrap());
+            self.counted.push(cache.stats());
+        }
+        assert_eq!(self.storage.log_len(), 0);
+    }
+
+    /// From now on, these storage calls fail, counted from here.
+    pub fn inject(&mut self, faults: &BTreeMap<usize, Errno>) {
+        let from = self.storage.log_len();
+        self.model.faults = faults
+            .iter()
+            .map(|(number, errno)| (number + from, *errno))
+            .collect();
+        let faults = self.model.faults.clone();
+        self.storage
+            .set_hook(move |number, _| faults.get(&number).map_or(Ok(()), |e| Err(*e)));
+    }
+
+    pub fn offset(&self, c: usize, table: u64) -> u64 {
+        REGION * (c as u64 + 1) + table % self.universe * self.caches[c].table_size() as u64
+    }
+
+    pub fn has_pins(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    fn slot_of(&self, c: usize, address: usize) -> usize {
+        (address - self.bases[c]) / self.caches[c].table_size()
+    }
+
+    fn resident(&self, c: usize, offset: u64) -> Option<usize> {
+        let table = self.caches[c].table_at(offset).unwrap();
+        table.map(|table| self.slot_of(c, table.as_ptr() as usize))
+    }
+
+    /// Does `op` to both and compares; returns what it returned.
+    pub fn apply(&mut self, op: &Op) -> Result<(), Errno> {
+        let log_from = self.storage.log_len();
+        let result = self.run(op);
+        let (real, model) = (self.storage.log_from(log_from), &self.model.log[log_from..]);
+        assert_eq!(real, model, "storage calls of {op:?}");
+        self.compare(op);
+        result
+    }
+
+    fn run(&mut self, op: &Op) -> Result<(), Errno> {
+        match *op {
+            Op::Get(c, table, how) => self.get(c, self.offset(c, table), how),
+            Op::GetRaw(c, offset) => self.get(c, offset, How::Locked),
+            Op::Put(pin) => self.put(pin),
+            Op::Read(c, table, at, bytes) => self.read(c, self.offset(c, table), at, bytes),
+            Op::Store(pin, at, value) => self.store(pin, at, value),
+            Op::Change(pin, at, value) => {
+                self.store(pin, at, value)?;
+                self.mark_dirty(pin)
+            }
+            Op::MarkDirty(pin) => self.mark_dirty(pin),
+            Op::Write(c) => self.both(
+                c,
+                |cache| block_on(cache.host(), &[], cache.write()),
+                |m| m.write(c),
+            ),
+            Op::Flush(c) => self.both(
+                c,
+                |cache| block_on(cache.host(), &[], cache.flush()),
+                |m| m.flush(c),
+            ),
+            Op::Empty(c) => self.both(
+                c,
+                |cache| block_on(cache.host(), &[], cache.empty()),
+                |m| m.empty(c),
+            ),
+            Op::SetDependency(c, on) => {
+                let other = self.caches[on].clone();
+                self.both(
+                    c,
+                    |cache| block_on(cache.host(), &[], cache.set_dependency(&other)),
+                    |m| m.set_dependency(c, on),
+                )
+            }
+            Op::DependsOnFlush(c) => self.both(
+                c,
+                |cache| cache.depends_on_flush(),
+                |m| {
+                    m.caches[c].wants_flush = true;
+                    Ok(())
+                },
+            ),
+            Op::Clean(c) => self
+                .both(
+                    c,
+                    |cache| Ok(cache.clean_unused()),
+                    |m| Ok(m.clean_unused(c)),
+                )
+                .map(drop),
+            _ => self.discard(op),
+        }
+    }
+
+    fn discard(&mut self, op: &Op) -> Result<(), Errno> {
+        match *op {
+            Op::DiscardOffset(c, table) => {
+                let offset = self.offset(c, table);
+                self.both(
+                    c,
+                    |cache| cache.discard_offset(offset),
+                    |m| {
+                        m.discard(c, offset);
+                        Ok(())
+                    },
+                )
+            }
+            Op::DiscardRange(c, start, bytes) => {
+                let offset = self.offset(c, 0) + start;
+                self.both(
+                    c,
+                    |cache| cache.discard_range(offset, bytes),
+                    |m| {
+                        let size = m.caches[c].size as u64;
+                        let overlaps =
+                            |t: &u64| *t < offset + bytes && offset < t + size && bytes > 0;
+                        let found: Vec<u64> = m.caches[c]
+                            .slots
+                            .iter()
+                            .flatten()
+                            .map(|t| t.offset)
+                            .filter(overlaps)
+                            .collect();
+                        found.into_iter().for_each(|offset| m.discard(c, offset));
+                        Ok(())
+                    },
+                )
+            }
+            Op::DiscardTable(c, table) => {
+                self.discard_table(c, self.offset(c, table), self.offset(c, table))
+            }
+            Op::DiscardStale(c, a, b) => {
+                self.discard_table(c, self.offset(c, a), self.offset(c, b))
+            }
+            Op::DiscardAll(c) => self.both(
+                c,
+                |cache| cache.discard_all(),
+                |m| {
+                    if m.caches[c].slots.iter().flatten().any(|t| t.pins > 0) {
+                        return Err(Errno::BUSY);
+                    }
+                    let found: Vec<u64> = m.caches[c]
+                        .slots
+                        .iter()
+                        .flatten()
+                        .map(|t| t.offset)
+                        .collect();
+                    found.into_iter().for_each(|offset| m.discard(c, offset));
+                    Ok(())
+                },
+            ),
+            _ => unreachable!(),
+        }
+    }
+
+    fn both<T: PartialEq + std::fmt::Debug>(
+        &mut self,
+        c: usize,
+        real: impl FnOnce(&Arc<Cache>) -> Result<T, Errno>,
+        model: impl FnOnce(&mut Model) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let real = real(&self.caches[c]);
+        assert_eq!(real, model(&mut self.model));
+        real
+    }
+
+    fn get(&mut self, c: usize, offset: u64, how: How) -> Result<(), Errno> {
+        let cache = self.caches[c].clone();
+        let log_from = self.storage.log_len();
+        let pinned = match how {
+            How::Locked => block_on(cache.host(), &[], cache.get(offset)),
+            How::Empty => block_on(cache.host(), &[], cache.get_empty(offset)),
+            How::Unlocked => block_on(cache.host(), &[], cache.get_unlocked(offset)),
+            How::Try => cache.try_get(offset),
+        };
+        let pinned = pinned.map(address_of);
+        let kind = c as i32 + 1;
+        let checked = self
+            .storage
+            .log_from(log_from)
+            .iter()
+            .rev()
+            .find_map(|io| match io {
+                Io::Check {
+                    kind: of, offset, ..
+                } if *of == kind => Some(*offset),
+                _ => None,
+            });
+        let before = self.model.caches[c]
+            .slots
+            .iter()
+            .flatten()
+            .filter(|t| !t.discarded);
+        let mut gone = before
+            .map(|t| t.offset)
+            .filter(|offset| self.resident(c, *offset).is_none());
+        let slot = pinned.map(|address| self.slot_of(c, address));
+        let seen = Seen {
+            checked,
+            gone: gone.next(),
+            slot,
+        };
+        assert_eq!(gone.next(), None, "a get evicts one table at most");
+        let model = self.model.get(c, offset, how, &seen);
+        assert_eq!(slot, model, "get of {offset:#x}, {how:?}");
+        let (address, slot) = (pinned?, model?);
+        self.held.push(Held {
+            cache: c,
+            slot,
+            address,
+        });
+        Ok(())
+    }
+
+    /// A pin that is held, by any number; `None` if there is none.
+    fn pin(&self, pin: usize) -> Option<&Held> {
+        self.held.get(pin.checked_rem(self.held.len())?)
+    }
+
+    fn put(&mut self, pin: usize) -> Result<(), Errno> {
+        let Some(pin) = pin.checked_rem(self.held.len()) else {
+            return Ok(());
+        };
+        let held = self.held.swap_remove(pin);
+        self.model.put(held.cache, held.slot);
+        self.caches[held.cache].put(held.address).unwrap();
+        let pins = self.model.caches[held.cache].slots[held.slot]
+            .as_ref()
+            .map_or(0, |t| t.pins);
+        if pins == 0 {
+            // One put too many is refused and changes nothing.
+            assert_eq!(self.caches[held.cache].put(held.address), Err(Errno::INVAL));
+            assert_eq!(
+                self.caches[held.cache].mark_dirty(held.address),
+                Err(Errno::INVAL)
+            );
+        }
+        Ok(())
+    }
+
+    fn store(&mut self, pin: usize, at: usize, value: u64) -> Result<(), Errno> {
+        let Some(&Held {
+            cache,
+            slot,
+            address,
+        }) = self.pin(pin)
+        else {
+            return Ok(());
+        };
+        let stored = self.caches[cache].store(address, at, value);
+        if at % 8 != 0 || at >= self.model.caches[cache].size {
+            assert_eq!(stored, Err(Errno::INVAL));
+            return stored;
+        }
+        self.model.caches[cache].table(slot).bytes[at..at + 8]
+            .copy_from_slice(&value.to_ne_bytes());
+        assert_eq!(stored, Ok(()));
+        stored
+    }
+
+    fn mark_dirty(&mut self, pin: usize) -> Result<(), Errno> {
+        let Some(&Held {
+            cache,
+            slot,
+            address,
+        }) = self.pin(pin)
+        else {
+            return Ok(());
+        };
+        let table = self.model.caches[cache].table(slot);
+        table.dirty = !table.discarded;
+        self.both(cache, |cache| cache.mark_dirty(address), |_| Ok(()))
+    }
+
+    fn read(&mut self, c: usize, offset: u64, at: usize, bytes: usize) -> Result<(), Errno> {
+        let mut buf = vec![0; bytes];
+        let real = self.caches[c].read(offset, at, &mut buf);
+        let cache = &mut self.model.caches[c];
+        if (at | bytes) % 8 != 0 || at + bytes > cache.size {
+            assert_eq!(real, Err(Errno::INVAL));
+            return real;
+        }
+        let Some(slot) = cache.find(offset) else {
+            assert_eq!(real, Err(Errno::AGAIN));
+            return real;
+        };
+        assert_eq!(real, Ok(()));
+        assert_eq!(buf, cache.table(slot).bytes[at..at + bytes]);
+        cache.table(slot).used = true;
+        real
+    }
+
+    fn discard_table(&mut self, c: usize, offset: u64, of: u64) -> Result<(), Errno> {
+        let Some(table) = self.caches[c].table_at(of).unwrap() else {
+            return Ok(());
+        };
+        let expected = if offset == of {
+            Ok(())
+        } else {
+            Err(Errno::STALE)
+        };
+        self.both(
+            c,
+            |cache| cache.discard_table(offset, table.as_ptr() as usize),
+            |m| {
+                if offset == of {
+                    m.discard(c, offset);
+                }
+                expected
+            },
+        )
+    }
+
+    /// Who is where, every byte of it, the counters, and every byte of storage.
+    fn compare(&self, op: &Op) {
+        for (c, cache) in self.model.caches.iter().enumerate() {
+            for table in 0..self.universe {
+                let offset = self.offset(c, table);
+                assert_eq!(
+                    self.resident(c, offset),
+                    cache.find(offset),
+                    "slot of {offset:#x} after {op:?}"
+                );
+            }
+            for (slot, table) in cache.slots.iter().enumerate() {
+                let Some(table) = table else { continue };
+                let address = self.bases[c] + slot * cache.size;
+                // SAFETY: inside the cache's mapping, which lives as long as the rig; one thread.
+                let bytes = unsafe { std::slice::from_raw_parts(address as *const u8, cache.size) };
+                assert!(
+                    bytes == table.bytes,
+                    "bytes of {:#x} after {op:?}",
+                    table.offset
+                );
+            }
+            let real = self.since(c, &self.caches[c].stats());
+            assert_eq!(real, self.model.stats(c), "statistics after {op:?}");
+        }
+        assert!(
+            *lock(&self.storage.disk) == self.model.disk,
+            "storage after {op:?}"
+        );
+    }
+
+    /// The counters since the rig was made. Memory is not the model's business.
+    fn since(&self, c: usize, stats: &CacheStats) -> CacheStats {
+        let before = &self.counted[c];
+        CacheStats {
+            hits: stats.hits - before.hits,
+            misses: stats.misses - before.misses,
+            loads: stats.loads - before.loads,
+            evictions: stats.evictions - before.evictions,
+            write_backs: stats.write_backs - before.write_backs,
+            writes: stats.writes - before.writes,
+            cleaned: stats.cleaned - before.cleaned,
+            discarded: stats.discarded - before.discarded,
+            resident_bytes: 0,
+            metadata_bytes: 0,
+            ..*stats
+        }
+    }
+
+    /// Gives every pin back, empties every cache without a fault, and looks for what was lost.
+    pub fn finish(mut self) {
+        self.inject(&BTreeMap::new());
+        while self.has_pins() {
+            self.apply(&Op::Put(0)).unwrap();
+        }
+        for c in 0..self.caches.len() {
+            self.apply(&Op::Empty(c)).unwrap();
+            self.caches[c].check_destroy().unwrap();
+        }
+    }
+}

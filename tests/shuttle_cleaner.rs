@@ -1,0 +1,454 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The cleaner's whole life, with many threads: start, sleep, pass and every kind of stop, on every kind of host. A hang is a
+//! deadlock that shuttle reports; the host asserts one wake for each sleep; whatever is touched after a stop fails.
+#![cfg(shuttle)]
+
+mod checked;
+
+use std::sync::Arc;
+use std::sync::Mutex as Std;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use checked::host::{Freed, Kind, ModelHost};
+use checked::sync::{Condvar, Mutex};
+use checked::{sample, thread};
+use qcow2cache::cleaner::{CleanTarget, Cleaner};
+use qcow2cache::error::Errno;
+use qcow2cache::host::Context;
+
+const SECOND: u64 = 1_000_000_000;
+const INTERVAL: u64 = 600 * SECOND;
+
+/// Host kind, and whether a spawned coroutine runs to its first wait inside the call.
+const HOSTS: [(Kind, bool); 6] = [
+    (Kind::Threads, false),
+    (Kind::Coroutines, false),
+    (Kind::Coroutines, true),
+    (Kind::OwnLock, false),
+    (Kind::OwnLock, true),
+    (Kind::Tasks, false),
+];
+
+fn on_hosts(
+    hosts: &[(Kind, bool)],
+    iterations: usize,
+    model: impl Fn(Kind, bool) + Copy + Send + Sync + 'static,
+) {
+    for &(kind, eager) in hosts {
+        sample(iterations, move || model(kind, eager));
+    }
+}
+
+fn on_every_host(iterations: usize, model: impl Fn(Kind, bool) + Copy + Send + Sync + 'static) {
+    on_hosts(&HOSTS, iterations, model);
+}
+
+/// What the state lock protects: two at once fail.
+#[derive(Default)]
+struct Protected(AtomicBool);
+
+impl Protected {
+    fn visit(&self) {
+        assert!(!self.0.swap(true, Relaxed), "two hold the state lock");
+        thread::yield_now();
+        assert!(self.0.swap(false, Relaxed), "two hold the state lock");
+    }
+}
+
+/// A cache that counts its passes and may not be touched once it is freed.
+struct Target {
+    freed: Arc<Freed>,
+    protected: Arc<Protected>,
+    passes: Mutex<u32>,
+    condvar: Condvar,
+}
+
+impl Target {
+    fn new(protected: &Arc<Protected>) -> Arc<Self> {
+        Arc::new(Self {
+            freed: Arc::default(),
+            protected: protected.clone(),
+            passes: Mutex::new(0),
+            condvar: Condvar::new(),
+        })
+    }
+
+    fn wait_for_a_pass(&self) {
+        let mut passes = self.passes.lock().unwrap();
+        while *passes == 0 {
+            passes = self.condvar.wait(passes).unwrap();
+        }
+    }
+}
+
+impl CleanTarget for Target {
+    fn clean_unused(&self) -> usize {
+        self.freed.touch("a pass");
+        self.protected.visit();
+        *self.passes.lock().unwrap() += 1;
+        self.condvar.notify_one();
+        self.freed.touch("a pass");
+        1
+    }
+
+    fn poison(&self) {
+        panic!("what a pass asserted failed");
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    Locked,
+    Unlocked,
+    Mixed,
+}
+
+const STOPS: [Stop; 3] = [Stop::Locked, Stop::Unlocked, Stop::Mixed];
+
+struct Model {
+    host: Arc<ModelHost>,
+    cleaner: Cleaner,
+    protected: Arc<Protected>,
+    target: Arc<Target>,
+    /// The caches of the instances whose start has returned.
+    started: Std<Vec<Arc<Target>>>,
+}
+
+impl Model {
+    fn new(kind: Kind, eager: bool) -> Arc<Self> {
+        let host = ModelHost::new(kind, eager);
+        let protected = Arc::<Protected>::default();
+        let target = Target::new(&protected);
+        let cleaner = Cleaner::new(host.clone());
+        cleaner.set_caches(vec![target.clone()]);
+        Arc::new(Self {
+            host,
+            cleaner,
+            protected,
+            target,
+            started: Std::default(),
+        })
+    }
+
+    fn started(kind: Kind, eager: bool) -> Arc<Self> {
+        let model = Self::new(kind, eager);
+        model.cleaner.start(Context::Default, INTERVAL).unwrap();
+        model
+    }
+
+    fn with_lock(&self, body: impl FnOnce()) {
+        self.cleaner.lock().unwrap();
+        self.protected.visit();
+        body();
+        self.protected.visit();
+        self.cleaner.unlock().unwrap();
+    }
+
+    fn stop(&self, how: Stop) {
+        match how {
+            Stop::Locked => self.with_lock(|| self.cleaner.co_locked_del_and_wait().unwrap()),
+            Stop::Unlocked => self.cleaner.co_del_and_wait().unwrap(),
+            Stop::Mixed => self.cleaner.del_and_wait().unwrap(),
+        }
+    }
+
+    /// The only start has been stopped: everything is gone.
+    fn free(&self) {
+        self.host.freed.free();
+        self.target.freed.free();
+    }
+
+    /// Starts another instance with a cache of its own; waits while one runs that nobody asked to stop.
+    fn start_another(&self) {
+        let target = Target::new(&self.protected);
+        self.cleaner.set_caches(vec![target.clone()]);
+        loop {
+            match self.cleaner.start(Context::Default, INTERVAL) {
+                Ok(()) => break,
+                Err(errno) => assert_eq!(errno, Errno::ALREADY),
+            }
+            thread::yield_now();
+        }
+        self.started.lock().unwrap().push(target);
+    }
+
+    /// Stops, and frees what was started before.
+    fn stop_and_free(&self, how: Stop) {
+        let before = self.started.lock().unwrap().clone();
+        self.stop(how);
+        before.iter().for_each(|target| target.freed.free());
+    }
+
+    /// All have returned: nothing is left.
+    fn end(&self) {
+        self.host.join();
+        assert_eq!(self.cleaner.stats().instances, 0);
+        assert_eq!(self.cleaner.check_idle(), Ok(()));
+    }
+}
+
+fn spawn(model: &Arc<Model>, body: impl FnOnce(&Model) + Send + 'static) -> thread::JoinHandle<()> {
+    let model = model.clone();
+    thread::spawn(move || body(&model))
+}
+
+fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
+    threads.into_iter().for_each(|t| t.join().unwrap());
+}
+
+#[test]
+fn a_stop_at_any_moment_returns_and_nothing_comes_after_it() {
+    for how in STOPS {
+        for (kind, eager) in HOSTS {
+            sample(300, move || {
+                let model = Model::new(kind, eager);
+                let stop = spawn(&model, move |m| {
+                    m.stop(how);
+                    // It may have come before the start.
+                    if m.cleaner.stats().starts == 0 {
+                        m.host.foreign_sleep();
+                        m.stop(how);
+                    }
+                });
+                model.cleaner.start(Context::Default, INTERVAL).unwrap();
+                join([stop]);
+                model.stop(Stop::Mixed);
+                model.free();
+                model.end();
+            });
+        }
+    }
+}
+
+#[test]
+fn three_stops_and_a_request_at_once_all_return() {
+    on_every_host(700, |kind, eager| {
+        let model = Model::started(kind, eager);
+        let stops = STOPS.map(|how| {
+            spawn(&model, move |m| {
+                m.stop(how);
+                m.free();
+                m.host.foreign_sleep();
+            })
+        });
+        model.cleaner.request_stop();
+        join(stops);
+        model.end();
+    });
+}
+
+#[test]
+fn stops_while_timers_fire_and_passes_are_made() {
+    on_every_host(700, |kind, eager| {
+        let model = Model::started(kind, eager);
+        let clock = spawn(&model, |m| {
+            for _ in 0..3 {
+                m.host.advance(INTERVAL);
+            }
+        });
+        let stops = STOPS.map(|how| {
+            spawn(&model, move |m| {
+                m.stop(how);
+                m.free();
+            })
+        });
+        join(stops);
+        join([clock]);
+        model.end();
+    });
+}
+
+#[test]
+fn a_timer_that_fires_ends_the_sleep() {
+    on_every_host(300, |kind, eager| {
+        let model = Model::started(kind, eager);
+        let driver = spawn(&model, |m| m.with_lock(thread::yield_now));
+        // The cleaner may not sleep yet; its deadline counts from when it does.
+        let clock = spawn(&model, |m| {
+            while m.cleaner.stats().passes == 0 {
+                m.host.advance(INTERVAL);
+                thread::yield_now();
+            }
+        });
+        model.target.wait_for_a_pass();
+        join([driver, clock]);
+        model.stop(Stop::Mixed);
+        model.free();
+        model.end();
+    });
+}
+
+#[test]
+fn starts_that_overlap_instances_on_their_way_out() {
+    on_every_host(500, |kind, eager| {
+        let model = Model::new(kind, eager);
+        let starter = spawn(&model, |m| {
+            for _ in 0..3 {
+                m.start_another();
+            }
+        });
+        let stops = [Stop::Unlocked, Stop::Locked].map(|how| {
+            spawn(&model, move |m| {
+                m.stop_and_free(how);
+                m.stop_and_free(how);
+            })
+        });
+        let request = spawn(&model, |m| {
+            while m.cleaner.stats().starts < 3 {
+                m.cleaner.request_stop();
+                thread::yield_now();
+            }
+        });
+        join(stops);
+        join([starter, request]);
+        model.stop_and_free(Stop::Mixed);
+        model.host.freed.free();
+        model.end();
+    });
+}
+
+#[test]
+fn a_locked_stop_returns_with_the_lock_and_without_an_instance() {
+    on_every_host(500, |kind, eager| {
+        let model = Model::started(kind, eager);
+        // Starts come under the lock, as a driver's do.
+        let starter = spawn(&model, |m| {
+            for _ in 0..2 {
+                m.with_lock(|| match m.cleaner.start(Context::Default, INTERVAL) {
+                    Ok(()) => {}
+                    Err(errno) => assert_eq!(errno, Errno::ALREADY),
+                });
+            }
+        });
+        let stops = [(), ()].map(|()| {
+            spawn(&model, |m| {
+                m.with_lock(|| {
+                    m.cleaner.co_locked_del_and_wait().unwrap();
+                    assert_eq!(m.cleaner.stats().instances, 0);
+                });
+            })
+        });
+        join(stops);
+        join([starter]);
+        model.stop(Stop::Locked);
+        model.free();
+        model.end();
+    });
+}
+
+#[test]
+fn no_lock_is_needed_to_end() {
+    for kind in [Kind::Threads, Kind::Coroutines, Kind::Tasks] {
+        sample(700, move || {
+            let model = Model::started(kind, false);
+            let clock = spawn(&model, |m| m.host.advance(INTERVAL));
+            // The lock is held until the stop has returned, so the cleaner never gets it.
+            model.cleaner.lock().unwrap();
+            let stop = spawn(&model, |m| {
+                m.stop(Stop::Unlocked);
+                m.free();
+            });
+            join([stop, clock]);
+            model.cleaner.unlock().unwrap();
+            model.end();
+        });
+    }
+}
+
+#[test]
+fn a_stop_needs_no_progress_of_the_loop() {
+    for how in STOPS {
+        sample(200, move || {
+            let model = Model::started(Kind::StuckTasks, false);
+            let other = spawn(&model, move |m| {
+                m.stop(how);
+                m.free();
+            });
+            model.stop(Stop::Mixed);
+            model.free();
+            join([other]);
+            model.end();
+        });
+    }
+}
+
+#[test]
+fn a_new_interval_takes_effect_in_mid_sleep() {
+    // Not in an executor: whether the cleaner sleeps already cannot be seen there.
+    on_hosts(&HOSTS[..5], 400, |kind, eager| {
+        let model = Model::started(kind, eager);
+        let change = spawn(&model, |m| {
+            while m.host.clock.armed() == 0 {
+                thread::yield_now();
+            }
+            // Half of the old interval, more than the new one. Nothing but what is due fires, however often that is looked at.
+            m.host.advance(INTERVAL / 2);
+            m.cleaner.set_interval(INTERVAL / 4).unwrap();
+            while m.cleaner.stats().passes == 0 {
+                m.host.advance(0);
+                thread::yield_now();
+            }
+        });
+        model.target.wait_for_a_pass();
+        join([change]);
+        model.stop(Stop::Mixed);
+        model.free();
+        model.end();
+    });
+}
+
+#[test]
+fn changes_of_the_interval_against_stops() {
+    on_every_host(500, |kind, eager| {
+        let model = Model::started(kind, eager);
+        let changes = [2 * INTERVAL, 0].map(|interval| {
+            spawn(&model, move |m| {
+                // ESRCH: the stop was first.
+                let changed = m.cleaner.set_interval(interval);
+                assert!(matches!(changed, Ok(()) | Err(Errno::SRCH)));
+            })
+        });
+        let stop = spawn(&model, |m| {
+            m.stop(Stop::Unlocked);
+            m.free();
+        });
+        join(changes);
+        join([stop]);
+        model.end();
+    });
+}
+
+#[test]
+fn a_refused_start_leaves_nothing_to_wait_for() {
+    on_every_host(200, |kind, eager| {
+        let model = Model::new(kind, eager);
+        model.host.refuse.store(true, Relaxed);
+        let stop = spawn(&model, |m| m.stop(Stop::Unlocked));
+        let started = model.cleaner.start(Context::Default, INTERVAL);
+        assert_eq!(started, Err(Errno::NOMEM));
+        model.stop(Stop::Locked);
+        join([stop]);
+        model.free();
+        model.end();
+    });
+}
+
+#[test]
+fn a_dropped_handle_ends_its_instance() {
+    on_every_host(200, |kind, eager| {
+        let host = ModelHost::new(kind, eager);
+        let protected = Arc::<Protected>::default();
+        let target = Target::new(&protected);
+        let cleaner = Cleaner::new(host.clone());
+        cleaner.set_caches(vec![target.clone()]);
+        cleaner.start(Context::Default, INTERVAL).unwrap();
+        let clock = thread::spawn({
+            let host = host.clone();
+            move || host.advance(INTERVAL)
+        });
+        drop(cleaner);
+        join([clock]);
+        host.join();
+        assert_eq!(Arc::strong_count(&target), 1, "its caches were let go");
+    });
+}

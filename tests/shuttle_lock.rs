@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The state lock with many threads: one holder, no wake-up lost, nobody overtaken for ever, requests that are given up, and
+//! cleaners, which never queue. With it the wait list and `poll_until_done`.
+#![cfg(shuttle)]
+
+mod checked;
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll, Waker};
+
+use checked::host::{Kind, ModelHost};
+use checked::sync::Mutex;
+use checked::{sample, thread};
+use qcow2cache::host::{Event, block_on, poll_until_done};
+use qcow2cache::sync::lock::{Owner, StateLock};
+use qcow2cache::sync::wait_list::WaitList;
+
+/// The lock, what it protects, and the host that its waiters sleep in.
+struct Model {
+    host: Arc<ModelHost>,
+    lock: StateLock,
+    held: AtomicBool,
+    /// How often the lock was taken.
+    taken: AtomicUsize,
+}
+
+impl Model {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            host: ModelHost::new(Kind::Coroutines, false),
+            lock: StateLock::new(),
+            held: AtomicBool::new(false),
+            taken: AtomicUsize::new(0),
+        })
+    }
+
+    fn hold_and_unlock(&self, owner: Owner) {
+        assert!(!self.held.swap(true, Relaxed), "two hold the lock");
+        self.taken.fetch_add(1, Relaxed);
+        assert!(self.lock.is_held_by(owner));
+        thread::yield_now();
+        assert!(self.held.swap(false, Relaxed), "two hold the lock");
+        assert!(self.lock.unlock(owner));
+    }
+
+    fn request(&self, owner: Owner) {
+        block_on(&*self.host, &[], self.lock.lock(owner));
+        self.hold_and_unlock(owner);
+        self.host.foreign_sleep();
+    }
+
+    /// A cleaner's way to the lock.
+    fn clean(&self, owner: Owner) {
+        let take = poll_fn(|cx| self.lock.poll_lock_cleaner(owner, owner.0, cx));
+        block_on(&*self.host, &[], take);
+        self.hold_and_unlock(owner);
+        self.host.foreign_sleep();
+    }
+
+    /// A cleaner that looks once and then goes another way.
+    fn clean_or_leave(&self, owner: Owner) {
+        let mut cx = Context::from_waker(Waker::noop());
+        if self.lock.poll_lock_cleaner(owner, owner.0, &mut cx).is_ready() {
+            self.hold_and_unlock(owner);
+        }
+    }
+
+    /// A request that is dropped after `polls` polls, if it has not got the lock by then.
+    fn give_up(&self, owner: Owner, polls: usize) {
+        let request = self.lock.lock(owner);
+        let mut left = polls;
+        let mut request = pin!(Some(request));
+        let got = block_on(
+            &*self.host,
+            &[],
+            poll_fn(|cx| {
+                let Some(inner) = request.as_mut().as_pin_mut() else {
+                    return Poll::Ready(false);
+                };
+                if inner.poll(cx).is_ready() {
+                    return Poll::Ready(true);
+                }
+                left -= 1;
+                if left == 0 {
+                    // Whatever was on its way to this request goes to another one.
+                    thread::yield_now();
+                    request.set(None);
+                    return Poll::Ready(false);
+                }
+                Poll::Pending
+            }),
+        );
+        if got {
+            self.hold_and_unlock(owner);
+        }
+    }
+
+    /// Waits as `request` does, and counts how often it is overtaken once the lock knows that it lost a race.
+    fn request_fairly(&self, owner: Owner) {
+        let mut request = pin!(self.lock.lock(owner));
+        let mut pending = 0;
+        let mut taken_then = None;
+        block_on(
+            &*self.host,
+            &[],
+            poll_fn(|cx| {
+                if request.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(());
+                }
+                pending += 1;
+                if pending == 2 {
+                    taken_then = Some(self.taken.load(Relaxed));
+                }
+                Poll::Pending
+            }),
+        );
+        if let Some(taken_then) = taken_then {
+            // Whoever holds it now may not have counted itself yet.
+            let overtaken = self.taken.load(Relaxed) - taken_then;
+            assert!(overtaken <= 1, "overtaken {overtaken} times");
+        }
+        self.hold_and_unlock(owner);
+    }
+
+    fn end(&self) {
+        assert!(!self.lock.is_held());
+        self.host.join();
+    }
+}
+
+fn run(model: &Arc<Model>, body: impl FnOnce(&Model) + Send + 'static) -> thread::JoinHandle<()> {
+    let model = model.clone();
+    thread::spawn(move || body(&model))
+}
+
+fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
+    threads.into_iter().for_each(|t| t.join().unwrap());
+}
+
+#[test]
+fn requests_and_cleaners_all_get_the_lock() {
+    sample(3000, || {
+        let model = Model::new();
+        let requests = (1..=3).map(|n| {
+            run(&model, move |m| {
+                m.request(Owner(n));
+                m.request(Owner(n));
+            })
+        });
+        let requests: Vec<_> = requests.collect();
+        let cleaners = (4..=5).map(|n| run(&model, move |m| m.clean(Owner(n))));
+        let cleaners: Vec<_> = cleaners.collect();
+        join(requests);
+        join(cleaners);
+        assert_eq!(model.taken.load(Relaxed), 8);
+        model.end();
+    });
+}
+
+#[test]
+fn requests_that_are_given_up_pass_their_wake_up_on() {
+    for polls in [1, 2, 3] {
+        sample(2000, move || {
+            let model = Model::new();
+            let leavers = (1..=2).map(|n| {
+                run(&model, move |m| {
+                    m.give_up(Owner(n), polls);
+                    m.give_up(Owner(n), polls);
+                })
+            });
+            let leavers: Vec<_> = leavers.collect();
+            let stayers = (3..=5).map(|n| {
+                run(&model, move |m| {
+                    m.request(Owner(n));
+                    m.request(Owner(n));
+                })
+            });
+            let stayers: Vec<_> = stayers.collect();
+            let cleaner = run(&model, |m| {
+                m.clean_or_leave(Owner(6));
+                m.clean(Owner(6));
+            });
+            join(leavers);
+            join(stayers);
+            join([cleaner]);
+            model.end();
+        });
+    }
+}
+
+#[test]
+fn nobody_is_overtaken_again_after_losing_once() {
+    sample(3000, || {
+        let model = Model::new();
+        let fair = run(&model, |m| {
+            m.request_fairly(Owner(1));
+            m.request_fairly(Owner(1));
+        });
+        let others = (2..=4).map(|n| {
+            run(&model, move |m| {
+                for _ in 0..3 {
+                    m.request(Owner(n));
+                }
+            })
+        });
+        let others: Vec<_> = others.collect();
+        let cleaner = run(&model, |m| m.clean(Owner(5)));
+        join([fair]);
+        join(others);
+        join([cleaner]);
+        model.end();
+    });
+}
+
+/// A condition under a lock, and those who wait for it.
+#[derive(Default)]
+struct Gate {
+    open: bool,
+    waiting: WaitList<u32>,
+}
+
+#[test]
+fn a_wait_list_wakes_everybody_whose_key_was_notified() {
+    sample(2000, || {
+        let host = ModelHost::new(Kind::Coroutines, false);
+        let gate = Arc::new(Mutex::new(Gate::default()));
+        let waiters = (0..3).map(|key| {
+            let (host, gate) = (host.clone(), gate.clone());
+            thread::spawn(move || {
+                // One of them drops its first ticket unawaited.
+                let mut waits = key != 2;
+                loop {
+                    let ticket = {
+                        let mut gate = gate.lock().unwrap();
+                        if gate.open {
+                            break;
+                        }
+                        gate.waiting.enrol(key % 2)
+                    };
+                    if waits {
+                        block_on(&*host, &[], ticket);
+                    }
+                    waits = true;
+                }
+                host.foreign_sleep();
+            })
+        });
+        let waiters: Vec<_> = waiters.collect();
+        let opener = {
+            let gate = gate.clone();
+            thread::spawn(move || {
+                let (even, odd) = {
+                    let mut gate = gate.lock().unwrap();
+                    gate.open = true;
+                    let even = gate.waiting.notify(|key| key % 2 == 0);
+                    (even, gate.waiting.notify(|key| key % 2 == 1))
+                };
+                even.wake();
+                odd.wake();
+            })
+        };
+        join(waiters);
+        join([opener]);
+        assert!(gate.lock().unwrap().waiting.is_empty());
+        host.join();
+    });
+}
+
+#[test]
+fn poll_until_done_sees_a_condition_that_came_true_at_any_moment() {
+    sample(2000, || {
+        let host = ModelHost::new(Kind::Coroutines, false);
+        let event = Arc::new(Event::default());
+        let done = Arc::new(AtomicBool::new(false));
+        let pollers = [(), ()].map(|()| {
+            let (host, event, done) = (host.clone(), event.clone(), done.clone());
+            thread::spawn(move || {
+                poll_until_done(&*host, &[], &event, &|| {
+                    thread::yield_now();
+                    done.load(Relaxed)
+                });
+                host.foreign_sleep();
+            })
+        });
+        let kicker = thread::spawn(move || {
+            event.notify();
+            done.store(true, Relaxed);
+            event.notify();
+        });
+        join(pollers);
+        join([kicker]);
+        host.join();
+    });
+}
