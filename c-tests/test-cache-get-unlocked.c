@@ -28,6 +28,8 @@ static void clean_victims_give_way(void)
     q2c_cache *cache = cache_new(&storage, 2, TABLE, 1);
     void *table = NULL;
 
+    cache_touch(cache, AT(20));
+    cache_touch(cache, AT(21)); /* no slot is free */
     for (unsigned n = 1; n < 10; n++) {
         CHECK_INT(q2c_cache_get_unlocked(cache, AT(n), &table), 0);
         CHECK(table_untouched(table, AT(n), TABLE));
@@ -110,10 +112,30 @@ static void pins_with_the_lock_count(void)
 
     CHECK_INT(q2c_cache_get_unlocked(cache, AT(3), &table), -EAGAIN);
     CHECK_PTR(table, untouched);
+    cache_touch(cache, AT(4)); /* with the lock: in the slot that was left over */
     cache_unpin(cache, first);
     CHECK_INT(q2c_cache_get_unlocked(cache, AT(3), &table), 0);
     cache_unpin(cache, table);
     cache_unpin(cache, second);
+    cache_drop(cache);
+}
+
+/* A slot that only the lock's holder may fill is free: better than a table's loss. */
+static void a_free_slot_with_the_lock_comes_before_a_victim(void)
+{
+    q2c_cache *cache = cache_new(&storage, 3, TABLE, 1);
+    void *table = untouched;
+
+    for (unsigned n = 1; n <= 2; n++) {
+        CHECK_INT(q2c_cache_get_unlocked(cache, AT(n), &table), 0);
+        cache_unpin(cache, table);
+    }
+    table = untouched;
+    CHECK_INT(q2c_cache_get_unlocked(cache, AT(3), &table), -EAGAIN);
+    CHECK_PTR(table, untouched);
+    cache_touch(cache, AT(3));
+    CHECK_U64(cache_stats(cache).evictions, 0);
+    CHECK_U64(cache_stats(cache).resident_tables, 3);
     cache_drop(cache);
 }
 
@@ -185,6 +207,7 @@ int main(void)
     RUN(leaves_one_slot);
     RUN(leaves_two_slots);
     RUN(pins_with_the_lock_count);
+    RUN(a_free_slot_with_the_lock_comes_before_a_victim);
     RUN(loads_in_flight_count);
     RUN(a_failed_load_changes_nothing);
     RUN(wrong_arguments);

@@ -93,6 +93,8 @@ struct Mix {
     any_policy_is_equal: bool,
     /// How far below LRU the hit ratio may be.
     may_lose: f64,
+    /// How many accesses stand for one request.
+    touches: usize,
 }
 
 fn zipf(_size: usize, universe: usize, n: usize, rng: &mut Rng) -> Vec<usize> {
@@ -141,11 +143,12 @@ fn uniform(_size: usize, universe: usize, n: usize, rng: &mut Rng) -> Vec<usize>
         .collect()
 }
 
-/// Each access becomes four of the same table, as a request that touches several clusters makes them, among those of 15 other
+const REQUESTS: usize = 16;
+const TOUCHES: usize = 4;
+
+/// Each access becomes [`TOUCHES`] of the same table, as a request that touches several clusters makes them, among those of 15 other
 /// requests in flight.
 fn in_flight(trace: Vec<usize>, n: usize, rng: &mut Rng) -> Vec<usize> {
-    const REQUESTS: usize = 16;
-    const TOUCHES: usize = 4;
     let mut to_come = trace.into_iter();
     let mut flying: Vec<(usize, usize)> = Vec::new();
     let access = |_| {
@@ -186,6 +189,7 @@ const MIXES: [Mix; 10] = [
         trace: zipf_in_flight,
         any_policy_is_equal: false,
         may_lose: 0.0,
+        touches: TOUCHES,
     },
     Mix {
         name: "80/20, 16 requests in flight",
@@ -193,6 +197,7 @@ const MIXES: [Mix; 10] = [
         trace: eighty_twenty_in_flight,
         any_policy_is_equal: false,
         may_lose: 0.0,
+        touches: TOUCHES,
     },
     // Here LRU is the best that can be: it loads each table once. A policy that lets scans pass cannot know at first that a table
     // of this set is not one of a scan's, and may load some of them twice: one sixteenth of the accesses are first ones,
@@ -203,6 +208,7 @@ const MIXES: [Mix; 10] = [
         trace: moving_set,
         any_policy_is_equal: false,
         may_lose: 0.02,
+        touches: 1,
     },
     Mix {
         name: "zipf 0.99",
@@ -210,6 +216,7 @@ const MIXES: [Mix; 10] = [
         trace: zipf,
         any_policy_is_equal: false,
         may_lose: 0.0,
+        touches: 1,
     },
     Mix {
         name: "zipf 0.99, twice the cache",
@@ -217,6 +224,7 @@ const MIXES: [Mix; 10] = [
         trace: zipf,
         any_policy_is_equal: false,
         may_lose: 0.0,
+        touches: 1,
     },
     Mix {
         name: "zipf 0.99 + scans",
@@ -224,6 +232,7 @@ const MIXES: [Mix; 10] = [
         trace: zipf_and_scan,
         any_policy_is_equal: false,
         may_lose: 0.0,
+        touches: 1,
     },
     Mix {
         name: "loop, 1/16 larger",
@@ -231,6 +240,7 @@ const MIXES: [Mix; 10] = [
         trace: looping,
         any_policy_is_equal: false,
         may_lose: 0.0,
+        touches: 1,
     },
     Mix {
         name: "80/20",
@@ -238,6 +248,7 @@ const MIXES: [Mix; 10] = [
         trace: eighty_twenty,
         any_policy_is_equal: false,
         may_lose: 0.0,
+        touches: 1,
     },
     Mix {
         name: "80/20, hot part larger",
@@ -245,6 +256,7 @@ const MIXES: [Mix; 10] = [
         trace: eighty_twenty,
         any_policy_is_equal: false,
         may_lose: 0.0,
+        touches: 1,
     },
     Mix {
         name: "uniform",
@@ -252,6 +264,7 @@ const MIXES: [Mix; 10] = [
         trace: uniform,
         any_policy_is_equal: true,
         may_lose: 0.0,
+        touches: 1,
     },
 ];
 
@@ -267,7 +280,7 @@ fn access(cache: &Cache, table: usize) -> bool {
 /// Hit ratios of the cache and of LRU, after a warm-up.
 fn hit_ratios(size: usize, mix: &Mix, n: usize) -> (f64, f64) {
     let universe = (mix.universe)(size);
-    let warm_up = size * 4;
+    let (n, warm_up) = (n * mix.touches, size * 4 * mix.touches);
     let trace = (mix.trace)(size, universe, warm_up + n, &mut Rng::new(size as u64 + 11));
     let storage = Arc::new(TestStorage::new(512));
     let cache = cache_on(&storage, size, 512, 0);

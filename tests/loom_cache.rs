@@ -305,7 +305,6 @@ fn a_hit_and_a_copy_against_an_eviction() {
         });
         let copy = spawn(&model, |m| {
             m.copy(A);
-            m.copy(B);
         });
         match block_on(model.cache.host(), &[], model.cache.get(B)) {
             Ok(pinned) => expect_fresh(&pinned, B),

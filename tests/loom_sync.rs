@@ -120,7 +120,7 @@ fn what_was_written_before_the_wake_up_is_read_after_it() {
 
 #[test]
 fn two_wakers_wake_one_sleep_once() {
-    explore(None, || {
+    explore(Some(4), || {
         let (parker, coroutine) = coroutine();
         let arrived = Arc::new([AtomicBool::new(false), AtomicBool::new(false)]);
         let wakers = [0, 1].map(|n| {
@@ -216,7 +216,7 @@ fn a_waker_that_outlasts_its_wait_wakes_nobody() {
 
 #[test]
 fn a_ticket_is_ready_after_its_key_was_notified() {
-    explore(Some(3), || {
+    explore(Some(4), || {
         let host = ModelHost::new(Kind::Coroutines, false);
         let gate = Arc::new(Mutex::new((false, WaitList::default())));
         let waiters = [(), ()].map(|()| {
@@ -264,7 +264,7 @@ fn poll_until_done_misses_no_notification() {
 
 #[test]
 fn the_state_lock_excludes_and_loses_no_wake_up() {
-    explore(Some(2), || {
+    explore(Some(4), || {
         let host = ModelHost::new(Kind::Coroutines, false);
         let lock = Arc::new(StateLock::new());
         let held = Arc::new(Message(UnsafeCell::new(0)));
@@ -353,7 +353,7 @@ impl Life {
 #[test]
 fn a_stop_at_any_moment_of_a_cleaners_life() {
     for kind in [Kind::Threads, Kind::Coroutines, Kind::Tasks] {
-        explore(Some(3), move || {
+        explore(Some(5), move || {
             let life = Life::started(kind);
             life.cleaner.del_and_wait().unwrap();
             life.free();
@@ -365,7 +365,7 @@ fn a_stop_at_any_moment_of_a_cleaners_life() {
 #[test]
 fn a_stop_against_the_timer_and_the_pass() {
     for kind in [Kind::Threads, Kind::Coroutines, Kind::OwnLock] {
-        explore(Some(2), move || {
+        explore(Some(3), move || {
             let life = Life::started(kind);
             let clock = thread::spawn({
                 let host = life.host.clone();
@@ -382,7 +382,7 @@ fn a_stop_against_the_timer_and_the_pass() {
 #[test]
 fn two_stops_at_once() {
     for kind in [Kind::Coroutines, Kind::Tasks] {
-        explore(Some(2), move || {
+        explore(Some(3), move || {
             let life = Life::started(kind);
             let other = thread::spawn({
                 let cleaner = life.cleaner.clone();

@@ -63,7 +63,11 @@ impl Model {
     /// A cleaner that looks once and then goes another way.
     fn clean_or_leave(&self, owner: Owner) {
         let mut cx = Context::from_waker(Waker::noop());
-        if self.lock.poll_lock_cleaner(owner, owner.0, &mut cx).is_ready() {
+        if self
+            .lock
+            .poll_lock_cleaner(owner, owner.0, &mut cx)
+            .is_ready()
+        {
             self.hold_and_unlock(owner);
         }
     }

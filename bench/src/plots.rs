@@ -16,6 +16,7 @@ struct Style {
     y: &'static str,
     log_x: bool,
     log_y: bool,
+    legend: SeriesLabelPosition,
 }
 
 fn style(chart: &str) -> Style {
@@ -25,6 +26,7 @@ fn style(chart: &str) -> Style {
         y,
         log_x,
         log_y,
+        legend: SeriesLabelPosition::UpperLeft,
     };
     let cost = |title| style(title, "tables", "ns", true, true);
     if let Some(tables) = chart.strip_prefix("threads_") {
@@ -42,13 +44,16 @@ fn style(chart: &str) -> Style {
         "clean" => cost("Cleaning pass, all tables in use"),
         "read" => cost("Copy of an entry"),
         "lookup" => cost("is_table_offset, absent"),
-        _ => style(
-            "Resident memory: 3 s of load, then idle",
-            "s",
-            "MiB",
-            false,
-            false,
-        ),
+        _ => Style {
+            legend: SeriesLabelPosition::UpperRight,
+            ..style(
+                "Resident memory: 3 s of load, then idle; the cleaner runs every second",
+                "s",
+                "MiB",
+                false,
+                false,
+            )
+        },
     }
 }
 
@@ -81,7 +86,13 @@ fn draw_one(style: &Style, lines: &Lines, path: &Path) -> Result<(), Box<dyn std
     let points = || lines.values().flatten().map(at);
     let x_range = range(points().map(|p| p.0), None);
     // Room above, and none below a linear axis's 0.
-    let y_range = range(points().map(|p| p.1), (!style.log_y).then_some(0.0));
+    let mut y_range = range(points().map(|p| p.1), (!style.log_y).then_some(0.0));
+    let mut y_labels = 10;
+    if style.log_y {
+        // Whole decades.
+        y_range = y_range.start.floor()..y_range.end.ceil();
+        y_labels = (y_range.end - y_range.start) as usize + 1;
+    }
     let root = SVGBackend::new(path, (820, 480)).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
@@ -94,13 +105,14 @@ fn draw_one(style: &Style, lines: &Lines, path: &Path) -> Result<(), Box<dyn std
     chart
         .configure_mesh()
         .light_line_style(WHITE)
+        .y_labels(y_labels)
         .x_desc(style.x)
         .y_desc(style.y)
         .x_label_formatter(&|v| back(style.log_x, 2.0, v))
         .y_label_formatter(&|v| back(style.log_y, 10.0, v))
         .draw()?;
     for (i, (name, points)) in lines.iter().enumerate() {
-        let color = Palette99::pick(i).to_rgba();
+        let color = color(name, i);
         let thick = if name.starts_with("ours") { 3 } else { 1 };
         let line = LineSeries::new(points.iter().map(at), color.stroke_width(thick));
         let drawn = chart.draw_series(line)?;
@@ -114,12 +126,32 @@ fn draw_one(style: &Style, lines: &Lines, path: &Path) -> Result<(), Box<dyn std
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(style.legend.clone())
         .background_style(WHITE.mix(0.85))
         .border_style(BLACK.mix(0.3))
         .draw()?;
     root.present()?;
     Ok(())
+}
+
+/// A contender or policy has the same colour in every plot.
+fn color(name: &str, number: usize) -> RGBAColor {
+    const KNOWN: [(&str, RGBColor); 9] = [
+        ("ours", RGBColor(0, 90, 181)),
+        ("linear", RGBColor(200, 40, 30)),
+        ("lru", RGBColor(210, 120, 0)),
+        ("quick_cache", RGBColor(120, 60, 160)),
+        ("floor", RGBColor(110, 110, 110)),
+        ("LRU", RGBColor(210, 120, 0)),
+        ("CLOCK", RGBColor(20, 140, 60)),
+        ("SIEVE", RGBColor(120, 60, 160)),
+        ("S3-FIFO", RGBColor(200, 40, 30)),
+    ];
+    let known = KNOWN.iter().find(|(known, _)| *known == name);
+    known.map_or_else(
+        || Palette99::pick(number).to_rgba(),
+        |(_, color)| color.to_rgba(),
+    )
 }
 
 fn range(values: impl Iterator<Item = f64>, floor: Option<f64>) -> Range<f64> {

@@ -4,6 +4,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -122,13 +123,11 @@ static void plain_code_blocks(void)
 
 static void a_file_holds_what_was_written(void)
 {
-    char name[] = "/tmp/testhost-XXXXXX";
-    int fd = mkstemp(name);
+    int fd = memfd_create("image", MFD_CLOEXEC);
     struct job j = {.at = 1 << 20};
     uint64_t last = 0, beyond = 1;
 
     REQUIRE(fd >= 0);
-    unlink(name);
     begin(TH_RESUME_MIXED, fd, 0);
     th_call(here, true, run_requests, &j);
     CHECK_U64(j.good, REQUESTS);

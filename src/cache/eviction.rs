@@ -6,29 +6,28 @@
 //! | a table | is | and goes |
 //! |---|---|---|
 //! | that finds a free slot, or is remembered | in the main part | when the main hand finds it without a degree of use: a hit sets `recent`, another one `frequent`; the hand takes one degree from every table it passes |
-//! | any other that is loaded | on probation | when the probation hand comes to it, however much it was used meanwhile; its name is remembered for a while |
+//! | any other that is loaded | on probation | when the probation hand finds it without a hit after its youth; its name is remembered for a while. With such a hit it is in the main part from then on |
 //!
-//! The victim is one on probation while these are a twentieth of all or more, else one of the main part. Hits on probation do not count, since
-//! tables are asked for in bursts, one for each cluster that a request touches: what counts is being asked for again later. A sequential scan
-//! so passes through a twentieth of the cache. The bits of 64 slots are looked at together; a lap over n tables reads n / 64 words.
+//! The victim is one on probation while these are a quarter of all or more, else one of the main part. A table is young until a tenth of
+//! the cache entered probation after it: requests ask for a table in bursts, one for each cluster that they touch, and that says nothing
+//! about later. A sequential scan so passes through a quarter of the cache. Small caches are a clock alone. The bits of 64 slots are looked at
+//! together; a lap over n tables reads n / 64 words.
 
 use std::cell::Cell;
 use std::ops::Range;
 
-use super::{Cache, Counters, Inner, group};
+use super::group::{self, Group};
+use super::{Cache, Counters, Inner};
 use crate::primitives::Ordering;
 
 /// Laps after which every table has lost every degree of use.
 const LAPS: usize = 3;
 /// Of so many slots, one holds a table on probation.
-const PROBATION: usize = 20;
-
-/// Whether a hand spares what was used.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Spare {
-    Used,
-    Nothing,
-}
+const PROBATION: usize = 4;
+/// Of so many slots, one holds a young table.
+const YOUNG: usize = 10;
+/// With fewer slots there is no probation: it would be too short to tell anything.
+const PROBATION_FROM: usize = 32;
 
 impl Cache {
     /// A free slot of `range` for `offset`, now in state loading. Structure lock held.
@@ -67,7 +66,7 @@ impl Cache {
         range: &Range<usize>,
         offset: u64,
     ) -> Option<u32> {
-        let quota = (self.slots.len() / PROBATION).max(1);
+        let quota = self.slots.len() / PROBATION;
         let found = if inner.probation >= quota {
             self.take_from_probation(inner, range, offset)
                 .or_else(|| self.take_from_main(inner, range, offset))
@@ -75,12 +74,31 @@ impl Cache {
             self.take_from_main(inner, range, offset)
                 .or_else(|| self.take_from_probation(inner, range, offset))
         }?;
-        let on_probation = !inner.ghosts.knows(offset >> self.table_shift);
-        inner.probation += usize::from(on_probation);
+        let on_probation =
+            self.slots.len() >= PROBATION_FROM && !inner.ghosts.knows(offset >> self.table_shift);
         let (group, bit) = group::place(found);
         self.groups[group].enter(bit, on_probation);
+        if on_probation {
+            inner.probation += 1;
+            self.end_a_youth(inner, found);
+        }
         Counters::add(&self.counters.evictions, 1);
         Some(found)
+    }
+
+    /// `entered` is young now, and another one no longer: what was asked for in its youth is forgotten.
+    fn end_a_youth(&self, inner: &mut Inner, entered: u32) {
+        inner.young.push_back(entered);
+        if inner.young.len() <= self.slots.len() / YOUNG {
+            return;
+        }
+        let Some(slot) = inner.young.pop_front() else {
+            return;
+        };
+        let (group, bit) = group::place(slot);
+        let group = &self.groups[group];
+        // The slot may have changed hands since: then another one's youth ends early, which costs little.
+        group.forget_use(bit & group.probation.load(Ordering::Relaxed));
     }
 
     fn take_from_main(&self, inner: &mut Inner, range: &Range<usize>, offset: u64) -> Option<u32> {
@@ -91,9 +109,9 @@ impl Cache {
         let found = self.find_from_hand(
             inner.hand,
             range,
-            Spare::Used,
             |number, mask| clean(number) & mask,
             |slot| self.evict(slot, offset),
+            Group::age,
         )?;
         inner.hand = found as usize + 1;
         Some(found)
@@ -109,17 +127,22 @@ impl Cache {
             let bits = &self.groups[number];
             bits.clean() & bits.probation.load(Ordering::Relaxed)
         };
-        let gone = Cell::new(0);
+        let (gone, promoted) = (Cell::new(0), Cell::new(0));
         let found = self.find_from_hand(
             inner.probation_hand,
             range,
-            Spare::Nothing,
             |number, mask| clean(number) & mask,
             |slot| {
                 gone.set(self.key_of(slot));
                 self.evict(slot, offset)
             },
-        )?;
+            |group, bits| {
+                group.promote(bits);
+                promoted.set(promoted.get() + bits.count_ones() as usize);
+            },
+        );
+        inner.probation -= promoted.get();
+        let found = found?;
         inner.probation_hand = found as usize + 1;
         inner.probation -= 1;
         inner.ghosts.remember(gone.get());
@@ -150,9 +173,9 @@ impl Cache {
         self.find_from_hand(
             hand,
             range,
-            Spare::Used,
             |number, mask| self.groups[number].taken_and_dirty() & mask,
             |slot| self.is_dirty_victim(slot),
+            Group::age,
         )
     }
 
@@ -173,9 +196,9 @@ impl Cache {
         &self,
         hand: usize,
         range: &Range<usize>,
-        spare: Spare,
         candidates: impl Fn(usize, u64) -> u64,
         take: impl Fn(u32) -> bool,
+        pass: impl Fn(&Group, u64),
     ) -> Option<u32> {
         if range.is_empty() {
             return None;
@@ -192,12 +215,12 @@ impl Cache {
         for _ in 0..=groups.len() * LAPS + groups.len() {
             let bits = &self.groups[number];
             let candidates = candidates(number, mask);
-            let spared = match spare {
-                Spare::Used => candidates & bits.recent.load(Ordering::Relaxed),
-                Spare::Nothing => 0,
-            };
+            let spared = candidates & bits.recent.load(Ordering::Relaxed);
             let victim = group::slots(number, candidates & !spared).find(|slot| take(*slot));
-            bits.age(victim.map_or(spared, |slot| spared & (group::place(slot).1 - 1)));
+            pass(
+                bits,
+                victim.map_or(spared, |slot| spared & (group::place(slot).1 - 1)),
+            );
             if victim.is_some() {
                 return victim;
             }

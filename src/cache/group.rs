@@ -97,6 +97,18 @@ impl Group {
         self.recent.fetch_and(frequent | !bits, Ordering::Relaxed);
     }
 
+    /// Forgets every degree of use of `bits`.
+    pub fn forget_use(&self, bits: u64) {
+        self.recent.fetch_and(!bits, Ordering::Relaxed);
+        self.frequent.fetch_and(!bits, Ordering::Relaxed);
+    }
+
+    /// `bits` are on probation no longer.
+    pub fn promote(&self, bits: u64) {
+        self.probation.fetch_and(!bits, Ordering::Relaxed);
+        self.forget_use(bits);
+    }
+
     /// A table enters the slot: used now, of no degree.
     pub fn enter(&self, bit: u64, on_probation: bool) {
         if on_probation {

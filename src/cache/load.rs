@@ -9,7 +9,7 @@
 //! | resident | | pin it |
 //! | resident in a reserved slot | unlocked | move it to an ordinary slot, else `EAGAIN` |
 //! | being loaded | | wait for that load |
-//! | absent | a slot is free or its table droppable | load |
+//! | absent | a slot is free or its table droppable | load (unlocked: in ordinary slots; `EAGAIN` if the only free ones are reserved) |
 //! | absent | only dirty tables can go | locked: write one back; unlocked: `EAGAIN` |
 //! | absent | slots are loading, being written or released | locked: wait for any; unlocked: `EAGAIN` |
 //! | absent | all are pinned | locked: `EBUSY`; unlocked: `EAGAIN` |
@@ -137,7 +137,14 @@ impl Cache {
     fn take_slot(&self, inner: &mut Inner, offset: u64, access: Access) -> Option<u32> {
         let ordinary = self.ordinary();
         match access {
-            Access::Unlocked => self.take_ordinary(inner, offset),
+            Access::Unlocked => self.take_free(inner, &ordinary, offset).or_else(|| {
+                // A free slot that only the lock's holder may fill is better than a table's loss: the caller comes back
+                // with the lock, and a cache as large as the image's need holds all of it.
+                if self.has_free_reserve() {
+                    return None;
+                }
+                self.take_droppable(inner, &ordinary, offset)
+            }),
             Access::Locked => self
                 .take_free(inner, &ordinary, offset)
                 .or_else(|| self.take_free(inner, &self.reserve(), offset))
@@ -145,6 +152,14 @@ impl Cache {
         }
     }
 
+    fn has_free_reserve(&self) -> bool {
+        self.reserve().any(|slot| {
+            let (group, bit) = group::place(slot as u32);
+            self.groups[group].taken.load(Ordering::Relaxed) & bit == 0
+        })
+    }
+
+    /// For a table that leaves the reserve, whose slot is free afterwards.
     fn take_ordinary(&self, inner: &mut Inner, offset: u64) -> Option<u32> {
         let ordinary = self.ordinary();
         self.take_free(inner, &ordinary, offset)

@@ -30,6 +30,7 @@ pub mod tables;
 pub mod writeback;
 mod zeroed;
 
+use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -78,6 +79,8 @@ struct Inner {
     probation_hand: usize,
     /// Tables on probation.
     probation: usize,
+    /// Slots that entered probation last: hits do not count there yet.
+    young: VecDeque<u32>,
     ghosts: Ghosts,
     /// No group below this one has a free slot.
     free_hint: usize,
@@ -162,6 +165,7 @@ impl Cache {
                 hand: 0,
                 probation_hand: 0,
                 probation: 0,
+                young: VecDeque::new(),
                 ghosts: Ghosts::new(tables)?,
                 free_hint: 0,
                 loading: 0,

@@ -2,7 +2,7 @@
 //! What the model tests share: how a model is run, how a failure is expected, and a host made of model threads.
 //!
 //! Compiled under `--cfg loom` and `--cfg shuttle`; a test file uses what it needs of it.
-#![allow(dead_code, unused_imports)]
+#![allow(dead_code, unused_imports, unreachable_pub)]
 
 #[cfg(loom)]
 pub use loom::{sync, thread};

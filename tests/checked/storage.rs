@@ -34,6 +34,14 @@ pub struct ModelStorage {
 }
 
 impl ModelStorage {
+    /// A storage of which every second write fails.
+    pub fn flaky() -> Self {
+        Self {
+            flaky: true,
+            ..Self::default()
+        }
+    }
+
     /// What the image has at `offset`.
     pub fn contents(&self, offset: u64) -> Words {
         let tables = self.tables.lock().unwrap();

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The state's transitions against each other: whoever detached last has no cleaner left, whatever else was under way; a change of
+//! options, an invalidation and a close always come back.
+#![cfg(shuttle)]
+
+mod checked;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use checked::host::{Kind, ModelHost};
+use checked::storage::ModelStorage;
+use checked::{sample, thread};
+use qcow2cache::error::Errno;
+use qcow2cache::host::Context;
+use qcow2cache::options::{Geometry, Options};
+use qcow2cache::state::{Config, State};
+
+const KINDS: [Kind; 4] = [Kind::Threads, Kind::Coroutines, Kind::OwnLock, Kind::Tasks];
+const INTERVAL: u64 = 600_000_000_000;
+
+struct Model {
+    host: Arc<ModelHost>,
+    state: State,
+}
+
+impl Model {
+    fn open(kind: Kind) -> Arc<Self> {
+        let host = ModelHost::new(kind, false);
+        let state = State::open(Config {
+            host: host.clone(),
+            l2_storage: Arc::new(ModelStorage::default()),
+            refcount_storage: Arc::new(ModelStorage::default()),
+            l2_kind: 1,
+            refcount_kind: 2,
+            geometry: Geometry {
+                virtual_size: 1 << 20,
+                cluster_size: 65536,
+                l2_entry_size: 8,
+            },
+            options: Options::default(),
+            clean_interval_ns: INTERVAL,
+            context: Context::Default,
+        });
+        Arc::new(Self {
+            host,
+            state: state.unwrap(),
+        })
+    }
+
+    fn change_options(&self, locked: bool) {
+        let prepare = || {
+            self.state
+                .prepare(&Options::default(), None, INTERVAL)
+                .unwrap()
+        };
+        if locked {
+            self.state.cleaner().lock().unwrap();
+            let update = prepare();
+            assert!(self.state.commit(update, true).is_ok());
+            self.state.cleaner().unlock().unwrap();
+        } else {
+            let update = prepare();
+            assert!(self.state.commit(update, false).is_ok());
+        }
+    }
+
+    /// Detached, once everything has come back: no cleaner but those on their way out.
+    fn expect_none_running(&self) {
+        assert!(
+            !self.state.cleaner().is_running(),
+            "a cleaner without a context"
+        );
+    }
+
+    fn close(&self) {
+        assert_eq!(self.state.close(), Ok(()));
+        self.host.freed.free();
+        self.host.join();
+    }
+}
+
+fn run(model: &Arc<Model>, body: impl FnOnce(&Model) + Send + 'static) -> thread::JoinHandle<()> {
+    let model = model.clone();
+    thread::spawn(move || body(&model))
+}
+
+fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
+    threads.into_iter().for_each(|t| t.join().unwrap());
+}
+
+/// A detach races `other`.
+fn detach_against(iterations: usize, other: impl Fn(&Model) + Copy + Send + Sync + 'static) {
+    for kind in KINDS {
+        sample(iterations, move || {
+            let model = Model::open(kind);
+            let detach = run(&model, |m| m.state.detach());
+            let other = run(&model, move |m| other(m));
+            join([detach, other]);
+            model.expect_none_running();
+            model.close();
+        });
+    }
+}
+
+#[test]
+fn a_detach_against_a_change_of_options() {
+    detach_against(100, |m| m.change_options(false));
+    detach_against(100, |m| m.change_options(true));
+}
+
+#[test]
+fn a_detach_against_an_invalidation() {
+    detach_against(100, |m| m.state.invalidate().unwrap());
+}
+
+#[test]
+fn an_attach_against_a_detach_leaves_what_came_last() {
+    for kind in KINDS {
+        sample(100, move || {
+            let model = Model::open(kind);
+            model.state.detach();
+            let attach = run(&model, |m| m.state.attach(Context::Default).unwrap());
+            let detach = run(&model, |m| m.state.detach());
+            join([attach, detach]);
+            // Attached still, or not: a second attach tells.
+            match model.state.attach(Context::Default) {
+                Err(Errno::ALREADY) => {}
+                Ok(()) => assert!(model.state.cleaner().is_running()),
+                Err(errno) => panic!("{errno}"),
+            }
+            assert!(
+                model.state.cleaner().is_running(),
+                "attached without a cleaner"
+            );
+            model.state.detach();
+            model.expect_none_running();
+            model.close();
+        });
+    }
+}
+
+#[test]
+fn changes_of_options_at_once_leave_one_cleaner() {
+    for kind in KINDS {
+        sample(100, move || {
+            let model = Model::open(kind);
+            let changes =
+                [true, false].map(|locked| run(&model, move |m| m.change_options(locked)));
+            let clock = run(&model, |m| m.host.advance(INTERVAL));
+            join(changes);
+            join([clock]);
+            assert!(model.state.cleaner().is_running(), "the cleaner got lost");
+            assert!(model.state.cleaner().stats().starts >= 2);
+            model.close();
+        });
+    }
+}
+
+#[test]
+fn a_change_of_options_against_an_invalidation_and_a_move() {
+    for kind in KINDS {
+        sample(100, move || {
+            let model = Model::open(kind);
+            let change = run(&model, |m| m.change_options(true));
+            let invalidate = run(&model, |m| m.state.invalidate().unwrap());
+            let moving = run(&model, |m| {
+                m.state.detach();
+                m.state.attach(Context::Default).unwrap();
+            });
+            join([change, invalidate, moving]);
+            assert!(model.state.cleaner().is_running(), "the cleaner got lost");
+            assert_eq!(model.host.refuse.load(Relaxed), false);
+            model.close();
+        });
+    }
+}
