@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use checked::host::{Freed, Kind, ModelHost};
-use checked::{explore, thread};
+use checked::{explore, thread, timeline};
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::sync::{Condvar, Mutex};
@@ -312,7 +312,7 @@ impl CleanTarget for Target {
     }
 
     fn poison(&self) {
-        panic!("what a pass asserted failed");
+        timeline::fail("what a pass asserted failed");
     }
 }
 

@@ -179,23 +179,23 @@ fn storm(tables: usize, reserved: usize, flaky: bool) {
 #[test]
 fn everything_at_once() {
     // With more slots than threads that pin, no locked get may say EBUSY.
-    sample(1500, || storm(4, 0, false));
+    sample(3000, || storm(4, 0, false));
 }
 
 #[test]
 fn everything_at_once_with_a_reserve() {
     // Two readers that pin without the lock, and one slot that they leave alone.
-    sample(1500, || storm(3, 1, false));
+    sample(3000, || storm(3, 1, false));
 }
 
 #[test]
 fn everything_at_once_while_every_second_write_fails() {
-    sample(1500, || storm(3, 1, true));
+    sample(3000, || storm(3, 1, true));
 }
 
 #[test]
 fn unlocked_callers_that_pin_all_they_can_never_starve_a_locked_one() {
-    sample(1500, || {
+    sample(3000, || {
         let model = Model::new(3, 1, false);
         let greedy = [(), ()].map(|()| {
             run(&model, |m| {
@@ -222,7 +222,7 @@ fn unlocked_callers_that_pin_all_they_can_never_starve_a_locked_one() {
 #[test]
 fn one_load_each_and_different_tables_in_parallel() {
     let parallel = Arc::new(AtomicUsize::new(0));
-    sample(500, {
+    sample(1000, {
         let parallel = parallel.clone();
         move || {
             let model = Model::new(4, 0, false);
@@ -243,7 +243,7 @@ fn one_load_each_and_different_tables_in_parallel() {
 
 #[test]
 fn discards_under_readers_leave_every_slot_free_or_resident() {
-    sample(1500, || {
+    sample(3000, || {
         let model = Model::new(2, 0, false);
         let readers = [(), ()].map(|()| {
             run(&model, |m| {
@@ -287,7 +287,7 @@ fn m_get(model: &Model, offset: u64) -> Pinned<'_> {
 
 #[test]
 fn a_table_is_never_written_before_what_it_depends_on() {
-    sample(1000, || {
+    sample(2000, || {
         let refcounts = Model::new(2, 0, false);
         let l2 = Model::new(2, 0, false);
         refcounts.change(TABLE).unwrap();

@@ -146,7 +146,7 @@ fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
 
 #[test]
 fn requests_and_cleaners_all_get_the_lock() {
-    sample(3000, || {
+    sample(6000, || {
         let model = Model::new();
         let requests = (1..=3).map(|n| {
             run(&model, move |m| {
@@ -167,7 +167,7 @@ fn requests_and_cleaners_all_get_the_lock() {
 #[test]
 fn requests_that_are_given_up_pass_their_wake_up_on() {
     for polls in [1, 2, 3] {
-        sample(2000, move || {
+        sample(4000, move || {
             let model = Model::new();
             let leavers = (1..=2).map(|n| {
                 run(&model, move |m| {
@@ -197,7 +197,7 @@ fn requests_that_are_given_up_pass_their_wake_up_on() {
 
 #[test]
 fn nobody_is_overtaken_again_after_losing_once() {
-    sample(3000, || {
+    sample(6000, || {
         let model = Model::new();
         let fair = run(&model, |m| {
             m.request_fairly(Owner(1));
@@ -228,7 +228,7 @@ struct Gate {
 
 #[test]
 fn a_wait_list_wakes_everybody_whose_key_was_notified() {
-    sample(2000, || {
+    sample(4000, || {
         let host = ModelHost::new(Kind::Coroutines, false);
         let gate = Arc::new(Mutex::new(Gate::default()));
         let waiters = (0..3).map(|key| {
@@ -275,7 +275,7 @@ fn a_wait_list_wakes_everybody_whose_key_was_notified() {
 
 #[test]
 fn poll_until_done_sees_a_condition_that_came_true_at_any_moment() {
-    sample(2000, || {
+    sample(4000, || {
         let host = ModelHost::new(Kind::Coroutines, false);
         let event = Arc::new(Event::default());
         let done = Arc::new(AtomicBool::new(false));

@@ -105,19 +105,19 @@ fn detach_against(iterations: usize, other: impl Fn(&Model) + Copy + Send + Sync
 
 #[test]
 fn a_detach_against_a_change_of_options() {
-    detach_against(100, |m| m.change_options(false));
-    detach_against(100, |m| m.change_options(true));
+    detach_against(200, |m| m.change_options(false));
+    detach_against(200, |m| m.change_options(true));
 }
 
 #[test]
 fn a_detach_against_an_invalidation() {
-    detach_against(100, |m| m.state.invalidate().unwrap());
+    detach_against(200, |m| m.state.invalidate().unwrap());
 }
 
 #[test]
 fn an_attach_against_a_detach_leaves_what_came_last() {
     for kind in KINDS {
-        sample(100, move || {
+        sample(200, move || {
             let model = Model::open(kind);
             model.state.detach();
             let attach = run(&model, |m| m.state.attach(Context::Default).unwrap());
@@ -143,7 +143,7 @@ fn an_attach_against_a_detach_leaves_what_came_last() {
 #[test]
 fn changes_of_options_at_once_leave_one_cleaner() {
     for kind in KINDS {
-        sample(100, move || {
+        sample(200, move || {
             let model = Model::open(kind);
             let changes =
                 [true, false].map(|locked| run(&model, move |m| m.change_options(locked)));
@@ -160,7 +160,7 @@ fn changes_of_options_at_once_leave_one_cleaner() {
 #[test]
 fn a_change_of_options_against_an_invalidation_and_a_move() {
     for kind in KINDS {
-        sample(100, move || {
+        sample(200, move || {
             let model = Model::open(kind);
             let change = run(&model, |m| m.change_options(true));
             let invalidate = run(&model, |m| m.state.invalidate().unwrap());

@@ -23,7 +23,7 @@ use qcow2cache::sync::parker::{Sleeper, ThreadSleeper};
 use qcow2cache::sync::sleep::{Clock, Timer};
 
 use super::sync::{Condvar, Mutex};
-use super::thread;
+use super::{thread, timeline};
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ impl Kind {
     }
 }
 
-/// Something that is freed once a stop has returned. Touching it afterwards fails the model.
+/// Something that is freed once a stop has returned. Touching it afterwards fails the model, at [`ModelHost::join`] if not at once.
 #[derive(Default)]
 pub struct Freed(AtomicBool);
 
@@ -278,6 +278,7 @@ impl ModelHost {
             turner.finish();
         }
         assert_eq!(self.clock.armed(), 0, "a timer was left over");
+        timeline::check();
         for seat in self.seats.lock().unwrap().values() {
             assert!(!*seat.woken.lock().unwrap(), "a wake-up too many");
         }

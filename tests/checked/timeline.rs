@@ -9,9 +9,27 @@ thread_local! {
     static EVENTS: RefCell<Vec<(&'static str, String)>> = RefCell::default();
 }
 
+thread_local! {
+    static FAILURE: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
 /// A new execution.
 pub fn begin() {
     EVENTS.with_borrow_mut(Vec::clear);
+    FAILURE.take();
+}
+
+/// Fails the model, also where the library catches the panic.
+pub fn fail(what: impl Into<String>) -> ! {
+    let what = what.into();
+    FAILURE.with_borrow_mut(|failure| _ = failure.get_or_insert_with(|| what.clone()));
+    panic!("{what}");
+}
+
+/// Nothing has failed in a place where the panic was caught.
+pub fn check() {
+    let failure = FAILURE.with_borrow(Clone::clone);
+    assert_eq!(failure, None);
 }
 
 /// `who` did `what`.

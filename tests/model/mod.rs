@@ -197,8 +197,13 @@ impl Model {
         seen: &Seen,
     ) -> Result<usize, Errno> {
         if how == How::Unlocked {
-            let room = self.caches[c].room(ordinary, seen);
-            return room.ok_or(Errno::AGAIN);
+            let cache = &mut self.caches[c];
+            let is_free = |slot: usize| cache.slots[slot].is_none();
+            // A free slot that only the lock's holder may fill comes before a table that would have to go.
+            if !ordinary.clone().any(is_free) && (ordinary.end..cache.slots.len()).any(is_free) {
+                return Err(Errno::AGAIN);
+            }
+            return cache.room(ordinary, seen).ok_or(Errno::AGAIN);
         }
         loop {
             // Every slot is used before a table goes, and the reserved ones last.

@@ -52,7 +52,10 @@ pub fn create(offsets: &[u64]) -> Contender {
 impl Floor {
     #[inline]
     fn home(&self, key: u64) -> usize {
-        (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize
+        // Two rounds: one alone would be luck or disaster for keys at regular distances, and a floor is neither.
+        const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+        let mixed = key.wrapping_mul(GOLDEN);
+        ((mixed ^ mixed >> 32).wrapping_mul(GOLDEN) >> self.shift) as usize
     }
 
     #[inline]
