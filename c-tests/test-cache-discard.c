@@ -88,9 +88,12 @@ static void the_slot_is_free_at_the_last_put(void)
 
 static void changes_under_a_pin_are_lost_with_it(void)
 {
-    void *table = cache_pin(cache, AT(7));
+    void *table;
 
+    cache_dirty(cache, AT(7), 6);
+    table = cache_pin(cache, AT(7));
     CHECK_INT(q2c_cache_discard_offset(cache, AT(7)), 0);
+    CHECK_U64(cache_stats(cache).dirty_tables, 0);
     CHECK_INT(q2c_cache_store(cache, table, 0, 7), 0);
     CHECK_INT(q2c_cache_mark_dirty(cache, table), 0);
     cache_unpin(cache, table);

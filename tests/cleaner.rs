@@ -5,22 +5,18 @@
 mod support;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
-use qcow2cache::cleaner::{CleanTarget, Cleaner};
+use qcow2cache::cleaner::Cleaner;
 use qcow2cache::error::Errno;
 use qcow2cache::host::Context;
 use qcow2cache::host::block_on;
-use qcow2cache::host::event_loop::{EventLoop, EventLoopHost};
-use qcow2cache::host::executor::Executor;
 use qcow2cache::host::threads::ThreadHost;
-use support::hosts::{Fixture, Loops};
+use support::hosts::Fixture;
+use support::probe::{
+    BUSY, NEVER, Probe, STOPS, Stop, cleaner_of, cleaner_that_looks, stop, with_thread,
+};
 use support::{Latch, Rng, TestStorage, cache_on, lock, until, watched};
-
-/// Much longer than any test.
-const NEVER: u64 = 600_000_000_000;
-/// At once, again and again.
-const BUSY: u64 = 1;
 
 on_every_host! {
     passes_come_and_are_counted
@@ -46,108 +42,6 @@ on_every_host! {
     stops_and_starts_in_a_storm_all_return
     a_stop_request_is_never_lost
     real_caches_are_cleaned
-}
-
-type Hook = Box<dyn Fn() + Send + Sync>;
-
-/// A cache's stand-in that knows when it is called and must not be called after a stop.
-#[derive(Default)]
-struct Probe {
-    passes: Mutex<usize>,
-    called: Condvar,
-    hook: Mutex<Option<Arc<Hook>>>,
-    in_pass: AtomicBool,
-    gone: AtomicBool,
-    poisoned: AtomicBool,
-}
-
-impl Probe {
-    fn wait_for_passes(&self, n: usize) {
-        let mut passes = lock(&self.passes);
-        let target = *passes + n;
-        while *passes < target {
-            passes = self.called.wait(passes).unwrap();
-        }
-    }
-
-    fn passes(&self) -> usize {
-        *lock(&self.passes)
-    }
-
-    fn set_hook(&self, hook: impl Fn() + Send + Sync + 'static) {
-        *lock(&self.hook) = Some(Arc::new(Box::new(hook)));
-    }
-
-    /// The stop returned: from now on it must be left alone.
-    fn must_be_left_alone(&self) {
-        assert!(
-            !self.in_pass.load(Ordering::SeqCst),
-            "the stop returned in the middle of a pass"
-        );
-        self.gone.store(true, Ordering::SeqCst);
-    }
-}
-
-impl CleanTarget for Probe {
-    fn clean_unused(&self) -> usize {
-        if self.gone.load(Ordering::SeqCst) {
-            // A panic would be caught by the cleaner.
-            eprintln!("a pass after the stop returned");
-            std::process::abort();
-        }
-        self.in_pass.store(true, Ordering::SeqCst);
-        let hook = lock(&self.hook).clone();
-        if let Some(hook) = hook {
-            hook();
-        }
-        self.in_pass.store(false, Ordering::SeqCst);
-        *lock(&self.passes) += 1;
-        self.called.notify_all();
-        3
-    }
-
-    fn poison(&self) {
-        self.poisoned.store(true, Ordering::SeqCst);
-    }
-}
-
-fn cleaner_of(fixture: &dyn Fixture) -> (Arc<Probe>, Arc<Cleaner>) {
-    let probe = Arc::new(Probe::default());
-    let cleaner = Arc::new(Cleaner::new(fixture.host()));
-    cleaner.set_caches(vec![probe.clone()]);
-    (probe, cleaner)
-}
-
-fn with_thread<T: Send>(body: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|scope| scope.spawn(body).join().unwrap())
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stop {
-    Unlocked,
-    Mixed,
-    Locked,
-    Requested,
-}
-
-const STOPS: [Stop; 4] = [Stop::Unlocked, Stop::Mixed, Stop::Locked, Stop::Requested];
-
-fn stop(cleaner: &Cleaner, how: Stop) {
-    match how {
-        Stop::Unlocked => cleaner.co_del_and_wait().unwrap(),
-        Stop::Mixed => cleaner.del_and_wait().unwrap(),
-        Stop::Locked => {
-            cleaner.lock().unwrap();
-            cleaner.co_locked_del_and_wait().unwrap();
-            assert_eq!(cleaner.stats().instances, 0);
-            cleaner.unlock().unwrap();
-        }
-        Stop::Requested => {
-            cleaner.request_stop();
-            assert!(!cleaner.is_running());
-            cleaner.del_and_wait().unwrap();
-        }
-    }
 }
 
 fn passes_come_and_are_counted(fixture: &dyn Fixture) {
@@ -455,44 +349,6 @@ fn each_instance_holds_its_own_caches(fixture: &dyn Fixture) {
     assert_eq!(Arc::strong_count(&second), 1);
 }
 
-/// Looks, when it is dropped, whether the instance that held it is still counted.
-struct LooksWhenDropped {
-    cleaner: Weak<Cleaner>,
-    instances: Arc<Mutex<Vec<usize>>>,
-}
-
-impl CleanTarget for LooksWhenDropped {
-    fn clean_unused(&self) -> usize {
-        0
-    }
-
-    fn poison(&self) {}
-}
-
-impl Drop for LooksWhenDropped {
-    fn drop(&mut self) {
-        let instances = self
-            .cleaner
-            .upgrade()
-            .map(|cleaner| cleaner.stats().instances);
-        lock(&self.instances).extend(instances);
-    }
-}
-
-type Looks = (Arc<Probe>, Arc<Cleaner>, Arc<Mutex<Vec<usize>>>);
-
-fn cleaner_that_looks(host: Arc<dyn qcow2cache::host::Host>) -> Looks {
-    let cleaner = Arc::new(Cleaner::new(host));
-    let probe = Arc::new(Probe::default());
-    let instances = Arc::new(Mutex::new(Vec::new()));
-    let looks = LooksWhenDropped {
-        cleaner: Arc::downgrade(&cleaner),
-        instances: instances.clone(),
-    };
-    cleaner.set_caches(vec![probe.clone(), Arc::new(looks)]);
-    (probe, cleaner, instances)
-}
-
 fn caches_are_let_go_before_the_end_is_reported(fixture: &dyn Fixture) {
     for wait in [false, true] {
         let (probe, cleaner, instances) = cleaner_that_looks(fixture.host());
@@ -700,180 +556,6 @@ fn real_caches_are_cleaned(fixture: &dyn Fixture) {
     assert_eq!(caches[0].stats().dirty_tables, 1);
 }
 
-/// A loop in the test's own thread, with a clock that is stepped by hand.
-fn stepped_loop() -> (Arc<EventLoop>, Arc<Probe>, Cleaner) {
-    let event_loop = EventLoop::new().unwrap();
-    assert!(event_loop.executor().pause_clock());
-    let probe = Arc::new(Probe::default());
-    let cleaner = Cleaner::new(EventLoopHost::shared());
-    cleaner.set_caches(vec![probe.clone()]);
-    (event_loop, probe, cleaner)
-}
-
-fn dispatch_all(event_loop: &EventLoop) {
-    while event_loop.dispatch().unwrap() > 0 {}
-}
-
-#[test]
-fn a_pass_comes_when_the_clock_has_reached_it_and_not_before() {
-    let (event_loop, probe, cleaner) = stepped_loop();
-    cleaner
-        .start(Context::Loop(event_loop.clone()), 100)
-        .unwrap();
-    dispatch_all(&event_loop);
-    assert_eq!(event_loop.timeout_ns(), None, "the clock stands still");
-    for (step, passes) in [(99, 0), (1, 1), (99, 1), (1, 2), (1000, 3), (99, 3), (1, 4)] {
-        assert!(event_loop.executor().step_clock(step));
-        dispatch_all(&event_loop);
-        assert_eq!(probe.passes(), passes);
-    }
-    cleaner.del_and_wait().unwrap();
-    dispatch_all(&event_loop);
-    assert!(!event_loop.executor().has_tasks());
-    assert_eq!(event_loop.timeout_ns(), None, "its timer is deleted");
-}
-
-#[test]
-fn caches_are_let_go_before_the_end_is_reported_wherever_the_stop_finds_the_cleaner() {
-    watched(|| {
-        for how in STOPS {
-            for turns in 0..4 {
-                let event_loop = EventLoop::new().unwrap();
-                let (_probe, cleaner, instances) = cleaner_that_looks(EventLoopHost::shared());
-                cleaner
-                    .start(Context::Loop(event_loop.clone()), NEVER)
-                    .unwrap();
-                cleaner.set_caches(Vec::new());
-                if turns == 3 {
-                    // Awake, and kept from its pass by the lock.
-                    cleaner.set_interval(BUSY).unwrap();
-                    cleaner.lock().unwrap();
-                }
-                for _ in 0..turns {
-                    event_loop.dispatch().unwrap();
-                }
-                if turns == 3 {
-                    // The lock is for the locked stop to take again.
-                    assert_eq!(*lock(&instances), []);
-                    with_thread(|| cleaner.co_del_and_wait().unwrap());
-                    cleaner.unlock().unwrap();
-                }
-                stop(&cleaner, how);
-                assert_eq!(*lock(&instances), [1], "{how:?} after {turns} turns");
-            }
-        }
-    });
-}
-
-#[test]
-fn a_short_interval_leaves_the_loop_to_others() {
-    watched(|| {
-        let event_loop = EventLoop::new().unwrap();
-        let probe = Arc::new(Probe::default());
-        let cleaner = Cleaner::new(EventLoopHost::shared());
-        cleaner.set_caches(vec![probe.clone()]);
-        // The next pass is due before the present one is over.
-        cleaner
-            .start(Context::Loop(event_loop.clone()), BUSY)
-            .unwrap();
-        let mut before = 0;
-        for _ in 0..50 {
-            event_loop.dispatch().unwrap();
-            let passes = probe.passes();
-            assert!(
-                passes <= before + 1,
-                "the loop is turned between two passes"
-            );
-            before = passes;
-        }
-        assert!(before > 0);
-        cleaner.del_and_wait().unwrap();
-    });
-}
-
-#[test]
-fn a_new_interval_counts_from_the_beginning_of_the_sleep() {
-    let (event_loop, probe, cleaner) = stepped_loop();
-    cleaner
-        .start(Context::Loop(event_loop.clone()), 1000)
-        .unwrap();
-    dispatch_all(&event_loop);
-    event_loop.executor().step_clock(300);
-    dispatch_all(&event_loop);
-    for (interval_ns, step, passes) in [
-        (500, 199, 0),
-        (2000, 1, 0),
-        (600, 99, 0),
-        (600, 1, 1),
-        (50, 49, 1),
-        (50, 1, 2),
-    ] {
-        cleaner.set_interval(interval_ns).unwrap();
-        dispatch_all(&event_loop);
-        event_loop.executor().step_clock(step);
-        dispatch_all(&event_loop);
-        assert_eq!(probe.passes(), passes, "{interval_ns}, {step}");
-    }
-    cleaner.set_interval(1_000_000).unwrap();
-    dispatch_all(&event_loop);
-    event_loop.executor().step_clock(500);
-    // Shorter than what passed already: at once.
-    cleaner.set_interval(400).unwrap();
-    dispatch_all(&event_loop);
-    assert_eq!(probe.passes(), 3);
-    cleaner.del_and_wait().unwrap();
-}
-
-#[test]
-fn a_stop_depends_on_no_clock_and_on_nobody_turning_the_loop() {
-    watched(|| {
-        for how in STOPS {
-            let (event_loop, probe, cleaner) = stepped_loop();
-            for polled in [false, true] {
-                cleaner
-                    .start(Context::Loop(event_loop.clone()), 100)
-                    .unwrap();
-                if polled {
-                    dispatch_all(&event_loop);
-                }
-                stop(&cleaner, how);
-                assert_eq!((cleaner.stats().instances, probe.passes()), (0, 0));
-                dispatch_all(&event_loop);
-                assert!(!event_loop.executor().has_tasks());
-            }
-        }
-    });
-}
-
-#[test]
-fn two_loops_stop_each_others_cleaners_at_once() {
-    watched(|| {
-        let loops = Loops::new();
-        for _ in 0..200 {
-            let (probes, cleaners): (Vec<_>, Vec<_>) = (0..2).map(|_| cleaner_of(&loops)).unzip();
-            for (which, cleaner) in cleaners.iter().enumerate() {
-                cleaner.start(loops.context(which), NEVER).unwrap();
-            }
-            let barrier = std::sync::Barrier::new(2);
-            std::thread::scope(|scope| {
-                for which in 0..2 {
-                    let (loops, cleaners, barrier) = (&loops, &cleaners, &barrier);
-                    scope.spawn(move || {
-                        loops.run_in(
-                            which,
-                            Box::new(|| {
-                                barrier.wait();
-                                cleaners[1 - which].del_and_wait().unwrap();
-                            }),
-                        );
-                    });
-                }
-            });
-            probes.iter().for_each(|probe| probe.must_be_left_alone());
-        }
-    });
-}
-
 #[test]
 fn a_cleaner_that_is_dropped_while_it_runs_is_left_behind_by_nobody() {
     watched(|| {
@@ -892,28 +574,4 @@ fn a_cleaner_that_is_dropped_while_it_runs_is_left_behind_by_nobody() {
             probe.must_be_left_alone();
         }
     });
-}
-
-#[test]
-fn a_wake_up_that_comes_while_a_task_is_polled_is_kept() {
-    let executor = Executor::new(Box::new(|| {}));
-    let polls = Arc::new(AtomicUsize::new(0));
-    let task = {
-        let (executor, polls) = (executor.clone(), polls.clone());
-        std::future::poll_fn(move |cx| {
-            if polls.fetch_add(1, Ordering::SeqCst) == 2 {
-                return std::task::Poll::Ready(());
-            }
-            cx.waker().wake_by_ref();
-            // A task that waits by turning the loop that it lives in.
-            executor.turn();
-            std::task::Poll::Pending
-        })
-    };
-    let _handle = executor.spawn(Box::pin(task));
-    for _ in 0..3 {
-        executor.turn();
-    }
-    assert_eq!(polls.load(Ordering::SeqCst), 3);
-    assert!(!executor.has_tasks());
 }

@@ -97,7 +97,7 @@ fn spawn(model: &Arc<Model>, body: impl FnOnce(&Model) + 'static) -> thread::Joi
 
 #[test]
 fn a_hit_against_an_eviction() {
-    explore(None, || {
+    explore(Some(3), || {
         let model = Model::with_a(1);
         let hit = spawn(&model, |m| {
             m.try_check(A);
@@ -144,7 +144,7 @@ fn a_hit_against_a_discard() {
 
 #[test]
 fn a_copy_without_a_pin_against_an_eviction() {
-    explore(Some(4), || {
+    explore(Some(3), || {
         let model = Model::with_a(1);
         let copy = spawn(&model, |m| {
             m.copy(A);
@@ -181,7 +181,7 @@ fn a_copy_without_a_pin_against_cleaning_and_the_pages_that_go_back() {
 
 #[test]
 fn a_copy_without_a_pin_against_a_table_that_enters_filled_with_zeros() {
-    explore(Some(4), || {
+    explore(Some(3), || {
         let model = Model::with_a(1);
         let copy = spawn(&model, |m| {
             m.copy(A);
@@ -195,7 +195,7 @@ fn a_copy_without_a_pin_against_a_table_that_enters_filled_with_zeros() {
 
 #[test]
 fn a_copy_without_a_pin_against_a_move_out_of_the_reserve() {
-    explore(Some(4), || {
+    explore(Some(3), || {
         let model = Model::new(2, 1);
         // B takes the ordinary slot, A the reserved one.
         model.check(B);
@@ -285,33 +285,15 @@ fn a_change_against_the_eviction_of_its_table() {
             pinned.mark_dirty().unwrap();
             drop(pinned);
         });
-        let evicting = block_on(model.cache.host(), &[], model.cache.get(B)).map(drop);
+        // Without the state lock: a table that must be written first is left where it is.
+        let evicting = block_on(model.cache.host(), &[], model.cache.get_unlocked(B)).map(drop);
         writer.join().unwrap();
-        assert!(matches!(evicting, Ok(()) | Err(Errno::BUSY)));
+        assert!(matches!(evicting, Ok(()) | Err(Errno::AGAIN)));
         let changed = model.get(A).load(0) == 7;
         block_on(model.cache.host(), &[], model.cache.flush()).unwrap();
         assert_eq!(model.storage.contents(A)[0] == 7, changed);
         // It was resident when the writer came, so it was changed, unless the eviction was there first.
         assert!(changed || evicting.is_ok(), "a change was lost");
-    });
-}
-
-#[test]
-fn a_hit_and_a_copy_against_an_eviction() {
-    explore(Some(2), || {
-        let model = Model::with_a(1);
-        let hit = spawn(&model, |m| {
-            m.try_check(A);
-        });
-        let copy = spawn(&model, |m| {
-            m.copy(A);
-        });
-        match block_on(model.cache.host(), &[], model.cache.get(B)) {
-            Ok(pinned) => expect_fresh(&pinned, B),
-            Err(errno) => assert_eq!(errno, Errno::BUSY),
-        }
-        hit.join().unwrap();
-        copy.join().unwrap();
     });
 }
 

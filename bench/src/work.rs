@@ -120,30 +120,51 @@ pub fn misses(on: &Contender, next: &mut u64, count: u64) {
     assert!(failed == 0, "a miss failed");
 }
 
-/// `count` copies of a random entry of random tables of the set.
+/// Which entry of a table is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// One that belongs to the table, a different one for each: what is read often stays in the processor's caches.
+    OneEach,
+    /// Any: all of the tables' memory is read.
+    Any,
+}
+
+/// `count` copies of an entry of random tables of the set.
 #[inline(never)]
-pub fn reads(on: &Contender, offsets: &Offsets, rng: &mut Rng, count: u64) {
+pub fn reads(on: &Contender, offsets: &Offsets, entry: Entry, rng: &mut Rng, count: u64) {
     let read = on.ops.read.expect("has read");
-    copies(on, read, offsets, rng, count);
+    copies(on, read, offsets, entry, rng, count);
 }
 
 /// As [`reads`], but only finds the tables.
 #[inline(never)]
 pub fn probes(on: &Contender, offsets: &Offsets, rng: &mut Rng, count: u64) {
     let probe = on.ops.probe.expect("has probe");
-    copies(on, probe, offsets, rng, count);
+    copies(on, probe, offsets, Entry::OneEach, rng, count);
 }
 
 #[inline(always)]
-fn copies(on: &Contender, read: contenders::Read, offsets: &Offsets, rng: &mut Rng, count: u64) {
+fn copies(
+    on: &Contender,
+    read: contenders::Read,
+    offsets: &Offsets,
+    entry: Entry,
+    rng: &mut Rng,
+    count: u64,
+) {
     let mut failed = 0;
     let mut random = *rng;
     for _ in 0..count {
-        let mut entry = 0_u64;
-        let offset = offsets.at(random.below(offsets.count as u64));
-        let at = random.below(TABLE_SIZE as u64 / 8) as usize * 8;
+        let mut copy = 0_u64;
+        let number = random.below(offsets.count as u64);
+        let entry = match entry {
+            Entry::OneEach => number,
+            Entry::Any => random.below(TABLE_SIZE as u64 / 8),
+        };
+        // Each in another set of the processor's caches: tables are 4 KiB apart.
+        let at = (entry * 8) as usize % TABLE_SIZE;
         // SAFETY: the contender is alive; 8 bytes inside a table.
-        failed |= unsafe { read(on.handle, offset, at, (&raw mut entry).cast(), 8) };
+        failed |= unsafe { read(on.handle, offsets.at(number), at, (&raw mut copy).cast(), 8) };
     }
     *rng = random;
     assert!(failed == 0, "a read failed");

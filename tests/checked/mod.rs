@@ -16,6 +16,10 @@ pub mod timeline;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+/// A model that needs more is for a longer bound than a test run has time for.
+#[cfg(loom)]
+const MOST_EXECUTIONS: usize = 200_000;
+
 /// Explores every interleaving with at most `preemptions` forced switches (`None`: every one there is), and every value that
 /// C11 lets a load return. `LOOM_MAX_PREEMPTIONS` gives another bound.
 #[cfg(loom)]
@@ -29,7 +33,11 @@ pub fn explore(preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'sta
     let runs = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let count = runs.clone();
     builder.check(move || {
-        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let before = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        assert!(
+            bound != preemptions || before < MOST_EXECUTIONS,
+            "the model has outgrown its bound"
+        );
         timeline::begin();
         model();
     });

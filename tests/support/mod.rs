@@ -8,6 +8,8 @@
 )]
 
 pub mod hosts;
+pub mod image;
+pub mod probe;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,8 +18,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use qcow2cache::cache::{Cache, CacheOptions};
+use qcow2cache::cache::{Cache, CacheOptions, Pinned};
 use qcow2cache::error::Errno;
+use qcow2cache::host::block_on;
 use qcow2cache::host::threads::ThreadHost;
 use qcow2cache::storage::{Corruption, IoBuf, Storage};
 
@@ -312,4 +315,26 @@ pub fn until(done: impl Fn() -> bool) {
     while !done() {
         std::thread::sleep(Duration::from_micros(50));
     }
+}
+
+/// [`Cache::get`], waited for.
+pub fn get(cache: &Cache, offset: u64) -> Result<Pinned<'_>, Errno> {
+    block_on(cache.host(), &[], cache.get(offset))
+}
+
+/// [`Cache::get_unlocked`], waited for.
+pub fn get_unlocked(cache: &Cache, offset: u64) -> Result<Pinned<'_>, Errno> {
+    block_on(cache.host(), &[], cache.get_unlocked(offset))
+}
+
+/// [`Cache::flush`], waited for.
+pub fn flush(cache: &Cache) -> Result<(), Errno> {
+    block_on(cache.host(), &[], cache.flush())
+}
+
+/// Changes the first word of a table.
+pub fn edit(cache: &Cache, offset: u64, value: u64) -> Result<(), Errno> {
+    let pinned = get(cache, offset)?;
+    pinned.store(0, value)?;
+    pinned.mark_dirty()
 }

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `q2c_cache_read`: an 8-byte entry of a random resident table, anywhere in it.
+//! `q2c_cache_read`: an 8-byte entry of a random resident table. Judged with one entry for each table; `read.anywhere` reads any entry, so that
+//! the largest cache's 128 MiB are read at random: there the machine's memory decides, see its `probe_and_copy`.
 
-use contenders::floor;
+use contenders::{Contender, floor};
 
 use super::Setting;
 use crate::figure::{Report, Target};
 use crate::measure::{Rng, Run, Samples};
-use crate::{ours, progress, work};
+use crate::work::{self, Entry, Offsets};
+use crate::{ours, progress};
 
 /// A read, in times of the bare probe.
 const TIMES_PROBE: f64 = 5.0;
@@ -15,91 +17,115 @@ const SCALING: f64 = 1.8;
 /// The largest cache against the smallest.
 const FLAT: f64 = 2.0;
 
+struct Ready {
+    tables: usize,
+    cache: Contender,
+    floor: Contender,
+    offsets: Offsets,
+}
+
 /// See the module.
 pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
-    let sizes = work::sizes(setting.effort.quick);
     // The caches of all sizes live at once, so that the largest is compared with the smallest within a round.
-    let ready: Vec<_> = sizes
+    let ready: Vec<Ready> = work::sizes(setting.effort.quick)
         .iter()
         .map(|&tables| {
             progress::show(&format!("read: filling {tables} tables"));
             let cache = ours::create(tables, &ours::touching_storage());
             let offsets = work::churn(&cache, tables);
-            let floor = floor::create(&offsets.all());
-            (tables, cache, offsets, floor)
+            Ready {
+                tables,
+                cache,
+                floor: floor::create(&offsets.all()),
+                offsets,
+            }
         })
         .collect();
     progress::show("read: one thread");
+    one_thread(setting, report, &ready, Entry::OneEach);
+    progress::show("read: one thread, all of the memory");
+    one_thread(setting, report, &ready, Entry::Any);
+    for one in &ready {
+        progress::show(&format!("read: {} tables, threads", one.tables));
+        threads(setting, report, one);
+    }
+    Ok(())
+}
+
+fn one_thread(setting: &Setting, report: &mut Report, ready: &[Ready], entry: Entry) {
     let mut rng = Rng::new(3);
     let mut runs: Vec<Run<'_>> = Vec::new();
-    for (_, cache, offsets, floor) in &ready {
-        runs.push(Box::new(move |count| {
-            work::reads(cache, offsets, &mut rng, count)
+    for one in ready {
+        let (cache, floor, offsets) = (&one.cache, &one.floor, &one.offsets);
+        runs.push(Box::new(move |n| {
+            work::reads(cache, offsets, entry, &mut rng, n)
         }));
-        runs.push(Box::new(move |count| {
-            work::probes(floor, offsets, &mut rng, count)
-        }));
-        runs.push(Box::new(move |count| {
-            work::reads(floor, offsets, &mut rng, count)
+        runs.push(Box::new(move |n| work::probes(floor, offsets, &mut rng, n)));
+        runs.push(Box::new(move |n| {
+            work::reads(floor, offsets, entry, &mut rng, n)
         }));
     }
     let results = setting.effort.interleave(&mut runs);
-    for ((tables, ..), three) in ready.iter().zip(results.chunks(3)) {
+    let judged = entry == Entry::OneEach;
+    let what = if judged { "read" } else { "read.anywhere" };
+    let target = |target| if judged { target } else { Target::None };
+    for (one, three) in ready.iter().zip(results.chunks(3)) {
         let [ours, probe, copy] = three else {
             unreachable!("three subjects a size");
         };
-        report.info(format!("read.{tables}.ours"), "ns", ours);
-        report.info(format!("read.{tables}.probe"), "ns", probe);
-        report.info(format!("read.{tables}.probe_and_copy"), "ns", copy);
+        let tables = one.tables;
+        report.info(format!("{what}.{tables}.ours"), "ns", ours);
+        if judged {
+            report.info(format!("{what}.{tables}.probe"), "ns", probe);
+            for (line, samples) in [("ours", ours), ("probe", probe), ("probe and copy", copy)] {
+                report.point("read", line, tables as f64, samples.median());
+            }
+        }
+        report.info(format!("{what}.{tables}.probe_and_copy"), "ns", copy);
         report.figure(
-            format!("read.{tables}.vs_probe"),
+            format!("{what}.{tables}.vs_probe"),
             "x",
-            Target::AtMost(TIMES_PROBE),
+            target(Target::AtMost(TIMES_PROBE)),
             ours.over(probe),
         );
         report.info(
-            format!("read.{tables}.vs_probe_and_copy"),
+            format!("{what}.{tables}.vs_probe_and_copy"),
             "x",
             &ours.over(copy),
         );
-        for (line, samples) in [("ours", ours), ("probe", probe), ("probe and copy", copy)] {
-            report.point("read", line, *tables as f64, samples.median());
-        }
     }
-    let of = |size: usize| &results[3 * size];
+    let last = 3 * (ready.len() - 1);
     report.figure(
-        "read.flat",
+        format!("{what}.flat"),
         "x",
-        Target::AtMost(FLAT),
-        of(sizes.len() - 1).over(of(0)),
+        target(Target::AtMost(FLAT)),
+        results[last].over(&results[0]),
     );
     report.info(
-        "read.flat.probe_and_copy",
+        format!("{what}.flat.probe_and_copy"),
         "x",
-        &results[3 * (sizes.len() - 1) + 2].over(&results[2]),
+        &results[last + 2].over(&results[2]),
     );
-    for (tables, cache, offsets, floor) in &ready {
-        progress::show(&format!("read: {tables} tables, threads"));
-        let [mut ours, mut probe] = [Samples::default(), Samples::default()];
-        for _ in 0..setting.effort.rounds {
-            let read = |rng: &mut Rng, count| work::reads(cache, offsets, rng, count);
-            let find = |rng: &mut Rng, count| work::probes(floor, offsets, rng, count);
-            let [one, two, one_probe, two_probe] = [
-                work::throughput(1, setting.effort.slice, &read),
-                work::throughput(2, setting.effort.slice, &read),
-                work::throughput(1, setting.effort.slice, &find),
-                work::throughput(2, setting.effort.slice, &find),
-            ];
-            ours.push(two.0 / one.0, one.1 || two.1);
-            probe.push(two_probe.0 / one_probe.0, one_probe.1 || two_probe.1);
-        }
-        report.figure(
-            format!("read.threads.{tables}.ours"),
-            "x",
-            Target::AtLeast(SCALING),
-            ours,
-        );
-        report.info(format!("read.threads.{tables}.probe"), "x", &probe);
+}
+
+fn threads(setting: &Setting, report: &mut Report, one: &Ready) {
+    let (cache, floor, offsets) = (&one.cache, &one.floor, &one.offsets);
+    let read = |rng: &mut Rng, n| work::reads(cache, offsets, Entry::OneEach, rng, n);
+    let find = |rng: &mut Rng, n| work::probes(floor, offsets, rng, n);
+    let slice = setting.effort.slice;
+    let [mut ours, mut probe] = [Samples::default(), Samples::default()];
+    for _ in 0..setting.effort.rounds {
+        let [one, two] = [1, 2].map(|threads| work::throughput(threads, slice, &read));
+        ours.push(two.0 / one.0, one.1 || two.1);
+        let [one, two] = [1, 2].map(|threads| work::throughput(threads, slice, &find));
+        probe.push(two.0 / one.0, one.1 || two.1);
     }
-    Ok(())
+    let tables = one.tables;
+    report.figure(
+        format!("read.threads.{tables}.ours"),
+        "x",
+        Target::AtLeast(SCALING),
+        ours,
+    );
+    report.info(format!("read.threads.{tables}.probe"), "x", &probe);
 }

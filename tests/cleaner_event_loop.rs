@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The cleaner on event loops: a loop in the test's own thread, turned and its clock stepped by hand, so that each moment of
+//! the protocol can be looked at; and what only loops can do wrong.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use qcow2cache::cleaner::Cleaner;
+use qcow2cache::host::Context;
+use qcow2cache::host::event_loop::{EventLoop, EventLoopHost};
+use qcow2cache::host::executor::Executor;
+use support::hosts::{Fixture, Loops};
+use support::probe::{
+    BUSY, NEVER, Probe, STOPS, cleaner_of, cleaner_that_looks, stop, with_thread,
+};
+use support::{lock, watched};
+
+/// A loop in the test's own thread, with a clock that is stepped by hand.
+fn stepped_loop() -> (Arc<EventLoop>, Arc<Probe>, Cleaner) {
+    let event_loop = EventLoop::new().unwrap();
+    assert!(event_loop.executor().pause_clock());
+    let probe = Arc::new(Probe::default());
+    let cleaner = Cleaner::new(EventLoopHost::shared());
+    cleaner.set_caches(vec![probe.clone()]);
+    (event_loop, probe, cleaner)
+}
+
+fn dispatch_all(event_loop: &EventLoop) {
+    while event_loop.dispatch().unwrap() > 0 {}
+}
+
+#[test]
+fn a_pass_comes_when_the_clock_has_reached_it_and_not_before() {
+    let (event_loop, probe, cleaner) = stepped_loop();
+    cleaner
+        .start(Context::Loop(event_loop.clone()), 100)
+        .unwrap();
+    dispatch_all(&event_loop);
+    assert_eq!(event_loop.timeout_ns(), None, "the clock stands still");
+    for (step, passes) in [(99, 0), (1, 1), (99, 1), (1, 2), (1000, 3), (99, 3), (1, 4)] {
+        assert!(event_loop.executor().step_clock(step));
+        dispatch_all(&event_loop);
+        assert_eq!(probe.passes(), passes);
+    }
+    cleaner.del_and_wait().unwrap();
+    dispatch_all(&event_loop);
+    assert!(!event_loop.executor().has_tasks());
+    assert_eq!(event_loop.timeout_ns(), None, "its timer is deleted");
+}
+
+#[test]
+fn caches_are_let_go_before_the_end_is_reported_wherever_the_stop_finds_the_cleaner() {
+    watched(|| {
+        for how in STOPS {
+            for turns in 0..4 {
+                let event_loop = EventLoop::new().unwrap();
+                let (_probe, cleaner, instances) = cleaner_that_looks(EventLoopHost::shared());
+                cleaner
+                    .start(Context::Loop(event_loop.clone()), NEVER)
+                    .unwrap();
+                cleaner.set_caches(Vec::new());
+                if turns == 3 {
+                    // Awake, and kept from its pass by the lock.
+                    cleaner.set_interval(BUSY).unwrap();
+                    cleaner.lock().unwrap();
+                }
+                for _ in 0..turns {
+                    event_loop.dispatch().unwrap();
+                }
+                if turns == 3 {
+                    // The lock is for the locked stop to take again.
+                    assert_eq!(*lock(&instances), []);
+                    with_thread(|| cleaner.co_del_and_wait().unwrap());
+                    cleaner.unlock().unwrap();
+                }
+                stop(&cleaner, how);
+                assert_eq!(*lock(&instances), [1], "{how:?} after {turns} turns");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_short_interval_leaves_the_loop_to_others() {
+    watched(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let probe = Arc::new(Probe::default());
+        let cleaner = Cleaner::new(EventLoopHost::shared());
+        cleaner.set_caches(vec![probe.clone()]);
+        // The next pass is due before the present one is over.
+        cleaner
+            .start(Context::Loop(event_loop.clone()), BUSY)
+            .unwrap();
+        let mut before = 0;
+        for _ in 0..50 {
+            event_loop.dispatch().unwrap();
+            let passes = probe.passes();
+            assert!(
+                passes <= before + 1,
+                "the loop is turned between two passes"
+            );
+            before = passes;
+        }
+        assert!(before > 0);
+        cleaner.del_and_wait().unwrap();
+    });
+}
+
+#[test]
+fn a_new_interval_counts_from_the_beginning_of_the_sleep() {
+    let (event_loop, probe, cleaner) = stepped_loop();
+    cleaner
+        .start(Context::Loop(event_loop.clone()), 1000)
+        .unwrap();
+    dispatch_all(&event_loop);
+    event_loop.executor().step_clock(300);
+    dispatch_all(&event_loop);
+    for (interval_ns, step, passes) in [
+        (500, 199, 0),
+        (2000, 1, 0),
+        (600, 99, 0),
+        (600, 1, 1),
+        (50, 49, 1),
+        (50, 1, 2),
+    ] {
+        cleaner.set_interval(interval_ns).unwrap();
+        dispatch_all(&event_loop);
+        event_loop.executor().step_clock(step);
+        dispatch_all(&event_loop);
+        assert_eq!(probe.passes(), passes, "{interval_ns}, {step}");
+    }
+    cleaner.set_interval(1_000_000).unwrap();
+    dispatch_all(&event_loop);
+    event_loop.executor().step_clock(500);
+    // Shorter than what passed already: at once.
+    cleaner.set_interval(400).unwrap();
+    dispatch_all(&event_loop);
+    assert_eq!(probe.passes(), 3);
+    cleaner.del_and_wait().unwrap();
+}
+
+#[test]
+fn a_stop_depends_on_no_clock_and_on_nobody_turning_the_loop() {
+    watched(|| {
+        for how in STOPS {
+            let (event_loop, probe, cleaner) = stepped_loop();
+            for polled in [false, true] {
+                cleaner
+                    .start(Context::Loop(event_loop.clone()), 100)
+                    .unwrap();
+                if polled {
+                    dispatch_all(&event_loop);
+                }
+                stop(&cleaner, how);
+                assert_eq!((cleaner.stats().instances, probe.passes()), (0, 0));
+                dispatch_all(&event_loop);
+                assert!(!event_loop.executor().has_tasks());
+            }
+        }
+    });
+}
+
+#[test]
+fn two_loops_stop_each_others_cleaners_at_once() {
+    watched(|| {
+        let loops = Loops::new();
+        for _ in 0..200 {
+            let (probes, cleaners): (Vec<_>, Vec<_>) = (0..2).map(|_| cleaner_of(&loops)).unzip();
+            for (which, cleaner) in cleaners.iter().enumerate() {
+                cleaner.start(loops.context(which), NEVER).unwrap();
+            }
+            let barrier = std::sync::Barrier::new(2);
+            std::thread::scope(|scope| {
+                for which in 0..2 {
+                    let (loops, cleaners, barrier) = (&loops, &cleaners, &barrier);
+                    scope.spawn(move || {
+                        loops.run_in(
+                            which,
+                            Box::new(|| {
+                                barrier.wait();
+                                cleaners[1 - which].del_and_wait().unwrap();
+                            }),
+                        );
+                    });
+                }
+            });
+            probes.iter().for_each(|probe| probe.must_be_left_alone());
+        }
+    });
+}
+
+#[test]
+fn a_wake_up_that_comes_while_a_task_is_polled_is_kept() {
+    let executor = Executor::new(Box::new(|| {}));
+    let polls = Arc::new(AtomicUsize::new(0));
+    let task = {
+        let (executor, polls) = (executor.clone(), polls.clone());
+        std::future::poll_fn(move |cx| {
+            if polls.fetch_add(1, Ordering::SeqCst) == 2 {
+                return std::task::Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            // A task that waits by turning the loop that it lives in.
+            executor.turn();
+            std::task::Poll::Pending
+        })
+    };
+    let _handle = executor.spawn(Box::pin(task));
+    for _ in 0..3 {
+        executor.turn();
+    }
+    assert_eq!(polls.load(Ordering::SeqCst), 3);
+    assert!(!executor.has_tasks());
+}
