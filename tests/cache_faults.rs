@@ -576,3 +576,62 @@ fn those_who_wait_for_a_write_go_on_when_it_panics_or_fails() {
         });
     }
 }
+
+#[test]
+fn a_poisoned_cache_never_writes_again_and_says_so() {
+    // Before the flush, or in the middle of it, where storage is asked about the table.
+    for in_the_middle in [false, true] {
+        let storage = Arc::new(TestStorage::new(64 << 10));
+        let cache = cache_on(&storage, 4, 512, 1);
+        let other = cache_on(&storage, 4, 512, 1);
+        dirty_tables(&cache, &[512, 2048]);
+        dirty_tables(&other, &[8192]);
+        block_on(other.host(), &[], other.set_dependency(&cache)).unwrap();
+        let pinned = block_on(cache.host(), &[], cache.get(512)).unwrap();
+        let table = pinned.into_ptr().as_ptr() as usize;
+        if in_the_middle {
+            let cache = Arc::downgrade(&cache);
+            storage.set_hook(move |_, io| {
+                if matches!(io, Io::Check { .. }) {
+                    cache.upgrade().unwrap().poison();
+                }
+                Ok(())
+            });
+        } else {
+            cache.poison();
+        }
+        let host = cache.host();
+        assert_eq!(block_on(host, &[], cache.flush()), Err(Errno::IO));
+        storage.clear_hook();
+        assert_eq!(cache.check_poison(), Err(Errno::IO));
+        let from = storage.log_len();
+        for result in [
+            block_on(host, &[], cache.write()),
+            block_on(host, &[], cache.empty()),
+            block_on(host, &[], cache.get(512)).map(drop),
+            block_on(host, &[], cache.get(4096)).map(drop),
+            block_on(host, &[], cache.get_empty(4096)).map(drop),
+            block_on(host, &[], cache.get_unlocked(512)).map(drop),
+            cache.try_get(512).map(drop),
+            cache.read(512, 0, &mut [0; 8]),
+            cache.depends_on_flush(),
+            block_on(host, &[], cache.set_dependency(&other)),
+            cache.mark_dirty(table),
+            cache.store(table, 0, 1),
+            cache.discard_offset(2048),
+            cache.discard_range(2048, 512),
+            // What must be stable first cannot become stable any more.
+            block_on(host, &[], other.flush()),
+        ] {
+            assert_eq!(result, Err(Errno::IO));
+        }
+        assert_eq!(cache.stats().pinned_tables, 1);
+        assert_eq!(cache.put(table), Err(Errno::IO));
+        assert_eq!(cache.stats().pinned_tables, 0, "the pin is given back");
+        assert_eq!(storage.log_len(), from);
+        let wrote = |io: &Io| matches!(io, Io::Write { .. });
+        assert!(!storage.log_from(0).iter().any(wrote));
+        // What it would have written is lost; it can go, so that the image can be closed.
+        assert_eq!(cache.check_destroy(), Ok(()));
+    }
+}

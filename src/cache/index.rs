@@ -15,7 +15,9 @@ use crate::primitives::{AtomicU64, Ordering};
 /// A number below `n`, spread over all of them.
 #[inline]
 pub(super) fn scale(key: u64, n: usize) -> usize {
-    let hash = key.wrapping_mul(GOLDEN) >> 32;
+    // Twice: tables lie at regular distances in an image, and one round puts some such progressions into few places.
+    let hash = key.wrapping_mul(GOLDEN);
+    let hash = (hash ^ (hash >> 32)).wrapping_mul(GOLDEN) >> 32;
     // Multiply and shift maps 32 hash bits to any number of places without a division.
     ((hash * n as u64) >> 32) as usize
 }
