@@ -710,6 +710,7 @@ int q2c_cache_get_unlocked(struct q2c_cache *cache, uint64_t table_offset, void 
  * Any thread, state lock held or not, never waits, takes no lock.
  *
  * - `-EAGAIN`: the table is not in the cache, or is just coming or going.
+ *   Or it is in one of the reserved slots, which are left to those who hold the lock.
  * - `-EINVAL`: an argument is NULL; `table_offset` is 0.
  * - `-EIO`: as `q2c_cache_get`.
  *

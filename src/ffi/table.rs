@@ -147,6 +147,7 @@ pub unsafe extern "C" fn q2c_cache_get_unlocked(
 /// Any thread, state lock held or not, never waits, takes no lock.
 ///
 /// - `-EAGAIN`: the table is not in the cache, or is just coming or going.
+///   Or it is in one of the reserved slots, which are left to those who hold the lock.
 /// - `-EINVAL`: an argument is NULL; `table_offset` is 0.
 /// - `-EIO`: as `q2c_cache_get`.
 ///
