@@ -223,6 +223,12 @@ impl Cleaner {
         self.shared.request_stop();
     }
 
+    /// The first half of [`Cleaner::request_stop`], which calls nothing: from now on every instance is asked to stop. For
+    /// callers that change something of their own at the same moment, under a lock of theirs.
+    pub(crate) fn flag_stop(&self) -> StopFlagged {
+        self.shared.flag_stop()
+    }
+
     /// Whether an instance lives that was not asked to stop.
     pub fn is_running(&self) -> bool {
         self.shared.forget_lost();
@@ -420,14 +426,17 @@ impl Shared {
 
     /// Asks every instance to stop; returns them.
     fn request_stop(&self) -> Vec<Arc<Instance>> {
+        let flagged = self.flag_stop();
+        flagged.deliver();
+        flagged.0
+    }
+
+    fn flag_stop(&self) -> StopFlagged {
         self.forget_lost();
-        let instances = {
-            let mut registry = self.registry.lock();
-            registry.epoch += 1;
-            registry.instances.clone()
-        };
-        instances.iter().for_each(|i| i.request_stop());
-        instances
+        let mut registry = self.registry.lock();
+        registry.epoch += 1;
+        registry.instances.iter().for_each(|i| i.flag_stop());
+        StopFlagged(registry.instances.clone())
     }
 
     fn lock(&self) -> Result<(), Errno> {
@@ -552,16 +561,31 @@ impl Shared {
     }
 }
 
+/// Instances that were asked to stop and do not know it yet.
+#[must_use = "those that sleep go on sleeping until `deliver`"]
+pub(crate) struct StopFlagged(Vec<Arc<Instance>>);
+
+impl StopFlagged {
+    /// Wakes or ends them. Calls the host: no lock held.
+    pub(crate) fn deliver(&self) {
+        self.0.iter().for_each(|i| i.deliver_stop());
+    }
+}
+
 impl Instance {
     fn is_stopped(&self) -> bool {
         self.control.lock().stop
     }
 
-    /// Sticky. Whoever comes here ends the task, if the host lets it; else the task ends by itself.
-    fn request_stop(&self) {
+    /// Sticky.
+    fn flag_stop(&self) {
+        self.control.lock().stop = true;
+    }
+
+    /// The instance is flagged: whoever comes here ends the task, if the host lets it; else the task is woken and ends by itself.
+    fn deliver_stop(&self) {
         let (waker, cancel) = {
             let mut control = self.control.lock();
-            control.stop = true;
             (control.waker.take(), control.cancel.take())
         };
         match (cancel, waker) {
@@ -579,7 +603,7 @@ impl Instance {
             control.stop
         };
         if stopped {
-            self.request_stop();
+            self.deliver_stop();
         }
     }
 

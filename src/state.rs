@@ -176,8 +176,12 @@ impl State {
     /// The image leaves its context: asks the cleaner to stop and does not wait. Any context, any lock held. Detaching
     /// what is detached is no error.
     pub fn detach(&self) {
-        let left = self.inner.lock().context.take();
-        self.cleaner.request_stop();
+        // In one step: an attach is before it, and its cleaner is stopped, or after it, and its cleaner is not.
+        let (left, flagged) = {
+            let mut inner = self.inner.lock();
+            (inner.context.take(), self.cleaner.flag_stop())
+        };
+        flagged.deliver();
         drop(left);
     }
 

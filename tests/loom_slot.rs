@@ -438,11 +438,10 @@ impl Set {
     /// What a flush does to claim a slot that it has on its list.
     fn claim(&self) -> bool {
         let structure = self.table.lock();
-        self.dirty.remove(&self.groups, 0);
-        let begun = self.table.slot.begin_write();
-        if !begun && self.table.slot.is_dirty_in_order() {
-            self.dirty.insert(&self.groups, 0);
-        }
+        let slot = &self.table.slot;
+        let begin_write = || slot.begin_write();
+        let is_dirty = || slot.is_dirty_in_order();
+        let begun = self.dirty.claim(&self.groups, 0, begin_write, is_dirty);
         drop(structure);
         begun
     }

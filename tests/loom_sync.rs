@@ -17,6 +17,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::sync::{Condvar, Mutex};
 use qcow2cache::cleaner::{CleanTarget, Cleaner};
+use qcow2cache::host::executor::Executor;
 use qcow2cache::host::{Context as Place, Event, block_on, poll_until_done};
 use qcow2cache::sync::lock::{Owner, StateLock};
 use qcow2cache::sync::parker::{LazyParker, Parker, Sleeper, ThreadSleeper};
@@ -296,6 +297,76 @@ fn the_state_lock_excludes_and_loses_no_wake_up() {
     });
 }
 
+#[test]
+fn a_request_that_is_given_up_wakes_the_next() {
+    explore(Some(4), || {
+        let host = ModelHost::new(Kind::Coroutines, false);
+        let lock = Arc::new(StateLock::new());
+        let stayer = thread::spawn({
+            let (host, lock) = (host.clone(), lock.clone());
+            move || {
+                block_on(&*host, &[], lock.lock(Owner(1)));
+                assert!(lock.unlock(Owner(1)));
+            }
+        });
+        let leaver = thread::spawn({
+            let lock = lock.clone();
+            move || {
+                let mut request = pin!(lock.lock(Owner(2)));
+                let mut cx = Context::from_waker(std::task::Waker::noop());
+                if request.as_mut().poll(&mut cx).is_ready() {
+                    assert!(lock.unlock(Owner(2)));
+                }
+            }
+        });
+        block_on(&*host, &[], lock.lock(Owner(3)));
+        assert!(lock.unlock(Owner(3)));
+        stayer.join().unwrap();
+        leaver.join().unwrap();
+        assert!(!lock.is_held());
+        host.join();
+    });
+}
+
+/// Turns an executor until `done`, sleeping while there is nothing to turn for.
+#[derive(Default)]
+struct Bell {
+    rung: Mutex<bool>,
+    condvar: Condvar,
+}
+
+#[test]
+fn a_task_that_is_woken_while_it_is_polled_is_polled_again() {
+    explore(None, || {
+        let bell = Arc::new(Bell::default());
+        let executor = Executor::new(Box::new({
+            let bell = bell.clone();
+            move || {
+                *bell.rung.lock().unwrap() = true;
+                bell.condvar.notify_one();
+            }
+        }));
+        executor.pause_clock();
+        let cell = Arc::new(Cell::default());
+        let handle = executor.spawn(Box::pin({
+            let cell = cell.clone();
+            async move { cell.wait().await }
+        }));
+        let completer = thread::spawn(move || cell.complete());
+        while executor.has_tasks() {
+            let mut rung = bell.rung.lock().unwrap();
+            while !*rung {
+                rung = bell.condvar.wait(rung).unwrap();
+            }
+            *rung = false;
+            drop(rung);
+            executor.turn();
+        }
+        completer.join().unwrap();
+        handle.cancel();
+    });
+}
+
 /// A cache that may not be touched once it is freed. Plain memory: a pass that races the free is a race loom reports.
 struct Target {
     freed: Freed,
@@ -344,6 +415,7 @@ impl Life {
 
     /// A stop has returned: the caller's alone from now on.
     fn free(&self) {
+        assert_eq!(Arc::strong_count(&self.target), 2, "a cache is still held");
         self.target.freed.free();
         self.host.freed.free();
         self.target.memory.write();

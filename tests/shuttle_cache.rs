@@ -287,36 +287,60 @@ fn m_get(model: &Model, offset: u64) -> Pinned<'_> {
 
 #[test]
 fn a_table_is_never_written_before_what_it_depends_on() {
-    sample(2000, || {
+    sample(1000, || {
         let refcounts = Model::new(2, 0, false);
         let l2 = Model::new(2, 0, false);
-        refcounts.change(TABLE).unwrap();
-        let changer = {
-            let (refcounts, l2) = (refcounts.clone(), l2.clone());
-            thread::spawn(move || {
-                // As a driver allocates: the refcount first, then, dependent on it, the entry that refers to it.
-                l2.wait(l2.cache.set_dependency(&refcounts.cache)).unwrap();
-                l2.change(TABLE).unwrap();
-            })
+        // Whoever changes, flushes or gets with write-back holds the state lock; the others do not.
+        let state_lock = Arc::new(Mutex::new(()));
+        let look = |refcounts: &Model, l2: &Model| {
+            let refers = l2.storage.contents(TABLE)[0] - fresh(TABLE)[0];
+            let counts = refcounts.storage.contents(TABLE)[0] - fresh(TABLE)[0];
+            assert!(counts >= refers, "written before its dependency");
         };
-        let flusher = {
-            let (refcounts, l2) = (refcounts.clone(), l2.clone());
+        let changer = {
+            let (refcounts, l2, lock) = (refcounts.clone(), l2.clone(), state_lock.clone());
             thread::spawn(move || {
                 for _ in 0..2 {
-                    l2.wait(l2.cache.flush()).unwrap();
-                    let refers = l2.storage.contents(TABLE) != fresh(TABLE);
-                    let counted = refcounts.storage.contents(TABLE) != fresh(TABLE);
-                    assert!(counted || !refers, "written before its dependency");
+                    let held = lock.lock().unwrap();
+                    // As a driver allocates: the refcount first, then, dependent on it, the entry that refers to it.
+                    refcounts.change(TABLE).unwrap();
+                    l2.wait(l2.cache.set_dependency(&refcounts.cache)).unwrap();
+                    l2.change(TABLE).unwrap();
+                    drop(held);
                 }
             })
         };
-        let evictor = run(&l2, |m| {
-            for number in 2..5 {
-                drop(m.wait(m.cache.get(number * TABLE)));
+        let flusher = {
+            let (refcounts, l2, lock) = (refcounts.clone(), l2.clone(), state_lock.clone());
+            thread::spawn(move || {
+                for _ in 0..2 {
+                    let held = lock.lock().unwrap();
+                    l2.wait(l2.cache.flush()).unwrap();
+                    drop(held);
+                    look(&refcounts, &l2);
+                }
+            })
+        };
+        let evictor = {
+            let (refcounts, l2, lock) = (refcounts.clone(), l2.clone(), state_lock);
+            thread::spawn(move || {
+                for number in 2..5 {
+                    let held = lock.lock().unwrap();
+                    drop(l2.wait(l2.cache.get(number * TABLE)));
+                    drop(held);
+                    look(&refcounts, &l2);
+                }
+            })
+        };
+        let unlocked = run(&l2, |m| {
+            for number in 1..5 {
+                m.get_unlocked(number * TABLE);
+                m.cache.clean_unused();
             }
         });
-        join([changer, flusher, evictor]);
+        join([changer, flusher, evictor, unlocked]);
         l2.end();
+        look(&refcounts, &l2);
         refcounts.end();
     });
 }

@@ -154,8 +154,11 @@ impl Model {
         }
     }
 
-    /// The only start has been stopped: everything is gone.
+    /// The only start has been stopped: everything is gone, and let go.
     fn free(&self) {
+        // Ours, and the cleaner's for the next start.
+        assert_eq!(Arc::strong_count(&self.target), 2, "a cache is still held");
+        assert_eq!(Arc::strong_count(&self.host.clock), 1, "a clock is held");
         self.host.freed.free();
         self.target.freed.free();
     }
@@ -200,8 +203,9 @@ fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
 
 #[test]
 fn a_stop_at_any_moment_returns_and_nothing_comes_after_it() {
+    let stuck = (Kind::StuckTasks, false);
     for how in STOPS {
-        for (kind, eager) in HOSTS {
+        for (kind, eager) in HOSTS.into_iter().chain([stuck]) {
             sample(600, move || {
                 let model = Model::new(kind, eager);
                 let stop = spawn(&model, move |m| {
@@ -355,6 +359,45 @@ fn no_lock_is_needed_to_end() {
             model.end();
         });
     }
+}
+
+#[test]
+fn after_a_request_under_the_lock_no_pass_is_made() {
+    on_every_host(600, |kind, eager| {
+        let model = Model::started(kind, eager);
+        let clock = spawn(&model, |m| {
+            m.host.advance(INTERVAL);
+            m.host.advance(INTERVAL);
+        });
+        model.cleaner.lock().unwrap();
+        model.cleaner.request_stop();
+        model.target.freed.free();
+        model.cleaner.unlock().unwrap();
+        join([clock]);
+        model.stop(Stop::Mixed);
+        model.free();
+        model.end();
+    });
+}
+
+#[test]
+fn of_two_starts_at_once_one_is_refused() {
+    on_every_host(300, |kind, eager| {
+        let model = Model::new(kind, eager);
+        let start = |m: &Model| m.cleaner.start(Context::Default, INTERVAL);
+        let refused = Arc::new(AtomicBool::new(false));
+        let other = spawn(&model, {
+            let refused = refused.clone();
+            move |m| refused.store(start(m) == Err(Errno::ALREADY), Relaxed)
+        });
+        let ours_refused = start(&model) == Err(Errno::ALREADY);
+        join([other]);
+        assert!(ours_refused != refused.load(Relaxed));
+        assert_eq!(model.cleaner.stats().instances, 1);
+        model.stop(Stop::Unlocked);
+        model.free();
+        model.end();
+    });
 }
 
 #[test]

@@ -196,6 +196,20 @@ fn requests_that_are_given_up_pass_their_wake_up_on() {
 }
 
 #[test]
+fn a_request_that_is_given_up_wakes_the_next_though_nobody_else_comes() {
+    for polls in [1, 2] {
+        sample(4000, move || {
+            let model = Model::new();
+            let leaver = run(&model, move |m| m.give_up(Owner(1), polls));
+            let stayer = run(&model, |m| m.request(Owner(2)));
+            model.request(Owner(3));
+            join([leaver, stayer]);
+            model.end();
+        });
+    }
+}
+
+#[test]
 fn nobody_is_overtaken_again_after_losing_once() {
     sample(6000, || {
         let model = Model::new();

@@ -41,7 +41,15 @@ enum Place {
 impl Offsets {
     /// `count` neighbours.
     pub fn in_order(count: usize) -> Self {
-        Self::spaced(count, 1)
+        Self::in_order_from(0, count)
+    }
+
+    /// `count` neighbours, from number `first` on.
+    pub fn in_order_from(first: u64, count: usize) -> Self {
+        Self {
+            first,
+            ..Self::spaced(count, 1)
+        }
     }
 
     /// `count` offsets, each `distance` tables behind the one before.
@@ -214,18 +222,18 @@ pub fn settle(on: &Contender, offsets: &Offsets) {
     panic!("{} tables do not become resident", offsets.count);
 }
 
-/// Fills the cache and replaces everything in it twice, in random order; then the returned set is resident.
-pub fn churn(on: &Contender, tables: usize) -> Offsets {
+/// Fills the cache and replaces everything in it twice, in random order; then the returned set is resident. Sets of different `number`s
+/// have no table in common.
+pub fn churn(on: &Contender, tables: usize, number: u64) -> Offsets {
     let mut rng = Rng::new(7);
-    for generation in 0..2 {
-        let offsets = Offsets::scattered(tables, generation);
+    let generation = |i| Offsets::scattered(tables, number * 3 + i);
+    for offsets in [generation(0), generation(1)] {
         for _ in 0..tables {
             touch(on, offsets.at(rng.below(tables as u64)), false);
         }
     }
-    let last = Offsets::scattered(tables, 2);
-    settle(on, &last);
-    last
+    settle(on, &generation(2));
+    generation(2)
 }
 
 /// Operations per second of `threads` threads together, each on a processor of its own as far as they suffice, for about

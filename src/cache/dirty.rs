@@ -70,6 +70,24 @@ impl DirtySet {
         }
     }
 
+    /// Takes a slot out, to be written. `begin_write` clears the flag in its word, after the set's: see `group`. If it finds nothing
+    /// to write, somebody may be marking the slot, who finds the bit that was removed just now: hence the second look, as in
+    /// [`DirtySet::settle`]. Structure lock held.
+    pub fn claim(
+        &self,
+        groups: &[Group],
+        slot: u32,
+        begin_write: impl FnOnce() -> bool,
+        is_dirty: impl FnOnce() -> bool,
+    ) -> bool {
+        self.remove(groups, slot);
+        let begun = begin_write();
+        if !begun && is_dirty() {
+            self.insert(groups, slot);
+        }
+        begun
+    }
+
     fn sweep(&self, groups: &[Group], number: usize) {
         let (word, bit) = (number / 64, 1 << (number % 64));
         self.summary[word].fetch_and(!bit, Ordering::SeqCst);

@@ -124,14 +124,12 @@ impl Cache {
                 elsewhere.push((*offset, *slot));
                 continue;
             }
-            // The set first, then the flag: see `group`.
-            self.dirty.remove(&self.groups, *slot);
-            if self.slots[*slot as usize].begin_write() {
+            let table = &self.slots[*slot as usize];
+            let begin_write = || table.begin_write();
+            let is_dirty = || table.is_dirty_in_order();
+            if self.dirty.claim(&self.groups, *slot, begin_write, is_dirty) {
                 inner.writing.push(*slot);
                 batch.tables.push((*offset, *slot));
-            } else if self.slots[*slot as usize].is_dirty_in_order() {
-                // Marked since the look above, and the marker may have found the bit that was removed just now.
-                self.dirty.insert(&self.groups, *slot);
             }
         }
         drop(inner);

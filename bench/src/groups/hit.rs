@@ -19,11 +19,24 @@ const TIMES_SCATTERED: f64 = 1.5;
 /// 64 KiB and 4 KiB; and two at which a multiplicative hash alone would put thousands into a few places.
 const DISTANCES: [u64; 6] = [1, 16, 131_088, 513, 987, 15_456];
 
-/// A contender whose tables are resident.
+/// A contender whose tables are resident: several caches with sets of tables of their own where they are small, since in a small one
+/// it is a matter of luck how many tables collide in the index.
 struct Ready {
     name: &'static str,
-    cache: Contender,
-    offsets: Offsets,
+    sets: Vec<(Contender, Offsets)>,
+}
+
+/// Caches of `tables` tables that make up one figure.
+fn sets(tables: usize) -> u64 {
+    (512 / tables as u64).clamp(1, 16)
+}
+
+impl Ready {
+    fn hits(&self, rng: &mut Rng, count: u64) {
+        for (cache, offsets) in &self.sets {
+            work::hits(cache, offsets, rng, count.div_ceil(self.sets.len() as u64));
+        }
+    }
 }
 
 /// See the module.
@@ -41,58 +54,66 @@ pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
     Ok(())
 }
 
+/// Makes a cache.
+type Make<'a> = &'a dyn Fn() -> Contender;
+
 fn churned(tables: usize) -> Vec<Ready> {
-    let ready = |name, cache: Contender| {
-        let offsets = work::churn(&cache, tables);
-        Ready {
-            name,
-            cache,
-            offsets,
-        }
+    let ready = |name, make: Make<'_>| Ready {
+        name,
+        sets: (0..sets(tables))
+            .map(|number| {
+                let cache = make();
+                let offsets = work::churn(&cache, tables, number);
+                (cache, offsets)
+            })
+            .collect(),
     };
     let mut all = vec![
-        ready("ours", ours::create(tables, &ours::null_storage())),
-        ready(
-            "linear",
-            linear::create(tables, ours::load_nothing, ours::store_nothing),
-        ),
-        ready("lru", lru_mutex::create(tables, ours::load_nothing)),
+        ready("ours", &|| ours::create(tables, &ours::null_storage())),
+        ready("linear", &|| {
+            linear::create(tables, ours::load_nothing, ours::store_nothing)
+        }),
+        ready("lru", &|| lru_mutex::create(tables, ours::load_nothing)),
         // Its shards fill unevenly: with room for twice as many, all of these stay.
-        ready(
-            "quick_cache",
-            quick::create(tables * 2 + 64, ours::load_nothing),
-        ),
+        ready("quick_cache", &|| {
+            quick::create(tables * 2 + 64, ours::load_nothing)
+        }),
     ];
-    let offsets = all[0].offsets;
-    all.push(Ready {
-        name: "floor",
-        cache: floor::create(&offsets.all()),
-        offsets,
-    });
+    all.push(floor_of(&all[0]));
     all
+}
+
+/// The floor with the tables of another contender.
+fn floor_of(other: &Ready) -> Ready {
+    let sets = other.sets.iter();
+    let same = |(_, offsets): &(Contender, Offsets)| (floor::create(&offsets.all()), *offsets);
+    Ready {
+        name: "floor",
+        sets: sets.map(same).collect(),
+    }
 }
 
 /// Filled in order, never evicted: where the scanning cache finds each table at once.
 fn ordered(tables: usize) -> Vec<Ready> {
-    let offsets = Offsets::in_order(tables);
-    let ready = |name, cache: Contender| {
-        if cache.ops.probe.is_none() {
-            work::touch_all(&cache, &offsets);
-        }
-        Ready {
-            name,
-            cache,
-            offsets,
-        }
+    let ready = |name, make: Make<'_>| Ready {
+        name,
+        sets: (0..sets(tables))
+            .map(|number| {
+                let cache = make();
+                let offsets = Offsets::in_order_from(number * tables as u64, tables);
+                work::touch_all(&cache, &offsets);
+                (cache, offsets)
+            })
+            .collect(),
     };
-    vec![
-        ready("ours", ours::create(tables, &ours::null_storage())),
-        ready(
-            "linear",
-            linear::create(tables, ours::load_nothing, ours::store_nothing),
-        ),
-        ready("floor", floor::create(&offsets.all())),
-    ]
+    let mut all = vec![
+        ready("ours", &|| ours::create(tables, &ours::null_storage())),
+        ready("linear", &|| {
+            linear::create(tables, ours::load_nothing, ours::store_nothing)
+        }),
+    ];
+    all.push(floor_of(&all[0]));
+    all
 }
 
 fn one_thread(setting: &Setting, report: &mut Report, how: &str, tables: usize, ready: &[Ready]) {
@@ -100,11 +121,9 @@ fn one_thread(setting: &Setting, report: &mut Report, how: &str, tables: usize, 
     let mut rng = Rng::new(1);
     let mut runs: Vec<Run<'_>> = Vec::new();
     for one in ready {
-        runs.push(Box::new(move |count| {
-            work::hits(&one.cache, &one.offsets, &mut rng, count)
-        }));
+        runs.push(Box::new(move |count| one.hits(&mut rng, count)));
     }
-    let any = ready[0].offsets;
+    let any = ready[0].sets[0].1;
     runs.push(Box::new(move |count| {
         work::hits(&nothing, &any, &mut rng, count)
     }));
@@ -200,7 +219,8 @@ fn threads(setting: &Setting, report: &mut Report, tables: usize, ready: &[Ready
     for _ in 0..setting.effort.rounds {
         for (i, &threads) in counts.iter().enumerate() {
             for (one, rates) in ready.iter().zip(&mut rates) {
-                let work = |rng: &mut Rng, count| work::hits(&one.cache, &one.offsets, rng, count);
+                let (cache, offsets) = &one.sets[0];
+                let work = |rng: &mut Rng, count| work::hits(cache, offsets, rng, count);
                 let (rate, disturbed) = work::throughput(threads, setting.effort.slice, &work);
                 rates[i].push(rate, disturbed);
             }

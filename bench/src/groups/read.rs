@@ -32,7 +32,7 @@ pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
         .map(|&tables| {
             progress::show(&format!("read: filling {tables} tables"));
             let cache = ours::create(tables, &ours::touching_storage());
-            let offsets = work::churn(&cache, tables);
+            let offsets = work::churn(&cache, tables, 0);
             Ready {
                 tables,
                 cache,
