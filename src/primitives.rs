@@ -9,7 +9,9 @@
 
 #[cfg(not(any(loom, shuttle)))]
 mod chosen {
-    pub(crate) use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
+    pub(crate) use core::sync::atomic::{
+        AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence,
+    };
     pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
 
     /// Waits while `condition` holds; the guard goes in and comes out, as in std.
@@ -38,7 +40,7 @@ mod chosen {
     #[cfg(shuttle)]
     pub use model::atomic::AtomicU64;
     pub use model::atomic::Ordering;
-    pub(crate) use model::atomic::{AtomicBool, AtomicU8, fence};
+    pub(crate) use model::atomic::{AtomicBool, AtomicU8, AtomicU32, fence};
 
     /// The checker's mutex with `parking_lot`'s interface: no poisoning.
     #[derive(Debug, Default)]

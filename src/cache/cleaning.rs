@@ -137,7 +137,7 @@ impl Cache {
         }
         for number in groups {
             let bits = group::mask(number, page);
-            self.groups[number].taken.fetch_or(bits, Ordering::Relaxed);
+            self.groups[number].take(bits);
         }
         inner.releasing += page.len();
         true
@@ -149,9 +149,7 @@ impl Cache {
             for slot in runs.iter().cloned().flatten() {
                 let (number, bit) = group::place(slot as u32);
                 self.slots[slot].end_release();
-                self.groups[number]
-                    .touched
-                    .fetch_and(!bit, Ordering::Relaxed);
+                self.groups[number].release(bit);
                 self.freed(&mut inner, slot as u32);
                 inner.releasing -= 1;
             }

@@ -45,8 +45,8 @@ impl Cache {
             let slots = group::mask(number, &(0..self.slots.len()));
             let free = slots & !bits.taken.load(Ordering::Relaxed);
             if all_taken {
-                inner.free_hint = number;
                 all_taken = free == 0;
+                inner.free_hint = if all_taken { number + 1 } else { number };
             }
             for slot in group::slots(number, free & group::mask(number, range)) {
                 if self.slots[slot as usize].allocate(offset) {
@@ -82,7 +82,7 @@ impl Cache {
             inner.probation += 1;
             self.end_a_youth(inner, found);
         }
-        Counters::add(&self.counters.evictions, 1);
+        Counters::one_more_locked(&self.counters.evictions);
         Some(found)
     }
 

@@ -32,7 +32,7 @@ impl Ghosts {
     /// A table went.
     pub fn remember(&mut self, key: u64) {
         self.now = self.now.wrapping_add(1);
-        let name = index::tag(key) | u64::from(self.now);
+        let name = Self::tag(key) | u64::from(self.now);
         self.place(key).store(name, Ordering::Relaxed);
     }
 
@@ -40,11 +40,17 @@ impl Ghosts {
     pub fn knows(&self, key: u64) -> bool {
         let name = self.place(key).load(Ordering::Relaxed);
         let age = self.now.wrapping_sub(name as u32);
-        name != 0 && (name ^ index::tag(key)) >> 32 == 0 && (age as usize) < self.names.len()
+        name != 0 && (name ^ Self::tag(key)) >> 32 == 0 && (age as usize) < self.names.len()
+    }
+
+    /// What tells keys apart, in the upper half.
+    fn tag(key: u64) -> u64 {
+        // Table numbers below 2^32 (16 TiB of 4 KiB tables) have tags of their own.
+        (key ^ (key >> 32)) << 32
     }
 
     fn place(&self, key: u64) -> &AtomicU64 {
-        &self.names[index::scale(key, self.names.len())]
+        &self.names[index::scale(index::hash(key), self.names.len())]
     }
 }
 
@@ -60,7 +66,8 @@ mod tests {
         assert!(ghosts.knows(7));
         assert!(!ghosts.knows(8));
         // The same place is not hit here: one key alone is remembered again and again.
-        let other = (8..).find(|key| index::scale(*key, 64) != index::scale(7, 64));
+        let other = (8..)
+            .find(|key| index::scale(index::hash(*key), 64) != index::scale(index::hash(7), 64));
         let other = other.unwrap();
         (0..63).for_each(|_| ghosts.remember(other));
         assert!(ghosts.knows(7));

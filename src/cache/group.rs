@@ -66,17 +66,46 @@ pub fn slots(group: usize, mut bits: u64) -> impl Iterator<Item = u32> {
     })
 }
 
+/// Sets bits that others may set, too, at the same time; a read-modify-write only where one is missing.
+#[inline]
+fn set(word: &AtomicU64, bits: u64) {
+    if word.load(Ordering::Relaxed) & bits != bits {
+        word.fetch_or(bits, Ordering::Relaxed);
+    }
+}
+
+/// Clears bits beside which others may be changed at the same time; likewise.
+#[inline]
+fn clear(word: &AtomicU64, bits: u64) {
+    if word.load(Ordering::Relaxed) & bits != 0 {
+        word.fetch_and(!bits, Ordering::Relaxed);
+    }
+}
+
+/// Changes bits that change under the structure lock alone.
+#[inline]
+fn change_locked(word: &AtomicU64, to: impl FnOnce(u64) -> u64) {
+    word.store(to(word.load(Ordering::Relaxed)), Ordering::Relaxed);
+}
+
 impl Group {
     /// Notes a hit; a read-modify-write only where a bit is missing.
     #[inline]
     pub fn touch(&self, bit: u64) {
-        // Relaxed: hints.
-        if self.frequent.load(Ordering::Relaxed) & self.used.load(Ordering::Relaxed) & bit == 0 {
+        if !self.is_touched(bit) {
             self.touch_slow(bit);
         }
     }
 
+    /// Whether [`Group::touch`] has nothing to do.
+    #[inline(always)]
+    pub fn is_touched(&self, bit: u64) -> bool {
+        // Relaxed: hints.
+        self.frequent.load(Ordering::Relaxed) & self.used.load(Ordering::Relaxed) & bit != 0
+    }
+
     #[cold]
+    #[inline(never)]
     fn touch_slow(&self, bit: u64) {
         if self.used.load(Ordering::Relaxed) & bit == 0 {
             self.used.fetch_or(bit, Ordering::Relaxed);
@@ -99,38 +128,50 @@ impl Group {
 
     /// Forgets every degree of use of `bits`.
     pub fn forget_use(&self, bits: u64) {
-        self.recent.fetch_and(!bits, Ordering::Relaxed);
-        self.frequent.fetch_and(!bits, Ordering::Relaxed);
+        clear(&self.recent, bits);
+        clear(&self.frequent, bits);
     }
 
-    /// `bits` are on probation no longer.
+    /// `bits` are on probation no longer. Structure lock held.
     pub fn promote(&self, bits: u64) {
-        self.probation.fetch_and(!bits, Ordering::Relaxed);
+        change_locked(&self.probation, |word| word & !bits);
         self.forget_use(bits);
     }
 
-    /// A table enters the slot: used now, of no degree.
+    /// A table enters the slot: used now, of no degree. Structure lock held.
     pub fn enter(&self, bit: u64, on_probation: bool) {
-        if on_probation {
-            self.probation.fetch_or(bit, Ordering::Relaxed);
-        } else {
-            self.probation.fetch_and(!bit, Ordering::Relaxed);
-        }
-        self.used.fetch_or(bit, Ordering::Relaxed);
-        self.recent.fetch_and(!bit, Ordering::Relaxed);
-        self.frequent.fetch_and(!bit, Ordering::Relaxed);
+        change_locked(&self.probation, |word| {
+            if on_probation {
+                word | bit
+            } else {
+                word & !bit
+            }
+        });
+        set(&self.used, bit);
+        self.forget_use(bit);
         // Nobody marks a table dirty that is not resident yet: what is left here is stale.
-        self.dirty.fetch_and(!bit, Ordering::Relaxed);
-        self.taken.fetch_or(bit, Ordering::Relaxed);
-        self.touched.fetch_or(bit, Ordering::Relaxed);
+        clear(&self.dirty, bit);
+        self.take(bit);
+        change_locked(&self.touched, |word| word | bit);
     }
 
-    /// The slot is free. Returns whether its table was on probation.
+    /// Slots are not free. Structure lock held.
+    pub fn take(&self, bits: u64) {
+        change_locked(&self.taken, |word| word | bits);
+    }
+
+    /// The slot's memory was given back. Structure lock held.
+    pub fn release(&self, bit: u64) {
+        change_locked(&self.touched, |word| word & !bit);
+    }
+
+    /// The slot is free. Returns whether its table was on probation. Structure lock held.
     pub fn leave(&self, bit: u64) -> bool {
-        let probation = self.probation.fetch_and(!bit, Ordering::Relaxed);
-        self.dirty.fetch_and(!bit, Ordering::Relaxed);
-        self.taken.fetch_and(!bit, Ordering::Relaxed);
-        probation & bit != 0
+        let probation = self.probation.load(Ordering::Relaxed) & bit;
+        change_locked(&self.probation, |word| word & !bit);
+        clear(&self.dirty, bit);
+        change_locked(&self.taken, |word| word & !bit);
+        probation != 0
     }
 
     /// Bits of slots that hold a table which is not dirty.

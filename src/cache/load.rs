@@ -50,13 +50,32 @@ enum Step {
 }
 
 impl Cache {
-    pub(super) async fn get_slow(
+    /// The rest of a get after a [`Cache::hit_for`] that found nothing, as far as it goes without a wait: most go to their end. `None`:
+    /// [`Cache::get_slow`] goes on, with the same `missed`.
+    pub fn get_without_wait(
         &self,
         offset: u64,
         contents: Contents,
         access: Access,
+        missed: &mut bool,
+    ) -> Result<Option<Pinned<'_>>, Errno> {
+        self.check_offset(offset)?;
+        let slot = match self.next_step(offset, access, missed)? {
+            Step::Pinned(slot) => Some(slot),
+            Step::Load(slot) => self.load(slot, offset, contents)?.then_some(slot),
+            Step::Wait(_) | Step::Again | Step::WriteBack(..) => None,
+        };
+        Ok(slot.map(|slot| Pinned { cache: self, slot }))
+    }
+
+    /// See [`Cache::get_without_wait`].
+    pub async fn get_slow(
+        &self,
+        offset: u64,
+        contents: Contents,
+        access: Access,
+        mut missed: bool,
     ) -> Result<Pinned<'_>, Errno> {
-        let mut missed = false;
         loop {
             self.check_poison()?;
             match self.next_step(offset, access, &mut missed)? {
@@ -120,7 +139,7 @@ impl Cache {
 
     fn count_miss(&self, missed: &mut bool) {
         if !std::mem::replace(missed, true) {
-            Counters::add(&self.counters.misses, 1);
+            Counters::one_more_locked(&self.counters.misses);
         }
     }
 
@@ -145,10 +164,15 @@ impl Cache {
                 }
                 self.take_droppable(inner, &ordinary, offset)
             }),
-            Access::Locked => self
-                .take_free(inner, &ordinary, offset)
-                .or_else(|| self.take_free(inner, &self.reserve(), offset))
-                .or_else(|| self.take_droppable(inner, &(0..self.slots.len()), offset)),
+            Access::Locked => {
+                let free = if inner.free_hint == self.groups.len() {
+                    None
+                } else {
+                    self.take_free(inner, &ordinary, offset)
+                        .or_else(|| self.take_free(inner, &self.reserve(), offset))
+                };
+                free.or_else(|| self.take_droppable(inner, &(0..self.slots.len()), offset))
+            }
         }
     }
 
@@ -205,6 +229,7 @@ impl Cache {
         let guard = LoadGuard {
             cache: self,
             slot,
+            from_storage: contents == Contents::Stored,
             ended: false,
         };
         // Release: the claim's word comes before the bytes that follow; pairs with the acquire fence in `read`.
@@ -217,7 +242,6 @@ impl Cache {
                 let buf = unsafe { IoBuf::new(table.as_ptr(), self.table_size()) };
                 let storage: &Arc<dyn Storage> = &self.storage;
                 storage.preadv(offset, std::slice::from_ref(&buf))?;
-                Counters::add(&self.counters.loads, 1);
             }
             // SAFETY: as above.
             Contents::Zero => unsafe {
@@ -234,6 +258,7 @@ impl Cache {
 struct LoadGuard<'a> {
     cache: &'a Cache,
     slot: u32,
+    from_storage: bool,
     ended: bool,
 }
 
@@ -249,6 +274,9 @@ impl LoadGuard<'_> {
         let (kept, wakes) = {
             let mut inner = cache.lock_inner();
             inner.loading -= 1;
+            if loaded && self.from_storage {
+                Counters::one_more_locked(&cache.counters.loads);
+            }
             let kept = loaded && slot.finish_load();
             if !kept {
                 // A discarded table left the index already, and `finish_load` freed its slot.

@@ -6,6 +6,7 @@
 //! | `slot` | one slot's state, pins and version: the lock-free part |
 //! | `group`, `dirty` | bits that find slots without a scan |
 //! | `index` | offset → slot |
+//! | `at_once` | the hot paths, straight |
 //! | `load` | the slow way of a get: wait, make room, load |
 //! | `eviction` | which slot to use next |
 //! | `writeback`, `dependency` | writing dirty tables, in order |
@@ -15,6 +16,7 @@
 //! *Locks*: one structure lock a cache, held for short, never across a callback, a wake-up or a second cache's lock.
 //! Hits, puts, `mark_dirty`, `read` and `store` do not take it.
 
+pub mod at_once;
 pub mod cleaning;
 pub mod dependency;
 pub mod dirty;
@@ -34,6 +36,7 @@ use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use self::at_once::AtOnce;
 use self::dependency::Dependencies;
 use self::dirty::DirtySet;
 use self::ghosts::Ghosts;
@@ -106,7 +109,14 @@ struct Counters {
 
 impl Counters {
     fn add(counter: &AtomicU64, n: usize) {
-        counter.fetch_add(n as u64, Ordering::Relaxed);
+        if n > 0 {
+            counter.fetch_add(n as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// One more of what is counted under the structure lock alone.
+    fn one_more_locked(counter: &AtomicU64) {
+        counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 }
 
@@ -231,19 +241,36 @@ impl Cache {
         if let Some(pinned) = self.hit_for(offset, access) {
             return Ok(pinned);
         }
-        self.check_offset(offset)?;
-        self.get_slow(offset, contents, access).await
+        let mut missed = false;
+        if let Some(pinned) = self.get_without_wait(offset, contents, access, &mut missed)? {
+            return Ok(pinned);
+        }
+        self.get_slow(offset, contents, access, missed).await
     }
 
     /// The lock-free hit: look up, pin, look at the offset again. Unlocked callers do not pin a reserved slot, not even for a
     /// moment: a locked get could find nothing but pinned slots then.
-    #[inline]
     pub fn hit_for(&self, offset: u64, access: Access) -> Option<Pinned<'_>> {
+        match self.hit_at_once(offset, access) {
+            AtOnce::Pinned(slot, is_news) => {
+                if is_news {
+                    self.note_hit(slot);
+                }
+                return Some(Pinned { cache: self, slot });
+            }
+            AtOnce::Another(slot) => self.put_other(slot),
+            AtOnce::No => {}
+        }
+        self.hit_at_length(offset, access)
+    }
+
+    /// The hit with every case considered, for [`Cache::hit_for`] and whoever has tried [`Cache::hit_at_once`].
+    pub fn hit_at_length(&self, offset: u64, access: Access) -> Option<Pinned<'_>> {
         let slot_number = self.find_unlocked(offset)?;
         if access == Access::Unlocked && self.is_reserved(slot_number) {
             return None;
         }
-        let slot = &self.slots[slot_number as usize];
+        let slot = self.slot(slot_number);
         if self.is_poisoned() || !slot.pin(&self.counters.hits) {
             return None;
         }
@@ -256,15 +283,19 @@ impl Cache {
             // The slot went to another table between the lookup and the pin. `pinned` gives its pin back.
             return None;
         }
-        let (group, bit) = group::place(slot_number);
-        self.groups[group].touch(bit);
+        self.note_hit(slot_number);
         Some(pinned)
     }
 
-    #[inline]
+    /// Gives back the pin on a slot that turned out to hold another table.
+    pub fn put_other(&self, number: u32) {
+        let given_back = self.put_slot(number);
+        debug_assert!(given_back.is_ok(), "somebody else put this pin");
+    }
+
     fn find_unlocked(&self, offset: u64) -> Option<u32> {
         self.index.find(offset >> self.table_shift, |slot| {
-            self.slots[slot as usize].offset() == offset
+            self.slot(slot).offset() == offset
         })
     }
 
@@ -273,8 +304,23 @@ impl Cache {
     ///
     /// `EAGAIN`: not resident, or it left while it was being copied; `buf` may have been written to then. `EINVAL`: `at` or the length
     /// not a multiple of 8, or beyond the table.
-    #[inline]
     pub fn read(&self, offset: u64, at: usize, buf: &mut [u8]) -> core::result::Result<(), Errno> {
+        if let Ok(buf) = <&mut [u8; 8]>::try_from(&mut *buf) {
+            if let Some(word) = self.read_at_once(offset, at) {
+                *buf = word.to_ne_bytes();
+                return Ok(());
+            }
+        }
+        self.read_at_length(offset, at, buf)
+    }
+
+    /// [`Cache::read`] with every case considered, for it and whoever has tried [`Cache::read_at_once`].
+    pub fn read_at_length(
+        &self,
+        offset: u64,
+        at: usize,
+        buf: &mut [u8],
+    ) -> core::result::Result<(), Errno> {
         let fits = at
             .checked_add(buf.len())
             .is_some_and(|end| end <= self.table_size());
@@ -285,7 +331,7 @@ impl Cache {
             self.check_offset(offset)?;
             return Err(Errno::AGAIN);
         };
-        let slot = &self.slots[slot_number as usize];
+        let slot = self.slot(slot_number);
         let before = slot.word();
         if !before.is_readable() || slot.offset() != offset || self.is_poisoned() {
             self.check_poison()?;
@@ -303,8 +349,7 @@ impl Cache {
         if !slot.word().is_same_table(before) || slot.offset() != offset {
             return Err(Errno::AGAIN);
         }
-        let (group, bit) = group::place(slot_number);
-        self.groups[group].touch(bit);
+        self.note_hit(slot_number);
         Ok(())
     }
 
@@ -312,7 +357,7 @@ impl Cache {
     /// that nobody pins.
     fn pinned_slot(&self, table: usize) -> core::result::Result<u32, Errno> {
         let slot = self.tables.slot_of(table).ok_or(Errno::INVAL)?;
-        if self.slots[slot as usize].word().pins() == 0 {
+        if self.slot(slot).word().pins() == 0 {
             return Err(Errno::INVAL);
         }
         Ok(slot)
@@ -320,16 +365,22 @@ impl Cache {
 
     /// Gives back the pin on the table at the address `table`. `EINVAL`: a foreign or unpinned table. `EIO`: poisoned; the pin
     /// is given back all the same. Any thread; takes the structure lock only for the last pin of a discarded table.
-    #[inline]
     pub fn put(&self, table: usize) -> core::result::Result<(), Errno> {
+        if self.put_at_once(table) {
+            return Ok(());
+        }
+        self.put_at_length(table)
+    }
+
+    /// [`Cache::put`] with every case considered, for it and whoever has tried [`Cache::put_at_once`].
+    pub fn put_at_length(&self, table: usize) -> core::result::Result<(), Errno> {
         let slot = self.tables.slot_of(table).ok_or(Errno::INVAL)?;
         self.put_slot(slot)?;
         self.check_poison()
     }
 
-    #[inline]
     fn put_slot(&self, slot: u32) -> core::result::Result<(), Errno> {
-        match self.slots[slot as usize].put() {
+        match self.slot(slot).put() {
             Put::Done => Ok(()),
             Put::NotPinned => Err(Errno::INVAL),
             Put::LastOfDiscarded => {
@@ -344,7 +395,7 @@ impl Cache {
     pub fn mark_dirty(&self, table: usize) -> core::result::Result<(), Errno> {
         let slot = self.pinned_slot(table)?;
         self.check_poison()?;
-        if !self.slots[slot as usize].mark_dirty() {
+        if !self.slot(slot).mark_dirty() {
             return Err(Errno::INVAL);
         }
         self.dirty.insert(&self.groups, slot);
@@ -449,6 +500,7 @@ impl Cache {
     }
 
     /// Those who wait for `slot`, or for any. Structure lock held; wake them without it.
+    #[inline]
     fn ended(inner: &mut Inner, slot: u32) -> Wakes {
         inner
             .waiters

@@ -44,6 +44,8 @@ const WRITING: u64 = 1 << 41;
 const DISCARDED: u64 = 1 << 42;
 const PIN: u64 = 1 << PINS_SHIFT;
 const PINS_MAX: u64 = (1 << (64 - PINS_SHIFT)) - 1;
+const PINS_HALF: u64 = 1 << 63;
+const HITS_HALF: u64 = 1 << (HITS_SHIFT + HITS_BITS - 1);
 
 /// A slot's word as it was at one moment.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -158,6 +160,23 @@ impl Slot {
         self.offset.load(Ordering::Relaxed)
     }
 
+    /// What nearly every pin finds, in a straight line: resident, room for a pin and a hit, nobody in between. False is no answer: see
+    /// [`Slot::pin`].
+    #[inline(always)]
+    pub fn pin_at_once(&self) -> bool {
+        let word = self.word();
+        // The upper bits of both counters stand for "full", so that one look tells everything.
+        if word.0 & (STATE_MASK | DISCARDED | HITS_HALF | PINS_HALF) != RESIDENT {
+            return false;
+        }
+        // Orderings: see `pin`.
+        let pinned = word.0 + (PIN + HIT);
+        let change =
+            self.word
+                .compare_exchange_weak(word.0, pinned, Ordering::AcqRel, Ordering::Relaxed);
+        change.is_ok()
+    }
+
     /// Pins whatever table is resident, and counts a hit; lock-free. The caller looks at [`Slot::offset`] afterwards.
     /// `spill` receives the hits when their field is full.
     #[inline]
@@ -188,6 +207,23 @@ impl Slot {
             }
         }
         false
+    }
+
+    /// [`Slot::put`] of a plain word, in a straight line. False is no answer.
+    #[inline(always)]
+    pub fn put_at_once(&self) -> bool {
+        let word = Word(self.word.load(Ordering::Relaxed));
+        if word.pins() == 0 || word.is_discarded() {
+            return false;
+        }
+        // Orderings: see `put`.
+        let change = self.word.compare_exchange_weak(
+            word.0,
+            word.0 - PIN,
+            Ordering::Release,
+            Ordering::Relaxed,
+        );
+        change.is_ok()
     }
 
     /// Gives one pin back; lock-free. A put too many changes nothing, not even for a moment.

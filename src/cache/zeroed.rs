@@ -7,7 +7,7 @@ use super::slot::Slot;
 use crate::error::Result;
 #[cfg(not(any(loom, shuttle)))]
 use crate::error::{Errno, Error};
-use crate::primitives::AtomicU64;
+use crate::primitives::{AtomicU32, AtomicU64};
 
 /// Types whose default value is all zero bytes.
 ///
@@ -17,6 +17,8 @@ pub(super) unsafe trait Zeroable: Default {}
 
 // SAFETY: an atomic 0, which is its default.
 unsafe impl Zeroable for AtomicU64 {}
+// SAFETY: as above.
+unsafe impl Zeroable for AtomicU32 {}
 // SAFETY: two atomics of value 0: a free slot, which is its default.
 unsafe impl Zeroable for Slot {}
 // SAFETY: atomics of value 0: no bit set, which is its default.

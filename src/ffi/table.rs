@@ -5,62 +5,99 @@
 use std::ffi::{c_int, c_void};
 
 use super::cache::q2c_cache;
-use super::{call_cache, out};
-use crate::cache::load::Access;
+use super::{call_cache, out, value};
+use crate::cache::at_once::AtOnce;
+use crate::cache::load::{Access, Contents};
 use crate::cache::{Cache, Pinned};
 use crate::error::Errno;
 use crate::host::block_on;
 
+/// A hit comes before the funnel, since it cannot panic: so neither a landing pad nor the futures of what may wait cost it
+/// registers. Everything else is `at_length`, in the funnel.
+///
 /// # Safety
-/// `cache` is NULL or live; `table` is NULL or writable.
-#[inline]
+/// `handle` is NULL or live; `table` is NULL or writable.
+#[inline(always)]
 unsafe fn call_get(
-    cache: *mut q2c_cache,
+    handle: *mut q2c_cache,
+    offset: u64,
     table: *mut *mut c_void,
+    access: Access,
+    at_length: impl FnOnce(&Cache) -> Result<Pinned<'_>, Errno>,
+) -> c_int {
+    // SAFETY: NULL or live, as the caller promised.
+    let (Ok(cache), false) = (unsafe { value(handle) }, table.is_null()) else {
+        return -Errno::INVAL.code();
+    };
+    let other = match cache.hit_at_once(offset, access) {
+        AtOnce::Pinned(slot, is_news) => {
+            // SAFETY: not NULL, hence writable, as the caller promised.
+            unsafe { table.write(cache.pinned_table(slot).as_ptr().cast()) };
+            if is_news {
+                cache.note_hit(slot);
+            }
+            return 0;
+        }
+        AtOnce::Another(slot) => Some(slot),
+        AtOnce::No => None,
+    };
+    // SAFETY: the caller's promise.
+    unsafe { call_pin(handle, table, other, at_length) }
+}
+
+/// `other`: a slot that was pinned by mistake.
+///
+/// # Safety
+/// As `call_get`.
+#[inline(never)]
+unsafe fn call_pin(
+    handle: *mut q2c_cache,
+    table: *mut *mut c_void,
+    other: Option<u32>,
     get: impl FnOnce(&Cache) -> Result<Pinned<'_>, Errno>,
 ) -> c_int {
     let pin = |cache: &Cache| {
+        if let Some(slot) = other {
+            cache.put_other(slot);
+        }
         // SAFETY: NULL or writable, as the caller promised.
         let table = unsafe { out(table) }?;
         table.set(get(cache)?.into_ptr().as_ptr().cast());
         Ok(())
     };
     // SAFETY: NULL or live, as the caller promised.
-    unsafe { call_cache(cache, pin) }
+    unsafe { call_cache(handle, pin) }
 }
 
-/// A hit, else what may wait for the table.
-#[inline]
-fn hit_or(
+/// The rest of a get of what is no hit at once.
+fn get_at_length(
     cache: &Cache,
     offset: u64,
+    contents: Contents,
     access: Access,
-    wait: impl FnOnce(&Cache, u64) -> Result<Pinned<'_>, Errno>,
 ) -> Result<Pinned<'_>, Errno> {
-    match cache.hit_for(offset, access) {
+    if let Some(pinned) = cache.hit_at_length(offset, access) {
+        return Ok(pinned);
+    }
+    let mut missed = false;
+    match cache.get_without_wait(offset, contents, access, &mut missed)? {
         Some(pinned) => Ok(pinned),
-        None => wait(cache, offset),
+        None => wait_for(cache, offset, contents, access, missed),
     }
 }
 
-// Apart from the hits, whose stack frame would otherwise have room for the futures.
-
+// Apart from the rest, whose stack frame would otherwise have room for the future.
 #[cold]
 #[inline(never)]
-fn wait_get(cache: &Cache, offset: u64) -> Result<Pinned<'_>, Errno> {
-    block_on(cache.host(), &[], cache.get(offset))
-}
-
-#[cold]
-#[inline(never)]
-fn wait_get_empty(cache: &Cache, offset: u64) -> Result<Pinned<'_>, Errno> {
-    block_on(cache.host(), &[], cache.get_empty(offset))
-}
-
-#[cold]
-#[inline(never)]
-fn wait_get_unlocked(cache: &Cache, offset: u64) -> Result<Pinned<'_>, Errno> {
-    block_on(cache.host(), &[], cache.get_unlocked(offset))
+fn wait_for(
+    cache: &Cache,
+    offset: u64,
+    contents: Contents,
+    access: Access,
+    missed: bool,
+) -> Result<Pinned<'_>, Errno> {
+    let rest = cache.get_slow(offset, contents, access, missed);
+    block_on(cache.host(), &[], rest)
 }
 
 /// Gives access to the table at `table_offset` (bytes in the image file), reading it from storage
@@ -90,8 +127,8 @@ pub unsafe extern "C" fn q2c_cache_get(
 ) -> c_int {
     // SAFETY: the caller's promise.
     unsafe {
-        call_get(cache, table, |cache| {
-            hit_or(cache, table_offset, Access::Locked, wait_get)
+        call_get(cache, table_offset, table, Access::Locked, |cache| {
+            get_at_length(cache, table_offset, Contents::Stored, Access::Locked)
         })
     }
 }
@@ -110,8 +147,8 @@ pub unsafe extern "C" fn q2c_cache_get_empty(
 ) -> c_int {
     // SAFETY: the caller's promise.
     unsafe {
-        call_get(cache, table, |cache| {
-            hit_or(cache, table_offset, Access::Locked, wait_get_empty)
+        call_get(cache, table_offset, table, Access::Locked, |cache| {
+            get_at_length(cache, table_offset, Contents::Zero, Access::Locked)
         })
     }
 }
@@ -136,8 +173,8 @@ pub unsafe extern "C" fn q2c_cache_get_unlocked(
 ) -> c_int {
     // SAFETY: the caller's promise.
     unsafe {
-        call_get(cache, table, |cache| {
-            hit_or(cache, table_offset, Access::Unlocked, wait_get_unlocked)
+        call_get(cache, table_offset, table, Access::Unlocked, |cache| {
+            get_at_length(cache, table_offset, Contents::Stored, Access::Unlocked)
         })
     }
 }
@@ -160,7 +197,11 @@ pub unsafe extern "C" fn q2c_cache_try_get(
     table: *mut *mut c_void,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { call_get(cache, table, |cache| cache.try_get(table_offset)) }
+    unsafe {
+        call_get(cache, table_offset, table, Access::Unlocked, |cache| {
+            cache.try_get(table_offset)
+        })
+    }
 }
 
 /// Copies `bytes` bytes from byte `at` of a table that is in the cache to `buf`, without a pin.
@@ -187,6 +228,30 @@ pub unsafe extern "C" fn q2c_cache_read(
     buf: *mut c_void,
     bytes: usize,
 ) -> c_int {
+    // SAFETY: NULL or live, as the caller promised.
+    if let Ok(known) = unsafe { value(cache) } {
+        if bytes == 8 && !buf.is_null() {
+            if let Some(word) = known.read_at_once(table_offset, at) {
+                // SAFETY: not NULL, and room for 8 bytes, as the caller promised.
+                unsafe { buf.cast::<u64>().write_unaligned(word) };
+                return 0;
+            }
+        }
+    }
+    // SAFETY: the caller's promise.
+    unsafe { read_at_length(cache, table_offset, at, buf, bytes) }
+}
+
+/// # Safety
+/// As `q2c_cache_read`.
+#[inline(never)]
+unsafe fn read_at_length(
+    cache: *mut q2c_cache,
+    table_offset: u64,
+    at: usize,
+    buf: *mut c_void,
+    bytes: usize,
+) -> c_int {
     let read = |cache: &Cache| {
         if buf.is_null() || bytes > cache.table_size() {
             return Err(Errno::INVAL);
@@ -194,7 +259,7 @@ pub unsafe extern "C" fn q2c_cache_read(
         // SAFETY: not NULL, room for `bytes` bytes, and the caller's alone, as promised; less than
         // a table, hence no overflow.
         let buf = unsafe { std::slice::from_raw_parts_mut(buf.cast::<u8>(), bytes) };
-        cache.read(table_offset, at, buf)
+        cache.read_at_length(table_offset, at, buf)
     };
     // SAFETY: NULL or live, as the caller promised.
     unsafe { call_cache(cache, read) }
@@ -239,11 +304,27 @@ pub unsafe extern "C" fn q2c_cache_store(
 /// the table, and uses it no more.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_cache_put(cache: *mut q2c_cache, table: *mut *mut c_void) -> c_int {
+    // SAFETY: NULL or live; NULL or readable and writable: as the caller promised.
+    unsafe {
+        if let (Ok(known), false) = (value(cache), table.is_null()) {
+            if known.put_at_once((*table).addr()) {
+                table.write(std::ptr::null_mut());
+                return 0;
+            }
+        }
+        put_at_length(cache, table)
+    }
+}
+
+/// # Safety
+/// As `q2c_cache_put`.
+#[inline(never)]
+unsafe fn put_at_length(cache: *mut q2c_cache, table: *mut *mut c_void) -> c_int {
     let put = |cache: &Cache| {
         // SAFETY: NULL or writable, as the caller promised.
         let place = unsafe { out(table) }?;
         // SAFETY: not NULL, since `out` agreed, and readable, as the caller promised.
-        cache.put(unsafe { table.read() }.addr())?;
+        cache.put_at_length(unsafe { table.read() }.addr())?;
         place.set(std::ptr::null_mut());
         Ok(())
     };

@@ -49,7 +49,16 @@ impl<K: PartialEq> WaitList<K> {
     }
 
     /// Takes all who wait for a key that `matches`; they are woken by [`Wakes::wake`] or its drop.
-    pub fn notify(&mut self, mut matches: impl FnMut(&K) -> bool) -> Wakes {
+    #[inline]
+    pub fn notify(&mut self, matches: impl FnMut(&K) -> bool) -> Wakes {
+        // Nearly always.
+        if self.waiting.is_empty() {
+            return Wakes::default();
+        }
+        self.take(matches)
+    }
+
+    fn take(&mut self, mut matches: impl FnMut(&K) -> bool) -> Wakes {
         let mut wakes = Vec::new();
         self.waiting.retain(|(key, node)| {
             let taken = matches(key);
@@ -117,8 +126,17 @@ impl Wakes {
 }
 
 impl Drop for Wakes {
+    #[inline]
     fn drop(&mut self) {
-        for node in self.0.drain(..) {
+        if !self.0.is_empty() {
+            self.call();
+        }
+    }
+}
+
+impl Wakes {
+    fn call(&mut self) {
+        for node in std::mem::take(&mut self.0) {
             let waker = {
                 let mut node = node.lock();
                 node.notified = true;
