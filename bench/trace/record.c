@@ -2,7 +2,6 @@
 /* A library for LD_PRELOAD that records which tables a program asks libqcow2cache for, to the end of the file that QCOW2CACHE_TRACE names:
  * eight bytes a request, in the order in which the requests were answered: the cache's number (1 for the first one seen, …) in the top byte,
  * the table's offset below. A read that finds nothing is not recorded: a get follows it. */
-#define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
