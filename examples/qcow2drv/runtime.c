@@ -12,6 +12,7 @@ static const struct {
     struct rt *(*create)(unsigned contexts);
 } hosts[] = {
     { "threads", rt_threads_new },
+    { "loops", rt_loops_new },
 };
 
 struct rt *rt_new(const char *host, unsigned contexts)
@@ -26,7 +27,7 @@ struct rt *rt_new(const char *host, unsigned contexts)
 
 const char *rt_names(void)
 {
-    return "threads";
+    return "threads, loops";
 }
 
 uint64_t rt_now_ns(void)

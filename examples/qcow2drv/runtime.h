@@ -46,11 +46,12 @@ struct rt {
     _Atomic unsigned waiters; /* in wait_while now: rt_notify costs nothing when there are none */
 };
 
-/* A runtime by the name of its host ("threads"), with `contexts` contexts; NULL with errno set: ENOTSUP = no
+/* A runtime by the name of its host ("threads", "loops"), with `contexts` contexts; NULL with errno set: ENOTSUP = no
  * such host in this build, ENOMEM. */
 struct rt *rt_new(const char *host, unsigned contexts);
 
 struct rt *rt_threads_new(unsigned contexts);
+struct rt *rt_loops_new(unsigned contexts);
 
 /* The names rt_new knows, for messages. */
 const char *rt_names(void);

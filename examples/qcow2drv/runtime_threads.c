@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /* The thread host: a worker is a POSIX thread, a wait parks it. */
 #include <errno.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <time.h>
 
-#include "runtime.h"
+#include "runtime_threads.h"
 
 struct worker {
     struct worker *next;
@@ -13,14 +12,6 @@ struct worker {
     pthread_t thread;
     void (*entry)(void *arg);
     void *arg;
-};
-
-struct rt_threads {
-    struct rt rt;
-    pthread_mutex_t mutex;
-    pthread_cond_t changed; /* a condition of wait_while may have changed, or a worker has ended */
-    struct worker *workers; /* plain code alone */
-    unsigned running;
 };
 
 static struct rt_threads *to_threads(struct rt *rt)
@@ -54,7 +45,7 @@ static void *worker_main(void *arg)
     return NULL;
 }
 
-static int threads_spawn(struct rt *rt, unsigned index, void (*entry)(void *arg), void *arg)
+int rt_threads_spawn(struct rt *rt, unsigned index, void (*entry)(void *arg), void *arg)
 {
     struct rt_threads *t = to_threads(rt);
     struct worker *worker = calloc(1, sizeof(*worker));
@@ -92,7 +83,7 @@ static void wait_until(struct rt_threads *t, uint64_t deadline_ns)
     pthread_cond_timedwait(&t->changed, &t->mutex, &when);
 }
 
-static void threads_wait_workers(struct rt *rt, uint64_t tick_ns, void (*tick)(void *arg), void *arg)
+void rt_threads_wait_workers(struct rt *rt, uint64_t tick_ns, void (*tick)(void *arg), void *arg)
 {
     struct rt_threads *t = to_threads(rt);
     uint64_t next = rt_now_ns() + tick_ns;
@@ -122,7 +113,7 @@ static void threads_wait_workers(struct rt *rt, uint64_t tick_ns, void (*tick)(v
     }
 }
 
-static void threads_sleep_ns(struct rt *rt, uint64_t ns)
+void rt_threads_sleep_ns(struct rt *rt, uint64_t ns)
 {
     struct timespec left = { .tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u) };
 
@@ -131,7 +122,7 @@ static void threads_sleep_ns(struct rt *rt, uint64_t ns)
     }
 }
 
-static void threads_wait_while(struct rt *rt, bool (*cond)(void *arg), void *arg)
+void rt_threads_wait_while(struct rt *rt, bool (*cond)(void *arg), void *arg)
 {
     struct rt_threads *t = to_threads(rt);
 
@@ -143,7 +134,7 @@ static void threads_wait_while(struct rt *rt, bool (*cond)(void *arg), void *arg
     atomic_fetch_sub(&rt->waiters, 1);
 }
 
-static void threads_notify(struct rt *rt)
+void rt_threads_notify(struct rt *rt)
 {
     struct rt_threads *t = to_threads(rt);
 
@@ -152,12 +143,17 @@ static void threads_notify(struct rt *rt)
     pthread_mutex_unlock(&t->mutex);
 }
 
+void rt_threads_destroy(struct rt_threads *t)
+{
+    pthread_cond_destroy(&t->changed);
+    pthread_mutex_destroy(&t->mutex);
+}
+
 static void threads_free(struct rt *rt)
 {
     struct rt_threads *t = to_threads(rt);
 
-    pthread_cond_destroy(&t->changed);
-    pthread_mutex_destroy(&t->mutex);
+    rt_threads_destroy(t);
     free(t);
 }
 
@@ -165,30 +161,36 @@ static const rt_ops threads_ops = {
     .name = "threads",
     .host = threads_host,
     .context = threads_context,
-    .spawn = threads_spawn,
-    .wait_workers = threads_wait_workers,
-    .sleep_ns = threads_sleep_ns,
-    .wait_while = threads_wait_while,
-    .notify = threads_notify,
+    .spawn = rt_threads_spawn,
+    .wait_workers = rt_threads_wait_workers,
+    .sleep_ns = rt_threads_sleep_ns,
+    .wait_while = rt_threads_wait_while,
+    .notify = rt_threads_notify,
     .blocking = NULL,
     .free = threads_free,
 };
 
+void rt_threads_init(struct rt_threads *t, const rt_ops *ops)
+{
+    pthread_condattr_t attr;
+
+    t->rt.ops = ops;
+    pthread_mutex_init(&t->mutex, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&t->changed, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
 struct rt *rt_threads_new(unsigned contexts)
 {
     struct rt_threads *t = calloc(1, sizeof(*t));
-    pthread_condattr_t attr;
 
     (void)contexts;
     if (!t) {
         errno = ENOMEM;
         return NULL;
     }
-    t->rt.ops = &threads_ops;
-    pthread_mutex_init(&t->mutex, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&t->changed, &attr);
-    pthread_condattr_destroy(&attr);
+    rt_threads_init(t, &threads_ops);
     return &t->rt;
 }
