@@ -12,7 +12,7 @@
     "                            l2-cache-entry-size (bytes, with K, M, G), cache-clean-interval (seconds,\n" \
     "                            0 = never)\n" \
     "  --cleaner-interval-ms N   in place of cache-clean-interval, for intervals below a second\n" \
-    "  --host=NAME               what waits run on: threads, or loops (the library's event loops)\n" \
+    "  --host=NAME               what waits run on: threads, loops (the library's own) or coroutines\n" \
     "  --contexts=N              how many event loops, on hosts that have such; default 2\n"
 
 static const struct {

@@ -13,6 +13,9 @@ static const struct {
 } hosts[] = {
     { "threads", rt_threads_new },
     { "loops", rt_loops_new },
+#ifdef HAVE_COROUTINES
+    { "coroutines", rt_coroutines_new },
+#endif
 };
 
 struct rt *rt_new(const char *host, unsigned contexts)
@@ -27,7 +30,11 @@ struct rt *rt_new(const char *host, unsigned contexts)
 
 const char *rt_names(void)
 {
+#ifdef HAVE_COROUTINES
+    return "threads, loops, coroutines";
+#else
     return "threads, loops";
+#endif
 }
 
 uint64_t rt_now_ns(void)

@@ -37,6 +37,9 @@ typedef struct rt_ops {
     void (*notify)(struct rt *rt);
     /* NULL, or: runs the blocking fn(arg) where it harms nobody, waits for its end and returns its value. */
     int (*blocking)(struct rt *rt, int (*fn)(void *arg), void *arg);
+    /* NULL, or: from true to false nobody may poll, as under a graph write lock; the program aborts if somebody does. The
+     * worker must not wait meanwhile. */
+    void (*forbid_waits)(struct rt *rt, bool forbid);
     /* Plain code, no worker left. */
     void (*free)(struct rt *rt);
 } rt_ops;
@@ -46,12 +49,14 @@ struct rt {
     _Atomic unsigned waiters; /* in wait_while now: rt_notify costs nothing when there are none */
 };
 
-/* A runtime by the name of its host ("threads", "loops"), with `contexts` contexts; NULL with errno set: ENOTSUP = no
+/* A runtime by the name of its host ("threads", "loops", "coroutines"), with `contexts` contexts; NULL with errno set: ENOTSUP = no
  * such host in this build, ENOMEM. */
 struct rt *rt_new(const char *host, unsigned contexts);
 
 struct rt *rt_threads_new(unsigned contexts);
 struct rt *rt_loops_new(unsigned contexts);
+/* In builds with HAVE_COROUTINES. */
+struct rt *rt_coroutines_new(unsigned contexts);
 
 /* The names rt_new knows, for messages. */
 const char *rt_names(void);

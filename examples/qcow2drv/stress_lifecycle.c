@@ -21,17 +21,37 @@ static int change_options(stress *s, uint64_t round, bool locked, qd_error *erro
     return qd_set_options(s->image, &options, interval_ns, locked, error);
 }
 
+/* A move does not change the interval: the cleaner works in the new context as it did in the old one. */
+static int check_interval(stress *s, qd_error *error)
+{
+    qd_stats stats;
+    int r = qd_get_stats(s->image, &stats);
+
+    if (r == 0 && stats.cleaner.interval_ns != s->options->common.cleaner_interval_ms * 1000000u) {
+        *error = (qd_error){ .code = ERANGE, .message = "the move changed the cleaner's interval" };
+        return -ERANGE;
+    }
+    return r < 0 ? r : 0;
+}
+
 static int move(stress *s, uint64_t round, qd_error *error)
 {
-    int r = qd_detach(s->image);
+    const rt_ops *ops = s->rt->ops;
+    int r;
 
+    /* As a host does that changes its graph of block nodes: a detach that waited would abort the program. */
+    if (ops->forbid_waits)
+        ops->forbid_waits(s->rt, true);
+    r = qd_detach(s->image);
+    if (ops->forbid_waits)
+        ops->forbid_waits(s->rt, false);
     if (r == 0) {
-        s->rt->ops->sleep_ns(s->rt, 1000000);
-        r = qd_attach(s->image, s->rt->ops->context(s->rt, (unsigned)(round % s->options->common.contexts)));
+        ops->sleep_ns(s->rt, 1000000);
+        r = qd_attach(s->image, ops->context(s->rt, (unsigned)(round % s->options->common.contexts)));
     }
     if (r < 0)
         *error = (qd_error){ .code = -r, .message = "detach or attach" };
-    return r;
+    return r < 0 ? r : check_interval(s, error);
 }
 
 static int hand_over(stress *s, qd_error *error)
@@ -62,4 +82,6 @@ void stress_lifecycle(void *arg)
         atomic_fetch_add_explicit(&s->lifecycle_events, 1, memory_order_relaxed);
         s->rt->ops->sleep_ns(s->rt, s->options->lifecycle_ms * 1000000u);
     }
+    if (n < 4)
+        stress_fail(s, "only %" PRIu64 " of 4 kinds of life-cycle steps were made: more --seconds, please", n);
 }
