@@ -49,6 +49,7 @@ static const struct {
       "                            options changed without the lock, handed over and taken back (invalidate)\n"
       "  --idle-seconds=N          after the load keep the image open, and print the caches' resident memory every\n"
       "                            second: it falls where the cleaner works\n"
+      "  --damaged=FILE            an image that cannot be opened, tried as one of the --lifecycle-ms steps\n"
       "  --shadow-out=FILE         write the disk's expected contents, for 'qemu-img compare'\n"
       "  --write-log=FILE          record every write and flush, for tests of what a crash leaves behind\n"
       "  --progress                a line every second, also where standard error is no terminal\n" COMMON_HELP

@@ -139,6 +139,43 @@ int qdi_clear_autoclear(qd *s, qd_error *error)
     return 0;
 }
 
+/* In every sound image the header's cluster is in use. Before the first write, since an allocation would take it. State lock held. */
+static int header_is_in_use(qd *s)
+{
+    uint64_t count;
+    void *block;
+    int r;
+
+    if (s->reftable_entries == 0 || s->reftable[0] == 0)
+        return -EINVAL;
+    r = q2c_cache_get(s->refcounts, s->reftable[0], &block);
+    if (r < 0)
+        return r;
+    count = qdi_refcount_get(block, s->header.refcount_order, 0);
+    q2c_cache_put(s->refcounts, &block);
+    return count == 0 ? -EINVAL : 0;
+}
+
+static int check_header_refcount(qd *s, qd_error *error)
+{
+    int r;
+
+    if (!s->writable)
+        return 0;
+    r = q2c_state_lock(s->state);
+    if (r < 0)
+        return qdi_fail(error, -r, "%s: state lock: %s", s->name, strerror(-r));
+    r = header_is_in_use(s);
+    /* Half-way, with the lock held: the cleaner goes before its caches do. Plain code of a coroutine host may not, and leaves it
+     * to q2c_state_close. */
+    if (r < 0)
+        (void)q2c_cleaner_co_locked_del_and_wait(q2c_state_cleaner(s->state));
+    q2c_state_unlock(s->state);
+    return r < 0 ? qdi_fail(error, -r, "%s: the refcount of the header's cluster is 0 or cannot be read (%s); run 'qemu-img check -r all' first",
+                            s->name, strerror(-r))
+                 : 0;
+}
+
 static void free_image(qd *s)
 {
     if (s->file)
@@ -174,6 +211,8 @@ static int open_image(qd *s, const qd_open_options *options, qd_error *error)
         return r;
     qdi_set_header(s, &header);
     r = open_state(s, options, error);
+    if (r >= 0)
+        r = check_header_refcount(s, error);
     return r < 0 ? r : qdi_clear_autoclear(s, error);
 }
 

@@ -301,6 +301,7 @@ int cmd_stress(int argc, char **argv)
         { "--lifecycle-ms", ARG_NUMBER, &o.lifecycle_ms, 0, 3600000 },
         { "--idle-seconds", ARG_NUMBER, &o.idle_seconds, 0, 86400 },
         { "--shadow-out", ARG_STRING, &o.shadow_out, 0, 0 },
+        { "--damaged", ARG_STRING, &o.damaged, 0, 0 },
         { "--write-log", ARG_STRING, &o.common.write_log, 0, 0 },
         { "--progress", ARG_FLAG, &o.progress, 0, 0 },
         COMMON_ARGS(o.common),

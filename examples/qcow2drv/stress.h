@@ -14,6 +14,7 @@ typedef struct stress_options {
     uint64_t threads, seconds, operations, flush_every, max_request, area, seed, lifecycle_ms, idle_seconds;
     unsigned mix[4];
     const char *shadow_out;
+    const char *damaged; /* NULL, or an image whose open must fail with EINVAL */
     bool progress;
 } stress_options;
 

@@ -6,6 +6,8 @@
 
 #include "stress.h"
 
+enum { KINDS = 5 }; /* of steps */
+
 /* Two sets of options in turn: the user's own, and small caches with small slices. */
 static int change_options(stress *s, uint64_t round, bool locked, qd_error *error)
 {
@@ -61,6 +63,25 @@ static int hand_over(stress *s, qd_error *error)
     return r < 0 ? r : qd_invalidate(s->image, error);
 }
 
+/* An image whose open fails half-way, its cleaner running already, beside the one that works. */
+static int fail_to_open(stress *s, uint64_t round, qd_error *error)
+{
+    qd_open_options options = {
+        .writable = true,
+        .clean_interval_ns = 1000000,
+        .runtime = s->rt,
+        .context = s->rt->ops->context(s->rt, (unsigned)(round % s->options->common.contexts)),
+    };
+    qd *image = NULL;
+
+    if (!s->options->damaged || qd_open(s->options->damaged, &options, &image, error) == -EINVAL)
+        return 0;
+    if (image)
+        qd_close(&image);
+    error->code = EBADMSG;
+    return -EBADMSG;
+}
+
 void stress_lifecycle(void *arg)
 {
     stress *s = arg;
@@ -70,18 +91,19 @@ void stress_lifecycle(void *arg)
         qd_error error = { 0 };
         int r;
 
-        switch (n % 4) {
-        case 0: r = change_options(s, n / 4, true, &error); break;
-        case 1: r = move(s, n / 4 + 1, &error); break;
-        case 2: r = change_options(s, n / 4 + 1, false, &error); break;
+        switch (n % KINDS) {
+        case 0: r = change_options(s, n / KINDS, true, &error); break;
+        case 1: r = move(s, n / KINDS + 1, &error); break;
+        case 2: r = change_options(s, n / KINDS + 1, false, &error); break;
+        case 3: r = fail_to_open(s, n / KINDS, &error); break;
         default: r = hand_over(s, &error); break;
         }
         if (r < 0)
-            stress_fail(s, "life-cycle step %" PRIu64 ": %s: %s", n % 4, error.message, strerror(-r));
+            stress_fail(s, "life-cycle step %" PRIu64 ": %s: %s", n % KINDS, error.message, strerror(-r));
         n++;
         atomic_fetch_add_explicit(&s->lifecycle_events, 1, memory_order_relaxed);
         s->rt->ops->sleep_ns(s->rt, s->options->lifecycle_ms * 1000000u);
     }
-    if (n < 4)
-        stress_fail(s, "only %" PRIu64 " of 4 kinds of life-cycle steps were made: more --seconds, please", n);
+    if (n < KINDS)
+        stress_fail(s, "only %" PRIu64 " of %d kinds of life-cycle steps were made: more --seconds, please", n, KINDS);
 }
