@@ -41,6 +41,24 @@ int qd_set_options(qd *s, const q2c_options *options, uint64_t clean_interval_ns
     return r < 0 ? qdi_fail(error, -r, "%s: %s", s->name, why.message[0] ? why.message : strerror(-r)) : 0;
 }
 
+int qd_check_options(qd *s, const q2c_options *options, qd_error *error)
+{
+    q2c_update *update = NULL;
+    q2c_error why = { 0 };
+    int r;
+
+    if (atomic_load(&s->inactive))
+        return qdi_fail(error, EBUSY, "%s: inactive; call qd_invalidate first", s->name);
+    r = q2c_state_lock(s->state);
+    if (r == 0) {
+        r = q2c_update_options_prepare(s->state, options, NULL, 0, &update, &why);
+        q2c_state_unlock(s->state);
+    }
+    if (r == 0)
+        r = q2c_update_options_abort(s->state, &update);
+    return r < 0 ? qdi_fail(error, -r, "%s: %s", s->name, why.message[0] ? why.message : strerror(-r)) : 0;
+}
+
 int qd_detach(qd *s)
 {
     return q2c_state_detach_context(s->state);

@@ -84,6 +84,10 @@ int qd_flush(qd *image);
 int qd_set_options(qd *image, const q2c_options *options, uint64_t clean_interval_ns, bool locked,
                    qd_error *error);
 
+/* Whether qd_set_options could set these: works them out, flushes and allocates as it would, then gives it up. Nothing
+ * changes. Errors and context as there; the image works on meanwhile. */
+int qd_check_options(qd *image, const q2c_options *options, qd_error *error);
+
 /* The image leaves its context: the cleaner is asked to stop; never waits. Requests go on. */
 int qd_detach(qd *image);
 /* The cleaner starts in the new context, same interval. -EALREADY: attached. */

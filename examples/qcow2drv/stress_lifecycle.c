@@ -6,7 +6,7 @@
 
 #include "stress.h"
 
-enum { KINDS = 5 }; /* of steps */
+enum { KINDS = 6 }; /* of steps */
 
 /* Two sets of options in turn: the user's own, and small caches with small slices. */
 static int change_options(stress *s, uint64_t round, bool locked, qd_error *error)
@@ -96,6 +96,7 @@ void stress_lifecycle(void *arg)
         case 1: r = move(s, n / KINDS + 1, &error); break;
         case 2: r = change_options(s, n / KINDS + 1, false, &error); break;
         case 3: r = fail_to_open(s, n / KINDS, &error); break;
+        case 4: r = qd_check_options(s->image, &s->options->common.cache, &error); break;
         default: r = hand_over(s, &error); break;
         }
         if (r < 0)
