@@ -1515,8 +1515,8 @@ int q2c_loop_clock_pause(struct q2c_loop *loop);
 int q2c_loop_clock_resume(struct q2c_loop *loop);
 
 /**
- * Moves a paused clock forward by `ns` ns, for tests. What becomes due runs in the home thread's
- * next dispatch.
+ * Moves a paused clock forward by `ns` ns, for tests, to `INT64_MAX - 1` at most. What becomes due
+ * runs in the home thread's next dispatch.
  *
  * Any thread, never waits. `-EINVAL`: `loop` is NULL, or its clock runs.
  *

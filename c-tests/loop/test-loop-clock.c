@@ -125,6 +125,21 @@ static void an_interval_of_0_starts_none(void)
     end();
 }
 
+/* A sleep without an end does not end, however far the clock goes; what is due is due once. */
+static void a_step_to_the_end_of_time(void)
+{
+    begin();
+    CHECK_INT(q2c_cleaner_start(cleaner, loop, UINT64_MAX), 0);
+    CHECK_U64(passes(), 0);
+    CHECK_INT(q2c_loop_clock_step(loop, UINT64_MAX), 0);
+    CHECK_U64(passes(), 0);
+    CHECK_INT(q2c_cleaner_set_interval(cleaner, 1), 0);
+    CHECK_U64(passes(), 1);
+    CHECK_INT(q2c_loop_clock_step(loop, UINT64_MAX), 0);
+    CHECK_U64(passes(), 1);
+    end();
+}
+
 int main(void)
 {
     test_begin();
@@ -134,5 +149,6 @@ int main(void)
     RUN(a_stop_returns_while_it_stands);
     RUN(a_new_interval_in_mid_sleep);
     RUN(an_interval_of_0_starts_none);
+    RUN(a_step_to_the_end_of_time);
     return test_end();
 }

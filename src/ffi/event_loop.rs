@@ -252,8 +252,8 @@ pub unsafe extern "C" fn q2c_loop_clock_resume(r#loop: *mut q2c_loop) -> c_int {
     }
 }
 
-/// Moves a paused clock forward by `ns` ns, for tests. What becomes due runs in the home thread's
-/// next dispatch.
+/// Moves a paused clock forward by `ns` ns, for tests, to `INT64_MAX - 1` at most. What becomes due
+/// runs in the home thread's next dispatch.
 ///
 /// Any thread, never waits. `-EINVAL`: `loop` is NULL, or its clock runs.
 ///

@@ -160,7 +160,8 @@ impl Executor {
         let Some(at) = inner.clock.paused_at.as_mut() else {
             return false;
         };
-        *at = at.saturating_add(ns);
+        // Below the furthest deadline there is (see `Sleep::new`): beyond it every sleep would be over at once.
+        *at = at.saturating_add(ns).min(i64::MAX as u64 - 1);
         drop(inner);
         (self.notify)();
         true

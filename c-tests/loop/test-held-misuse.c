@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * Wrong calls around a cleaner on the hosts that have threads get their errno, and never a hang. What of this does not depend
+ * on a place inside the cleaner is in test-cleaner-misuse, which runs in an event loop, too.
+ */
+#include <stdio.h>
+
+#include "setting.h"
+
+static enum host host;
+static atomic_int inside[7];
+static atomic_bool was_inside;
+
+static void make_passes_until_inside(void)
+{
+    setting_make_due();
+    while (!atomic_load(&was_inside)) {
+        setting_turn();
+        if (host == STANDING_LOOP) { /* where the clock runs, the interval stays short */
+            setting_make_due();
+        }
+        test_pause();
+    }
+}
+
+/* In the cleaner's own thread, in the middle of a pass. */
+static void stop_from_inside(void)
+{
+    q2c_cleaner *cleaner = setting.cleaner;
+
+    atomic_store(&inside[0], q2c_cleaner_co_del_and_wait(cleaner));
+    atomic_store(&inside[1], q2c_cleaner_del_and_wait(cleaner));
+    atomic_store(&inside[2], q2c_cleaner_co_locked_del_and_wait(cleaner));
+    atomic_store(&inside[3], q2c_cleaner_lock(cleaner));
+    atomic_store(&inside[4], q2c_cleaner_destroy(&cleaner));
+    atomic_store(&inside[5], q2c_cleaner_is_running(setting.cleaner));
+    atomic_store(&inside[6], setting_start());
+    atomic_store(&was_inside, true);
+}
+
+static void a_stop_from_inside_the_cleaner(void)
+{
+    setting_begin(host);
+    atomic_store(&was_inside, false);
+    setting_reach(IN_A_PASS); /* in the midst of giving memory back; the next pass but one does so again */
+    seam_release();
+    for (unsigned n = 1; n <= 8; n++) {
+        cache_touch(setting.cache, n * cache_stats(setting.cache).table_size);
+    }
+    seam_call(SEAM_GIVE_BACK, stop_from_inside);
+    make_passes_until_inside();
+    CHECK_INT(atomic_load(&inside[0]), -EDEADLK);
+    CHECK_INT(atomic_load(&inside[1]), -EDEADLK);
+    /* it has the lock, but is the cleaner */
+    CHECK_INT(atomic_load(&inside[2]), -EDEADLK);
+    CHECK_INT(atomic_load(&inside[3]), -EDEADLK);
+    CHECK_INT(atomic_load(&inside[4]), -EBUSY);
+    CHECK_INT(atomic_load(&inside[5]), 1); /* an error stops nothing */
+    CHECK_INT(atomic_load(&inside[6]), -EALREADY);
+    CHECK_INT(q2c_cleaner_del_and_wait(setting.cleaner), 0);
+    setting_unmap_storage();
+    setting_end();
+}
+
+static void request_from_inside(void)
+{
+    atomic_store(&inside[0], q2c_cleaner_request_stop(setting.cleaner));
+    atomic_store(&inside[1], (int)setting_instances());
+    atomic_store(&was_inside, true);
+}
+
+static void a_request_from_inside_the_cleaner(void)
+{
+    setting_begin(host);
+    atomic_store(&was_inside, false);
+    CHECK_INT(setting_start(), 0);
+    seam_call(SEAM_GIVE_BACK, request_from_inside);
+    make_passes_until_inside();
+    EVENTUALLY(setting_instances() == 0);
+    CHECK_INT(atomic_load(&inside[0]), 0);
+    CHECK_INT(atomic_load(&inside[1]), 1); /* it ends after the pass */
+    setting_unmap_storage();
+    setting_end();
+}
+
+static void contexts_of_other_hosts(void)
+{
+    setting_begin(host);
+    if (host == THREADS) {
+        CHECK_INT(q2c_cleaner_start(setting.cleaner, setting.home.loop, FOREVER), -EINVAL);
+    } else {
+        CHECK_INT(q2c_cleaner_start(setting.cleaner, NULL, FOREVER), -EINVAL);
+    }
+    CHECK_INT(q2c_cleaner_is_running(setting.cleaner), 0);
+    CHECK_U64(cleaner_stats(setting.cleaner).starts, 0);
+    setting_unmap_storage();
+    setting_end();
+}
+
+static void destroying_too_early(void)
+{
+    setting_begin(host);
+    setting_reach(ASLEEP);
+    CHECK_INT(q2c_cleaner_destroy(&setting.cleaner), -EBUSY);
+    CHECK_INT(q2c_cleaner_request_stop(setting.cleaner), 0);
+    EVENTUALLY(setting_instances() == 0);
+    CHECK_INT(setting_start(), 0);
+    CHECK_INT(q2c_cleaner_del_and_wait(setting.cleaner), 0);
+    setting_reach(ASKED_TO_STOP);
+    CHECK_INT(q2c_cleaner_destroy(&setting.cleaner), -EBUSY);
+    REQUIRE(setting.cleaner != NULL);
+    seam_release();
+    CHECK_INT(q2c_cleaner_del_and_wait(setting.cleaner), 0);
+    setting_unmap_storage();
+    setting_end();
+}
+
+/* What a state says to wrong contexts is in test-loop-threads. */
+static void a_state_with_its_lock_held(void)
+{
+    struct image image;
+
+    setting_begin(host);
+    image_init(&image);
+    if (host != THREADS) {
+        image.config.host = &loop_host;
+        CHECK_INT(q2c_state_open(&image.config, &image.state, NULL), -EINVAL); /* no context */
+        image.config.context = setting.home.loop;
+    }
+    image_open(&image);
+    CHECK_INT(q2c_state_lock(image.state), 0);
+    CHECK_INT(q2c_state_close(&image.state), -EDEADLK);
+    CHECK_INT(q2c_state_invalidate(image.state), -EDEADLK);
+    CHECK_INT(q2c_state_attach_context(image.state, image.config.context), -EALREADY);
+    CHECK(image_cleaner_runs(&image));
+    CHECK_INT(q2c_state_unlock(image.state), 0);
+    image_close(&image);
+    setting_unmap_storage();
+    setting_end();
+}
+
+static void run_case(const char *what, void (*function)(void))
+{
+    static char name[160]; /* the watchdog looks at it */
+
+    snprintf(name, sizeof(name), "%s: %s", host_names[host], what);
+    test_run(name, function);
+}
+#define ON_HOST(function) run_case(#function, function)
+
+int main(void)
+{
+    test_begin();
+    seam_thread_cleans(false);
+    for (host = 0; host < HOSTS; host++) {
+        ON_HOST(a_stop_from_inside_the_cleaner);
+        ON_HOST(a_request_from_inside_the_cleaner);
+        ON_HOST(contexts_of_other_hosts);
+        ON_HOST(destroying_too_early);
+        ON_HOST(a_state_with_its_lock_held);
+    }
+    return test_end();
+}
