@@ -110,6 +110,18 @@ impl Table {
         found
     }
 
+    /// The same in a straight line, as nearly every hit goes; no answer where that one looks further.
+    fn read_at_once(&self, offset: u64) -> Option<u64> {
+        if self.slot.offset() != offset || !self.slot.pin_at_once() {
+            return None;
+        }
+        let found = (self.slot.offset() == offset).then(|| self.contents());
+        if !self.slot.put_at_once() {
+            self.put();
+        }
+        found
+    }
+
     /// The other side: the slot goes to another table.
     fn evict_for(&self, offset: u64) -> bool {
         let structure = self.lock();
@@ -196,6 +208,65 @@ fn clean_against(preemptions: Option<usize>, readers: &'static [u64]) {
 fn cleaning_drops_no_pinned_table_and_no_pin_sees_given_back_memory() {
     clean_against(None, &[A]);
     clean_against(Some(3), &[A, C]);
+}
+
+/// Whether an execution of a model had an answer at once, by both tables' readers.
+#[derive(Default)]
+struct Answers([AtomicUsize; 2]);
+
+impl Answers {
+    fn expect_own(&self, table: &Table, offset: u64) {
+        if let Some(found) = table.read_at_once(offset) {
+            assert_eq!(found, offset, "a pin of the wrong table");
+            self.0[usize::from(offset == B)].fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    fn of(&self, offset: u64) -> usize {
+        self.0[usize::from(offset == B)].load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn at_once_a_pin_is_of_the_table_that_was_looked_up_and_a_put_frees_it_for_the_next() {
+    let answers = Arc::new(Answers::default());
+    explore(Some(3), {
+        let answers = answers.clone();
+        move || {
+            let table = Table::resident(A);
+            let threads = [A, B].map(|offset| {
+                let answers = answers.clone();
+                run(&table, move |t| answers.expect_own(t, offset))
+            });
+            table.evict_for(B);
+            join(threads);
+        }
+    });
+    assert!(answers.of(A) > 0 && answers.of(B) > 0);
+}
+
+#[test]
+fn at_once_a_discarded_table_is_freed_once_after_its_last_reader() {
+    let answers = Arc::new(Answers::default());
+    explore(None, {
+        let answers = answers.clone();
+        move || {
+            let table = Table::resident(A);
+            let discard = run(&table, |t| {
+                let structure = t.lock();
+                let (how, _) = t.slot.discard();
+                if how == Discard::Freed {
+                    t.count_freed();
+                }
+                drop(structure);
+            });
+            answers.expect_own(&table, A);
+            join([discard]);
+            assert_eq!(table.times_freed(), 1);
+            assert!(table.slot.allocate(B));
+        }
+    });
+    assert!(answers.of(A) > 0);
 }
 
 #[test]
