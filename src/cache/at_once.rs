@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The hot paths in a straight line: what nearly every get, put and read is. Nothing here loops, panics or calls anything, so that
-//! the C API can have it before its panic guard, with no register to save. Each says yes, or leaves it to the long way, which
+//! The hot paths in a straight line: what nearly every get, put and read is. Nothing here loops, panics (but for debug assertions) or
+//! calls anything, so that the C API can have it before its panic guard, with no register to save. Each says yes, or leaves it to the long way, which
 //! does the same with every case considered: `…_at_length`. [`Cache::hit_for`], [`Cache::put`] and [`Cache::read`] are both in a row.
 
 use std::ptr::NonNull;
@@ -12,7 +12,7 @@ use super::{Cache, load_word};
 use crate::primitives::{Ordering, fence};
 
 /// What [`Cache::hit_at_once`] found.
-pub enum AtOnce {
+pub(crate) enum AtOnce {
     /// The table is pinned; its slot, and whether the hit is to be noted: [`Cache::note_hit`], last of all.
     Pinned(u32, bool),
     /// The slot went to another table between the lookup and the pin: give this pin back, then go the long way.
@@ -24,7 +24,7 @@ pub enum AtOnce {
 impl Cache {
     /// See [`Cache::hit_for`].
     #[inline(always)]
-    pub fn hit_at_once(&self, offset: u64, access: Access) -> AtOnce {
+    pub(crate) fn hit_at_once(&self, offset: u64, access: Access) -> AtOnce {
         let Some((number, slot)) = self.first_look(offset) else {
             return AtOnce::No;
         };
@@ -34,8 +34,7 @@ impl Cache {
         if reserved || self.is_poisoned() || !slot.pin_at_once() {
             return AtOnce::No;
         }
-        #[cfg(not(feature = "unsound-no-pin-recheck"))]
-        if slot.offset() != offset {
+        if cfg!(not(feature = "unsound-no-pin-recheck")) && slot.offset() != offset {
             return AtOnce::Another(number);
         }
         AtOnce::Pinned(number, is_news)
@@ -43,7 +42,7 @@ impl Cache {
 
     /// The address of the table in a slot that [`Cache::hit_at_once`] pinned.
     #[inline(always)]
-    pub fn pinned_table(&self, number: u32) -> NonNull<u8> {
+    pub(crate) fn pinned_table(&self, number: u32) -> NonNull<u8> {
         self.tables.table(number)
     }
 
@@ -55,14 +54,14 @@ impl Cache {
 
     /// Notes the use of a table.
     #[inline(always)]
-    pub fn note_hit(&self, number: u32) {
+    pub(crate) fn note_hit(&self, number: u32) {
         let (group, bit) = group::place(number);
         self.group(group).touch(bit);
     }
 
     /// See [`Cache::put`]: true if a pin was given back and there is nothing else to do or to say.
     #[inline(always)]
-    pub fn put_at_once(&self, table: usize) -> bool {
+    pub(crate) fn put_at_once(&self, table: usize) -> bool {
         let Some(number) = self.tables.slot_of(table) else {
             return false;
         };
@@ -71,7 +70,7 @@ impl Cache {
 
     /// See [`Cache::read`], for 8 bytes: as they lie in memory.
     #[inline(always)]
-    pub fn read_at_once(&self, offset: u64, at: usize) -> Option<u64> {
+    pub(crate) fn read_at_once(&self, offset: u64, at: usize) -> Option<u64> {
         if at % 8 != 0 || at >= self.table_size() {
             return None;
         }
@@ -82,7 +81,7 @@ impl Cache {
         }
         // SAFETY: inside the table, and 8-aligned as tables and `at` are.
         let word = unsafe { load_word(self.tables.table(number), at) };
-        // Acquire: see `read`.
+        // Acquire: see `read_at_length`.
         fence(Ordering::Acquire);
         if !slot.word().is_same_table(before) || slot.offset() != offset {
             return None;

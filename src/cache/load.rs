@@ -52,7 +52,7 @@ enum Step {
 impl Cache {
     /// The rest of a get after a [`Cache::hit_for`] that found nothing, as far as it goes without a wait: most go to their end. `None`:
     /// [`Cache::get_slow`] goes on, with the same `missed`.
-    pub fn get_without_wait(
+    pub(crate) fn get_without_wait(
         &self,
         offset: u64,
         contents: Contents,
@@ -69,7 +69,7 @@ impl Cache {
     }
 
     /// See [`Cache::get_without_wait`].
-    pub async fn get_slow(
+    pub(crate) async fn get_slow(
         &self,
         offset: u64,
         contents: Contents,

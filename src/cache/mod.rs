@@ -16,7 +16,7 @@
 //! *Locks*: one structure lock a cache, held for short, never across a callback, a wake-up or a second cache's lock.
 //! Hits, puts, `mark_dirty`, `read` and `store` do not take it.
 
-pub mod at_once;
+pub(crate) mod at_once;
 pub mod cleaning;
 pub mod dependency;
 pub mod dirty;
@@ -265,7 +265,7 @@ impl Cache {
     }
 
     /// The hit with every case considered, for [`Cache::hit_for`] and whoever has tried [`Cache::hit_at_once`].
-    pub fn hit_at_length(&self, offset: u64, access: Access) -> Option<Pinned<'_>> {
+    pub(crate) fn hit_at_length(&self, offset: u64, access: Access) -> Option<Pinned<'_>> {
         let slot_number = self.find_unlocked(offset)?;
         if access == Access::Unlocked && self.is_reserved(slot_number) {
             return None;
@@ -288,7 +288,7 @@ impl Cache {
     }
 
     /// Gives back the pin on a slot that turned out to hold another table.
-    pub fn put_other(&self, number: u32) {
+    pub(crate) fn put_other(&self, number: u32) {
         let given_back = self.put_slot(number);
         debug_assert!(given_back.is_ok(), "somebody else put this pin");
     }
@@ -315,7 +315,7 @@ impl Cache {
     }
 
     /// [`Cache::read`] with every case considered, for it and whoever has tried [`Cache::read_at_once`].
-    pub fn read_at_length(
+    pub(crate) fn read_at_length(
         &self,
         offset: u64,
         at: usize,
@@ -373,7 +373,7 @@ impl Cache {
     }
 
     /// [`Cache::put`] with every case considered, for it and whoever has tried [`Cache::put_at_once`].
-    pub fn put_at_length(&self, table: usize) -> core::result::Result<(), Errno> {
+    pub(crate) fn put_at_length(&self, table: usize) -> core::result::Result<(), Errno> {
         let slot = self.tables.slot_of(table).ok_or(Errno::INVAL)?;
         self.put_slot(slot)?;
         self.check_poison()

@@ -6,7 +6,7 @@
 //!
 //! | step | here |
 //! |---|---|
-//! | a panic never crosses into C | `guard`, below every export |
+//! | a panic never crosses into C | `guard`, below every export; before it only the hits of `table`, which cannot panic |
 //! | a panic inside a cache poisons it | `call_cache`, `call_state` |
 //! | an error becomes `-errno` | `outcome` |
 //! | set-up functions fill a `q2c_error` | `call_set_up` |
