@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /* q2c_poll_until_done, q2c_poll_kick and q2c_run_until_done on the thread host. */
 #include "image.h"
+#include "ping_pong.h"
 #include "threads.h"
 
 static struct image image;
@@ -115,38 +116,10 @@ static void one_kick_serves_all(void)
     image_close(&image);
 }
 
-static atomic_uint turn;
-
-static bool is_my_turn(void *argument)
-{
-    return atomic_load(&turn) % 2 == (uintptr_t)argument;
-}
-
-#define TURNS 1000
-
-static void answer(void *argument)
-{
-    (void)argument;
-    for (unsigned i = 0; i < TURNS; i++) {
-        CHECK_INT(q2c_poll_until_done(image.state, is_my_turn, (void *)1), 0);
-        atomic_fetch_add(&turn, 1);
-        CHECK_INT(q2c_poll_kick(image.state), 0);
-    }
-}
-
 static void no_kick_is_lost(void)
 {
-    struct thread thread;
-
     open_image();
-    thread_start(&thread, answer, NULL);
-    for (unsigned i = 0; i < TURNS; i++) {
-        atomic_fetch_add(&turn, 1);
-        CHECK_INT(q2c_poll_kick(image.state), 0);
-        CHECK_INT(q2c_poll_until_done(image.state, is_my_turn, (void *)0), 0);
-    }
-    thread_join(&thread);
-    CHECK_U64(atomic_load(&turn), 2 * TURNS);
+    play_ping_pong(image.state);
     image_close(&image);
 }
 

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "looping.h"
+#include "ping_pong.h"
 
 static q2c_loop *loop; /* of the main thread */
 static struct image image;
@@ -146,38 +147,10 @@ static void the_home_of_another_loop_does_not_turn_it(void)
     end();
 }
 
-static atomic_uint turn;
-
-static bool is_my_turn(void *argument)
-{
-    return atomic_load(&turn) % 2 == (uintptr_t)argument;
-}
-
-enum { TURNS = 1000 };
-
-static void answer(void *argument)
-{
-    (void)argument;
-    for (unsigned i = 0; i < TURNS; i++) {
-        CHECK_INT(q2c_poll_until_done(image.state, is_my_turn, (void *)1), 0);
-        atomic_fetch_add(&turn, 1);
-        CHECK_INT(q2c_poll_kick(image.state), 0);
-    }
-}
-
 static void no_kick_is_lost_between_home_and_another(void)
 {
-    struct thread thread;
-
     begin();
-    thread_start(&thread, answer, NULL);
-    for (unsigned i = 0; i < TURNS; i++) {
-        atomic_fetch_add(&turn, 1);
-        CHECK_INT(q2c_poll_kick(image.state), 0);
-        CHECK_INT(q2c_poll_until_done(image.state, is_my_turn, (void *)0), 0);
-    }
-    thread_join(&thread);
-    CHECK_U64(atomic_load(&turn), 2 * TURNS);
+    play_ping_pong(image.state);
     end();
 }
 

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Every way to stop, from every thread, in every state of a cleaner, on threads and on event loops. Each returns, the
- * cleaner is gone, and nothing is touched afterwards: its cache is destroyed at once, which unmaps the tables.
+ * Every way to stop, from every thread, near every state of a cleaner, on threads and on event loops, over and over. Each
+ * returns, the cleaner is gone, and nothing is touched afterwards: its cache is destroyed at once, which unmaps the tables.
  *
- * A thread cannot look into an instance, so the states are reached like this: about to sleep = the stop follows the start at
- * once; asleep = its first look at the clock is over; waiting for the lock = somebody else holds it for many intervals;
- * in a pass = passes follow each other without a pause, at a random moment of which the stop comes.
+ * test-held-transitions has the same table with the cleaner held in each state. Here nobody is held: the stop meets the moments
+ * between the states, too, and sanitizers see threads that run as they like. Roughly reached is: about to sleep = the stop
+ * follows the start at once; asleep = its first look at the clock is over; waiting for the lock = somebody else holds it for many
+ * intervals; in a pass = passes follow each other without a pause, and the stop comes at a random moment.
  */
 #include "looping.h"
 
