@@ -81,6 +81,12 @@ impl Model {
             }
             Err(errno) => assert_eq!(errno, Errno::AGAIN),
         }
+        // One word is a way of its own.
+        let mut word = [0; 8];
+        match self.cache.read(offset, 8, &mut word) {
+            Ok(()) => assert_eq!(u64::from_ne_bytes(word), fresh(offset)[1]),
+            Err(errno) => assert_eq!(errno, Errno::AGAIN),
+        }
     }
 
     fn change(&self, offset: u64) -> Result<(), Errno> {
