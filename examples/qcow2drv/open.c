@@ -171,9 +171,9 @@ static int check_header_refcount(qd *s, qd_error *error)
     if (r < 0)
         (void)q2c_cleaner_co_locked_del_and_wait(q2c_state_cleaner(s->state));
     q2c_state_unlock(s->state);
-    return r < 0 ? qdi_fail(error, -r, "%s: the refcount of the header's cluster is 0 or cannot be read (%s); run 'qemu-img check -r all' first",
-                            s->name, strerror(-r))
-                 : 0;
+    if (r == -EINVAL)
+        return qdi_fail(error, EINVAL, "%s: the header's cluster has refcount 0; run 'qemu-img check -r all' first", s->name);
+    return r < 0 ? qdi_fail(error, -r, "%s: cannot read the first refcount block: %s", s->name, strerror(-r)) : 0;
 }
 
 static void free_image(qd *s)

@@ -121,12 +121,7 @@ static const rt_ops loops_ops = {
     .name = "loops",
     .host = loops_host,
     .context = loops_context,
-    .spawn = rt_threads_spawn,
-    .wait_workers = rt_threads_wait_workers,
-    .sleep_ns = rt_threads_sleep_ns,
-    .wait_while = rt_threads_wait_while,
-    .notify = rt_threads_notify,
-    .blocking = NULL,
+    RT_THREADS_WORKERS,
     .free = loops_free,
 };
 

@@ -161,12 +161,7 @@ static const rt_ops threads_ops = {
     .name = "threads",
     .host = threads_host,
     .context = threads_context,
-    .spawn = rt_threads_spawn,
-    .wait_workers = rt_threads_wait_workers,
-    .sleep_ns = rt_threads_sleep_ns,
-    .wait_while = rt_threads_wait_while,
-    .notify = rt_threads_notify,
-    .blocking = NULL,
+    RT_THREADS_WORKERS,
     .free = threads_free,
 };
 

@@ -27,4 +27,9 @@ void rt_threads_sleep_ns(struct rt *rt, uint64_t ns);
 void rt_threads_wait_while(struct rt *rt, bool (*cond)(void *arg), void *arg);
 void rt_threads_notify(struct rt *rt);
 
+/* For an rt_ops: what is about workers. They may block. */
+#define RT_THREADS_WORKERS                                                                                             \
+    .spawn = rt_threads_spawn, .wait_workers = rt_threads_wait_workers, .sleep_ns = rt_threads_sleep_ns,               \
+    .wait_while = rt_threads_wait_while, .notify = rt_threads_notify, .blocking = NULL
+
 #endif

@@ -213,7 +213,7 @@ static void print_results(stress *s, const qd_stats *loaded, const qd_stats *idl
     printf("shared_reads: %" PRIu64 "\n", atomic_load(&s->shared_reads));
     printf("bytes_read: %" PRIu64 "\n", atomic_load(&s->bytes_read));
     printf("bytes_written: %" PRIu64 "\n", atomic_load(&s->bytes_written));
-    printf("lifecycle_events: %" PRIu64 "\n", atomic_load(&s->lifecycle_events));
+    stress_lifecycle_figures(s);
     print_cache("l2", &loaded->l2);
     print_cache("refcount", &loaded->refcounts);
     printf("clusters_allocated: %" PRIu64 "\n", idle->clusters_allocated);

@@ -18,6 +18,8 @@ typedef struct stress_options {
     bool progress;
 } stress_options;
 
+enum { STRESS_STEPS = 6 };
+
 typedef struct stress {
     const stress_options *options;
     struct rt *rt;
@@ -30,7 +32,7 @@ typedef struct stress {
     _Atomic uint64_t done[OP_KINDS];    /* operations */
     _Atomic uint64_t bytes_read, bytes_written;
     _Atomic uint64_t racing_reads, shared_reads;
-    _Atomic uint64_t lifecycle_events;
+    _Atomic uint64_t steps[STRESS_STEPS]; /* of the life cycle */
 } stress;
 
 typedef struct worker {
@@ -44,6 +46,8 @@ typedef struct worker {
 void stress_work(void *arg);
 /* stress_lifecycle.c: entry of the worker that changes what is around the others; arg is the stress. */
 void stress_lifecycle(void *arg);
+/* How often each step was made; the run has failed if one that was asked for never was. After the load. */
+void stress_lifecycle_figures(stress *s);
 
 /* Any worker: says what went wrong, once, and ends the run. */
 void stress_fail(stress *s, const char *format, ...) __attribute__((format(printf, 2, 3)));
