@@ -432,4 +432,17 @@ mod tests {
         assert_eq!(spilled.into_inner() + slot.word().hits(), PINS);
         assert_eq!(at_length, PINS >> (HITS_BITS - 1));
     }
+
+    #[test]
+    fn a_discarded_table_is_pinned_by_nobody_more() {
+        let slot = Slot::default();
+        let spilled = AtomicU64::new(0);
+        assert!(slot.allocate(4096));
+        assert!(slot.finish_load());
+        assert_eq!(slot.discard().0, Discard::Deferred);
+        assert!(!slot.pin_at_once());
+        assert!(!slot.pin(&spilled));
+        assert!(!slot.put_at_once());
+        assert_eq!(slot.put(), Put::LastOfDiscarded);
+    }
 }

@@ -57,16 +57,29 @@ pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
 /// Makes a cache.
 type Make<'a> = &'a dyn Fn() -> Contender;
 
-fn churned(tables: usize) -> Vec<Ready> {
-    let ready = |name, make: Make<'_>| Ready {
+/// As many caches as make up one figure, each filled by `fill`, which is told its number.
+fn ready(
+    name: &'static str,
+    tables: usize,
+    make: Make<'_>,
+    fill: impl Fn(&Contender, u64) -> Offsets,
+) -> Ready {
+    let set = |number| {
+        let cache = make();
+        let offsets = fill(&cache, number);
+        (cache, offsets)
+    };
+    Ready {
         name,
-        sets: (0..sets(tables))
-            .map(|number| {
-                let cache = make();
-                let offsets = work::churn(&cache, tables, number);
-                (cache, offsets)
-            })
-            .collect(),
+        sets: (0..sets(tables)).map(set).collect(),
+    }
+}
+
+fn churned(tables: usize) -> Vec<Ready> {
+    let ready = |name, make: Make<'_>| {
+        ready(name, tables, make, |cache, number| {
+            work::churn(cache, tables, number)
+        })
     };
     let mut all = vec![
         ready("ours", &|| ours::create(tables, &ours::null_storage())),
@@ -95,16 +108,12 @@ fn floor_of(other: &Ready) -> Ready {
 
 /// Filled in order, never evicted: where the scanning cache finds each table at once.
 fn ordered(tables: usize) -> Vec<Ready> {
-    let ready = |name, make: Make<'_>| Ready {
-        name,
-        sets: (0..sets(tables))
-            .map(|number| {
-                let cache = make();
-                let offsets = Offsets::in_order_from(number * tables as u64, tables);
-                work::touch_all(&cache, &offsets);
-                (cache, offsets)
-            })
-            .collect(),
+    let ready = |name, make: Make<'_>| {
+        ready(name, tables, make, |cache, number| {
+            let offsets = Offsets::in_order_from(number * tables as u64, tables);
+            work::touch_all(cache, &offsets);
+            offsets
+        })
     };
     let mut all = vec![
         ready("ours", &|| ours::create(tables, &ours::null_storage())),
