@@ -61,6 +61,22 @@ q2c_cleaner *loop_cleaner_new(void)
     return cleaner;
 }
 
+static void do_job(struct turner *turner)
+{
+    void (*job)(void *argument);
+
+    pthread_mutex_lock(&turner->mutex);
+    job = turner->job;
+    pthread_mutex_unlock(&turner->mutex);
+    if (job != NULL) {
+        job(turner->argument);
+        pthread_mutex_lock(&turner->mutex);
+        turner->job = NULL;
+        pthread_cond_signal(&turner->done);
+        pthread_mutex_unlock(&turner->mutex);
+    }
+}
+
 static void turn(void *argument)
 {
     struct turner *turner = argument;
@@ -68,14 +84,8 @@ static void turn(void *argument)
 
     atomic_store(&turner->loop, loop);
     while (!atomic_load(&turner->quit)) {
-        void (*job)(void *argument);
-
         CHECK(q2c_loop_poll(loop, -1) >= 0);
-        job = atomic_load(&turner->job);
-        if (job != NULL) {
-            job(turner->argument);
-            atomic_store(&turner->job, NULL);
-        }
+        do_job(turner);
     }
     loop_drop(loop);
 }
@@ -84,24 +94,47 @@ void turner_start(struct turner *turner)
 {
     atomic_init(&turner->loop, NULL);
     atomic_init(&turner->quit, false);
-    atomic_init(&turner->job, NULL);
+    MUST(pthread_mutex_init(&turner->mutex, NULL));
+    MUST(pthread_cond_init(&turner->done, NULL));
+    turner->job = NULL;
     thread_start(&turner->thread, turn, turner);
     EVENTUALLY(atomic_load(&turner->loop) != NULL);
 }
 
+void turner_send(struct turner *turner, void (*function)(void *argument), void *argument)
+{
+    pthread_mutex_lock(&turner->mutex);
+    turner->argument = argument;
+    turner->job = function;
+    /* Under the mutex: the job may be the last one, after which the loop is freed. */
+    MUST(q2c_loop_kick(turner->loop));
+    pthread_mutex_unlock(&turner->mutex);
+}
+
+void turner_await(struct turner *turner)
+{
+    pthread_mutex_lock(&turner->mutex);
+    while (turner->job != NULL) {
+        pthread_cond_wait(&turner->done, &turner->mutex);
+    }
+    pthread_mutex_unlock(&turner->mutex);
+}
+
 void turner_run(struct turner *turner, void (*function)(void *argument), void *argument)
 {
-    turner->argument = argument;
-    atomic_store(&turner->job, function);
-    CHECK_INT(q2c_loop_kick(turner->loop), 0);
-    while (atomic_load(&turner->job) != NULL) {
-        sched_yield();
-    }
+    turner_send(turner, function, argument);
+    turner_await(turner);
+}
+
+static void quit(void *argument)
+{
+    atomic_store(&((struct turner *)argument)->quit, true);
 }
 
 void turner_stop(struct turner *turner)
 {
-    atomic_store(&turner->quit, true);
-    CHECK_INT(q2c_loop_kick(turner->loop), 0);
+    turner_send(turner, quit, turner);
     thread_join(&turner->thread);
+    pthread_cond_destroy(&turner->done);
+    pthread_mutex_destroy(&turner->mutex);
 }

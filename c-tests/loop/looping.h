@@ -25,13 +25,18 @@ struct turner {
     struct thread thread;
     _Atomic(q2c_loop *) loop; /* NULL until it is there */
     atomic_bool quit;
-    void (*_Atomic job)(void *argument);
+    pthread_mutex_t mutex; /* what follows */
+    pthread_cond_t done;
+    void (*job)(void *argument); /* NULL: none is asked for, or the last one has ended */
     void *argument;
 };
 
 void turner_start(struct turner *turner);
 /* Runs function(argument) in the turner's thread, between two turns, and waits for its end. One caller at a time. */
 void turner_run(struct turner *turner, void (*function)(void *argument), void *argument);
+/* The same in two parts: several turners can be sent at once. */
+void turner_send(struct turner *turner, void (*function)(void *argument), void *argument);
+void turner_await(struct turner *turner);
 /* Frees the loop. */
 void turner_stop(struct turner *turner);
 

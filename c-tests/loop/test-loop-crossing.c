@@ -11,19 +11,6 @@ static struct turner homes[LOOPS];
 static struct image image;
 static q2c_cleaner *cleaner;
 
-/* As turner_run(), in two parts: several homes can be sent at once. */
-static void send(struct turner *to, void (*function)(void *argument), void *argument)
-{
-    to->argument = argument;
-    atomic_store(&to->job, function);
-    MUST(q2c_loop_kick(to->loop));
-}
-
-static void await_return(struct turner *from)
-{
-    EVENTUALLY(atomic_load(&from->job) == NULL);
-}
-
 static void begin(uint64_t interval_ns)
 {
     for (unsigned i = 0; i < LOOPS; i++) {
@@ -92,7 +79,7 @@ static void a_state_moves_while_it_is_used(void)
     begin(MILLISECOND / 10);
     atomic_store(&moving, true);
     for (unsigned i = 1; i < LOOPS; i++) {
-        send(&homes[i], use_it_while_it_moves, (void *)(uintptr_t)i);
+        turner_send(&homes[i], use_it_while_it_moves, (void *)(uintptr_t)i);
     }
     for (unsigned round = 0; round < 100; round++) {
         CHECK_INT(q2c_state_detach_context(image.state), 0);
@@ -103,7 +90,7 @@ static void a_state_moves_while_it_is_used(void)
     }
     atomic_store(&moving, false);
     for (unsigned i = 1; i < LOOPS; i++) {
-        await_return(&homes[i]);
+        turner_await(&homes[i]);
     }
     check_what_was_written();
     cleaner_await_passes(cleaner, 2); /* in the loop it came to last */
@@ -132,10 +119,10 @@ static void homes_stop_each_others_cleaners(void)
             CHECK_INT(q2c_cleaner_start(of_loop[i], homes[i].loop, round % 2 == 0 ? FOREVER : 1), 0);
         }
         for (unsigned i = 0; i < LOOPS; i++) {
-            send(&homes[i], stop_the_next_one, (void *)(uintptr_t)i);
+            turner_send(&homes[i], stop_the_next_one, (void *)(uintptr_t)i);
         }
         for (unsigned i = 0; i < LOOPS; i++) {
-            await_return(&homes[i]);
+            turner_await(&homes[i]);
         }
     }
     for (unsigned i = 0; i < LOOPS; i++) {
