@@ -161,6 +161,21 @@ fn a_copy_without_a_pin_against_an_eviction() {
     }
 }
 
+/// A's slot goes to B and back to A. A copy of A that came by the index's first entry, and sees the slot's last offset but B's bytes, has to
+/// see the claim for A, too.
+#[test]
+fn a_copy_without_a_pin_of_a_table_that_comes_back_to_its_slot() {
+    for copy in COPIES {
+        explore(Some(2), move || {
+            let model = Model::with_a(1);
+            let copy = spawn(&model, move |m| copy(m, A));
+            model.check(B);
+            model.check(A);
+            copy.join().unwrap();
+        });
+    }
+}
+
 #[test]
 fn a_copy_without_a_pin_against_the_load() {
     for copy in COPIES {

@@ -154,8 +154,8 @@ impl Slot {
         Word(self.word.load(Ordering::Acquire))
     }
 
-    /// The offset of the table that the slot holds or is loading; anything in a free slot. Relaxed: it is decided only
-    /// after a pin or a claim, whose acquire orders it.
+    /// The offset of the table that the slot holds or is loading; anything in a free slot. Relaxed: what is decided by it is decided after
+    /// a pin or a claim, whose acquire orders it; or before an acquire fence and another look at the word.
     pub fn offset(&self) -> u64 {
         self.offset.load(Ordering::Relaxed)
     }
@@ -302,7 +302,7 @@ impl Slot {
     pub fn allocate(&self, offset: u64) -> bool {
         let free = self.change(|w| (w.state() == FREE).then(|| w.next(LOADING)));
         if free.is_some() {
-            self.offset.store(offset, Ordering::Relaxed);
+            self.enter(offset);
         }
         free.is_some()
     }
@@ -311,8 +311,14 @@ impl Slot {
     /// lock held; the caller has read the old offset.
     pub fn evict_for(&self, offset: u64) -> Option<Word> {
         let before = self.change(|w| w.is_droppable().then(|| w.next(LOADING)))?;
-        self.offset.store(offset, Ordering::Relaxed);
+        self.enter(offset);
         Some(before)
+    }
+
+    /// Release: whoever sees this offset, and then looks at the word behind an acquire fence, sees the claim that was made for it, and so
+    /// does not take the bytes of the table before for this one's.
+    fn enter(&self, offset: u64) {
+        self.offset.store(offset, Ordering::Release);
     }
 
     /// A droppable table goes: → free. Structure lock held.
