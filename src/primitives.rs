@@ -75,6 +75,34 @@ mod chosen {
 }
 
 pub(crate) use chosen::*;
+
+/// Tells the processor that what lies there will be wanted soon. Says nothing about whether it exists: any address will do.
+#[inline(always)]
+pub(crate) fn prefetch<T>(at: *const T) {
+    #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle))))]
+    // SAFETY: part of every x86-64 processor; a prefetch of an address that is not mapped does nothing.
+    unsafe {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(any(loom, shuttle)))))]
+    let _ = at;
+}
+
+/// A value in cache lines of its own: what one thread writes all the time, apart from what others read all the time. 128 bytes: processors
+/// fetch lines of 64 bytes in pairs (x86-64), or have lines of 128 (some AArch64).
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Apart<T>(pub(crate) T);
+
+impl<T> core::ops::Deref for Apart<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
 #[cfg(any(loom, shuttle))]
 pub use chosen::{AtomicU64, Ordering};
 

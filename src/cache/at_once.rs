@@ -11,33 +11,37 @@ use super::slot::Slot;
 use super::{Cache, load_word};
 use crate::primitives::{Ordering, fence};
 
-/// What [`Cache::hit_at_once`] found.
-pub(crate) enum AtOnce {
-    /// The table is pinned; its slot, and whether the hit is to be noted: [`Cache::note_hit`], last of all.
-    Pinned(u32, bool),
-    /// The slot went to another table between the lookup and the pin: give this pin back, then go the long way.
+/// Why [`Cache::hit_at_once`] was no hit; for [`Cache::hit_at_length`], which does what is left to do. C's layout: it goes in one register.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) enum Missed {
+    /// It takes more than a look at what nearly every hit is.
+    Further,
+    /// The index has no such table.
+    Absent,
+    /// The slot went to another table between the lookup and the pin, which is still to be given back.
     Another(u32),
-    /// Perhaps absent: the long way.
-    No,
 }
 
 impl Cache {
-    /// See [`Cache::hit_for`].
+    /// See [`Cache::hit_for`]: the slot of the table, pinned, and whether the hit is to be noted: [`Cache::note_hit`], last of all.
     #[inline(always)]
-    pub(crate) fn hit_at_once(&self, offset: u64, access: Access) -> AtOnce {
-        let Some((number, slot)) = self.first_look(offset) else {
-            return AtOnce::No;
-        };
+    pub(crate) fn hit_at_once(&self, offset: u64, access: Access) -> Result<(u32, bool), Missed> {
+        let number = self.index.near(offset).ok_or(Missed::Absent)?;
+        let slot = self.slot(number);
+        if slot.offset() != offset {
+            return Err(Missed::Further);
+        }
         // Looked at before the pin, which no load overtakes: the groups' memory is waited for together with the slot's.
         let is_news = !self.is_noted(number);
         let reserved = access == Access::Unlocked && self.is_reserved(number);
         if reserved || self.is_poisoned() || !slot.pin_at_once() {
-            return AtOnce::No;
+            return Err(Missed::Further);
         }
         if cfg!(not(feature = "unsound-no-pin-recheck")) && slot.offset() != offset {
-            return AtOnce::Another(number);
+            return Err(Missed::Another(number));
         }
-        AtOnce::Pinned(number, is_news)
+        Ok((number, is_news))
     }
 
     /// The address of the table in a slot that [`Cache::hit_at_once`] pinned.
@@ -68,34 +72,27 @@ impl Cache {
         !self.is_poisoned() && self.slot(number).put_at_once()
     }
 
-    /// See [`Cache::read`], for 8 bytes: as they lie in memory.
+    /// See [`Cache::read`], for 8 bytes: as they lie in memory; the slot of the table, and whether its use is to be noted, last of all.
     #[inline(always)]
-    pub(crate) fn read_at_once(&self, offset: u64, at: usize) -> Option<u64> {
-        if at % 8 != 0 || at >= self.table_size() {
+    pub(crate) fn read_at_once(&self, offset: u64, at: usize) -> Option<(u64, u32, bool)> {
+        if !self.tables.is_entry(at) {
             return None;
         }
-        let (number, slot) = self.first_look(offset)?;
+        let number = self.index.near(offset)?;
+        let slot = self.slot(number);
         let before = slot.word();
-        if !before.is_readable() || slot.offset() != offset || self.is_poisoned() {
+        if !before.is_readable() || self.is_poisoned() {
             return None;
         }
         // SAFETY: inside the table, and 8-aligned as tables and `at` are.
         let word = unsafe { load_word(self.tables.table(number), at) };
-        // Acquire: see `read_at_length`.
+        // The offset between the two looks at the word, as the bytes: see `read_at_length`.
+        let is_it = slot.offset() == offset;
         fence(Ordering::Acquire);
-        if !slot.word().is_same_table(before) || slot.offset() != offset {
+        if !is_it || !slot.word().is_same_table(before) {
             return None;
         }
-        self.note_hit(number);
-        Some(word)
-    }
-
-    /// The slot in one of the offset's first two buckets, if it is the one.
-    #[inline(always)]
-    fn first_look(&self, offset: u64) -> Option<(u32, &Slot)> {
-        let number = self.index.near(offset >> self.table_shift)?;
-        let slot = self.slot(number);
-        (slot.offset() == offset).then_some((number, slot))
+        Some((word, number, !self.is_noted(number)))
     }
 
     /// For the hot paths, which have the number from the index or from `Tables::slot_of`.

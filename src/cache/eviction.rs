@@ -13,12 +13,13 @@
 //! about later. A sequential scan so passes through a quarter of the cache. Small caches are a clock alone. The bits of 64 slots are looked at
 //! together; a lap over n tables reads n / 64 words.
 
-use std::cell::Cell;
 use std::ops::Range;
 
 use super::group::{self, Group};
+use super::zeroed::zeroed;
 use super::{Cache, Counters, Inner};
-use crate::primitives::Ordering;
+use crate::error::Result;
+use crate::primitives::{AtomicU32, Ordering};
 
 /// Laps after which every table has lost every degree of use.
 const LAPS: usize = 3;
@@ -28,6 +29,44 @@ const PROBATION: usize = 4;
 const YOUNG: usize = 10;
 /// With fewer slots there is no probation: it would be too short to tell anything.
 const PROBATION_FROM: usize = 32;
+/// With fewer slots everything about them is near enough without a prefetch (32 bytes a slot in index, slots and names: the first 128 KiB).
+const PREFETCH_FROM: usize = 4096;
+
+/// The slots that entered probation last, whose tables are young.
+pub(super) struct Youth {
+    /// A ring: slot + 1, or 0.
+    slots: Box<[AtomicU32]>,
+    oldest: usize,
+}
+
+impl Youth {
+    /// For a cache of `slots` slots. `ENOMEM`: not enough memory.
+    pub(super) fn new(slots: usize) -> Result<Self> {
+        let slots = zeroed(if slots < PROBATION_FROM {
+            0
+        } else {
+            slots / YOUNG
+        })?;
+        Ok(Self { slots, oldest: 0 })
+    }
+
+    /// Memory in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&*self.slots)
+    }
+
+    /// A slot's youth begins; that of the returned one ends.
+    fn begin(&mut self, slot: u32) -> Option<u32> {
+        let place = self.slots.get(self.oldest)?;
+        let oldest = place.load(Ordering::Relaxed);
+        place.store(slot + 1, Ordering::Relaxed);
+        self.oldest += 1;
+        if self.oldest == self.slots.len() {
+            self.oldest = 0;
+        }
+        oldest.checked_sub(1)
+    }
+}
 
 impl Cache {
     /// A free slot of `range` for `offset`, now in state loading. Structure lock held.
@@ -75,24 +114,20 @@ impl Cache {
                 .or_else(|| self.take_from_probation(inner, range, offset))
         }?;
         let on_probation =
-            self.slots.len() >= PROBATION_FROM && !inner.ghosts.knows(offset >> self.table_shift);
+            self.slots.len() >= PROBATION_FROM && !self.ghosts.knows(offset >> self.table_shift);
         let (group, bit) = group::place(found);
         self.groups[group].enter(bit, on_probation);
         if on_probation {
             inner.probation += 1;
-            self.end_a_youth(inner, found);
+            self.begin_a_youth(inner, found);
         }
         Counters::one_more_locked(&self.counters.evictions);
         Some(found)
     }
 
     /// `entered` is young now, and another one no longer: what was asked for in its youth is forgotten.
-    fn end_a_youth(&self, inner: &mut Inner, entered: u32) {
-        inner.young.push_back(entered);
-        if inner.young.len() <= self.slots.len() / YOUNG {
-            return;
-        }
-        let Some(slot) = inner.young.pop_front() else {
+    fn begin_a_youth(&self, inner: &mut Inner, entered: u32) {
+        let Some(slot) = inner.youth.begin(entered) else {
             return;
         };
         let (group, bit) = group::place(slot);
@@ -102,18 +137,11 @@ impl Cache {
     }
 
     fn take_from_main(&self, inner: &mut Inner, range: &Range<usize>, offset: u64) -> Option<u32> {
-        let clean = |number: usize| {
-            let bits = &self.groups[number];
-            bits.clean() & !bits.probation.load(Ordering::Relaxed)
-        };
-        let found = self.find_from_hand(
-            inner.hand,
-            range,
-            |number, mask| clean(number) & mask,
-            |slot| self.evict(slot, offset),
-            Group::age,
-        )?;
+        let clean = |bits: &Group| bits.clean() & !bits.probation.load(Ordering::Relaxed);
+        let evict = |slot| self.evict(slot, offset);
+        let found = self.find_from_hand(inner.hand, range, clean, evict, Group::age)?;
         inner.hand = found as usize + 1;
+        self.prefetch_after(found, clean);
         Some(found)
     }
 
@@ -123,40 +151,50 @@ impl Cache {
         range: &Range<usize>,
         offset: u64,
     ) -> Option<u32> {
-        let clean = |number: usize| {
-            let bits = &self.groups[number];
-            bits.clean() & bits.probation.load(Ordering::Relaxed)
+        let clean = |bits: &Group| bits.clean() & bits.probation.load(Ordering::Relaxed);
+        let mut gone = 0;
+        let evict = |slot| {
+            gone = self.offset_of(slot);
+            self.evict(slot, offset)
         };
-        let (gone, promoted) = (Cell::new(0), Cell::new(0));
-        let found = self.find_from_hand(
-            inner.probation_hand,
-            range,
-            |number, mask| clean(number) & mask,
-            |slot| {
-                gone.set(self.key_of(slot));
-                self.evict(slot, offset)
-            },
-            |group, bits| {
-                group.promote(bits);
-                promoted.set(promoted.get() + bits.count_ones() as usize);
-            },
-        );
-        inner.probation -= promoted.get();
+        let mut promoted = 0;
+        let promote = |group: &Group, bits: u64| {
+            group.promote(bits);
+            promoted += bits.count_ones() as usize;
+        };
+        let found = self.find_from_hand(inner.probation_hand, range, clean, evict, promote);
+        inner.probation -= promoted;
         let found = found?;
         inner.probation_hand = found as usize + 1;
         inner.probation -= 1;
-        inner.ghosts.remember(gone.get());
+        self.ghosts.remember(gone >> self.table_shift);
+        self.prefetch_after(found, clean);
         Some(found)
+    }
+
+    /// The next victim is likely the next of `candidates` in this group: what its eviction will change is on its way by then.
+    fn prefetch_after(&self, victim: u32, candidates: impl Fn(&Group) -> u64) {
+        if self.slots.len() < PREFETCH_FROM {
+            return;
+        }
+        let (number, bit) = group::place(victim);
+        let behind = !(bit | (bit - 1));
+        let next = group::slots(number, candidates(&self.groups[number]) & behind).next();
+        if let Some(slot) = next {
+            let offset = self.offset_of(slot);
+            self.index.prefetch(offset);
+            self.ghosts.prefetch(offset >> self.table_shift);
+        }
     }
 
     fn evict(&self, victim: u32, offset: u64) -> bool {
         let slot = &self.slots[victim as usize];
-        let key = self.key_of(victim);
+        let old = self.offset_of(victim);
         let Some(before) = slot.evict_for(offset) else {
             return false;
         };
-        // The slot has its new offset by now; entries are moved by the keys of the *other* slots alone.
-        self.index.remove(key, victim, |s| self.key_of(s));
+        // The slot has its new offset by now; entries are moved by the offsets of the *other* slots alone.
+        self.index.remove(old, victim, |s| self.offset_of(s));
         Counters::add(&self.counters.hits, before.hits() as usize);
         true
     }
@@ -170,13 +208,8 @@ impl Cache {
     }
 
     fn find_dirty_of(&self, hand: usize, range: &Range<usize>) -> Option<u32> {
-        self.find_from_hand(
-            hand,
-            range,
-            |number, mask| self.groups[number].taken_and_dirty() & mask,
-            |slot| self.is_dirty_victim(slot),
-            Group::age,
-        )
+        let is_victim = |slot| self.is_dirty_victim(slot);
+        self.find_from_hand(hand, range, Group::taken_and_dirty, is_victim, Group::age)
     }
 
     fn is_dirty_victim(&self, number: u32) -> bool {
@@ -196,9 +229,9 @@ impl Cache {
         &self,
         hand: usize,
         range: &Range<usize>,
-        candidates: impl Fn(usize, u64) -> u64,
-        take: impl Fn(u32) -> bool,
-        pass: impl Fn(&Group, u64),
+        candidates: impl Fn(&Group) -> u64,
+        mut take: impl FnMut(u32) -> bool,
+        mut pass: impl FnMut(&Group, u64),
     ) -> Option<u32> {
         if range.is_empty() {
             return None;
@@ -214,13 +247,13 @@ impl Cache {
         let mut fruitless = 0;
         for _ in 0..=groups.len() * LAPS + groups.len() {
             let bits = &self.groups[number];
-            let candidates = candidates(number, mask);
+            let candidates = candidates(bits) & mask;
             let spared = candidates & bits.recent.load(Ordering::Relaxed);
             let victim = group::slots(number, candidates & !spared).find(|slot| take(*slot));
-            pass(
-                bits,
-                victim.map_or(spared, |slot| spared & (group::place(slot).1 - 1)),
-            );
+            let passed = victim.map_or(spared, |slot| spared & (group::place(slot).1 - 1));
+            if passed != 0 {
+                pass(bits, passed);
+            }
             if victim.is_some() {
                 return victim;
             }
@@ -235,8 +268,9 @@ impl Cache {
             mask = group::mask(number, range);
         }
         // Pinned, or hits put degrees back as fast as the hand took them: at last, use does not count.
+        let all = |number| candidates(&self.groups[number]) & group::mask(number, range);
         groups
-            .flat_map(|number| group::slots(number, candidates(number, group::mask(number, range))))
+            .flat_map(|number| group::slots(number, all(number)))
             .find(|slot| take(*slot))
     }
 }

@@ -2,26 +2,27 @@
 //! Names of tables that went from probation lately: one that is asked for again was not on probation for nothing.
 //!
 //! A direct-mapped table, as many entries as slots: tag and time of the eviction. A newer name takes an older one's place; what
-//! is forgotten or mistaken costs a miss at most. Structure lock held throughout.
+//! is forgotten or mistaken costs a miss at most. Structure lock held, but for a prefetch.
 
 use super::index;
 use super::zeroed::zeroed;
 use crate::error::Result;
-use crate::primitives::{AtomicU64, Ordering};
+use crate::primitives::{AtomicU32, AtomicU64, Ordering, prefetch};
 
 /// See the module.
 pub struct Ghosts {
     /// `tag << 32 | time`; 0: none.
     names: Box<[AtomicU64]>,
     /// Evictions from probation so far, modulo 2^32.
-    now: u32,
+    now: AtomicU32,
 }
 
 impl Ghosts {
     /// Room for `n` names. `ENOMEM`: not enough memory.
     pub fn new(n: usize) -> Result<Self> {
         let names = zeroed(n)?;
-        Ok(Self { names, now: 0 })
+        let now = AtomicU32::new(0);
+        Ok(Self { names, now })
     }
 
     /// Memory in bytes.
@@ -30,17 +31,23 @@ impl Ghosts {
     }
 
     /// A table went.
-    pub fn remember(&mut self, key: u64) {
-        self.now = self.now.wrapping_add(1);
-        let name = Self::tag(key) | u64::from(self.now);
+    pub fn remember(&self, key: u64) {
+        let now = self.now.load(Ordering::Relaxed).wrapping_add(1);
+        self.now.store(now, Ordering::Relaxed);
+        let name = Self::tag(key) | u64::from(now);
         self.place(key).store(name, Ordering::Relaxed);
     }
 
     /// Whether a table went not longer ago than as many others as there are slots.
     pub fn knows(&self, key: u64) -> bool {
         let name = self.place(key).load(Ordering::Relaxed);
-        let age = self.now.wrapping_sub(name as u32);
+        let age = self.now.load(Ordering::Relaxed).wrapping_sub(name as u32);
         name != 0 && (name ^ Self::tag(key)) >> 32 == 0 && (age as usize) < self.names.len()
+    }
+
+    /// The key will be asked for, or remembered. Any thread.
+    pub fn prefetch(&self, key: u64) {
+        prefetch(self.place(key));
     }
 
     /// What tells keys apart, in the upper half.
@@ -50,7 +57,9 @@ impl Ghosts {
     }
 
     fn place(&self, key: u64) -> &AtomicU64 {
-        &self.names[index::scale(index::hash(key), self.names.len())]
+        let place = index::scale(index::hash(key), self.names.len());
+        // SAFETY: `scale` gives a number below the length, which is not 0.
+        unsafe { self.names.get_unchecked(place) }
     }
 }
 
@@ -60,7 +69,7 @@ mod tests {
 
     #[test]
     fn a_name_is_known_until_as_many_others_went() {
-        let mut ghosts = Ghosts::new(64).unwrap();
+        let ghosts = Ghosts::new(64).unwrap();
         assert!(!ghosts.knows(7));
         ghosts.remember(7);
         assert!(ghosts.knows(7));

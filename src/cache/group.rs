@@ -46,12 +46,14 @@ pub fn place(slot: u32) -> (usize, u64) {
 }
 
 /// The bits of `range`'s slots that lie in `group`.
+#[inline]
 pub fn mask(group: usize, range: &Range<usize>) -> u64 {
     let first = group * SLOTS;
-    let low = range.start.saturating_sub(first).min(SLOTS);
-    let high = range.end.saturating_sub(first).min(SLOTS);
-    let below = |n: usize| if n == SLOTS { u64::MAX } else { (1 << n) - 1 };
-    below(high) & !below(low)
+    let below = |end: usize| match end.saturating_sub(first) {
+        n if n < SLOTS => (1 << n) - 1,
+        _ => u64::MAX,
+    };
+    below(range.end) & !below(range.start)
 }
 
 /// The slots of the bits that are set, ascending.
@@ -140,13 +142,8 @@ impl Group {
 
     /// A table enters the slot: used now, of no degree. Structure lock held.
     pub fn enter(&self, bit: u64, on_probation: bool) {
-        change_locked(&self.probation, |word| {
-            if on_probation {
-                word | bit
-            } else {
-                word & !bit
-            }
-        });
+        let probation = if on_probation { bit } else { 0 };
+        change_locked(&self.probation, |word| word & !bit | probation);
         set(&self.used, bit);
         self.forget_use(bit);
         // Nobody marks a table dirty that is not resident yet: what is left here is stale.
@@ -160,18 +157,18 @@ impl Group {
         change_locked(&self.taken, |word| word | bits);
     }
 
-    /// The slot's memory was given back. Structure lock held.
-    pub fn release(&self, bit: u64) {
-        change_locked(&self.touched, |word| word & !bit);
+    /// The slots' memory was given back. Structure lock held.
+    pub fn release(&self, bits: u64) {
+        change_locked(&self.touched, |word| word & !bits);
     }
 
-    /// The slot is free. Returns whether its table was on probation. Structure lock held.
-    pub fn leave(&self, bit: u64) -> bool {
-        let probation = self.probation.load(Ordering::Relaxed) & bit;
-        change_locked(&self.probation, |word| word & !bit);
-        clear(&self.dirty, bit);
-        change_locked(&self.taken, |word| word & !bit);
-        probation != 0
+    /// The slots are free. Returns how many of their tables were on probation. Structure lock held.
+    pub fn leave(&self, bits: u64) -> usize {
+        let on_probation = self.probation.load(Ordering::Relaxed) & bits;
+        change_locked(&self.probation, |word| word & !bits);
+        clear(&self.dirty, bits);
+        change_locked(&self.taken, |word| word & !bits);
+        on_probation.count_ones() as usize
     }
 
     /// Bits of slots that hold a table which is not dirty.

@@ -60,6 +60,7 @@ impl Cache {
         missed: &mut bool,
     ) -> Result<Option<Pinned<'_>>, Errno> {
         self.check_offset(offset)?;
+        self.ghosts.prefetch(offset >> self.table_shift);
         let slot = match self.next_step(offset, access, missed)? {
             Step::Pinned(slot) => Some(slot),
             Step::Load(slot) => self.load(slot, offset, contents)?.then_some(slot),
@@ -107,7 +108,7 @@ impl Cache {
         }
         self.count_miss(missed);
         if let Some(slot) = self.take_slot(&mut inner, offset, access) {
-            self.index.insert(offset >> self.table_shift, slot);
+            self.index.insert(offset, slot);
             inner.loading += 1;
             return Ok(Step::Load(slot));
         }
@@ -216,7 +217,7 @@ impl Cache {
             crate::model::copy(from, to);
         }
         self.unindex(inner, from);
-        self.index.insert(offset >> self.table_shift, to);
+        self.index.insert(offset, to);
         Counters::add(&self.counters.hits, before.hits() as usize + 1);
         self.slots[to as usize].finish_load();
         source.abandon_load();

@@ -32,13 +32,13 @@ pub mod tables;
 pub mod writeback;
 mod zeroed;
 
-use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use self::at_once::AtOnce;
+use self::at_once::Missed;
 use self::dependency::Dependencies;
 use self::dirty::DirtySet;
+use self::eviction::Youth;
 use self::ghosts::Ghosts;
 use self::group::Group;
 use self::index::Index;
@@ -48,7 +48,7 @@ use self::tables::Tables;
 use self::zeroed::zeroed;
 use crate::error::{Errno, Error, Result};
 use crate::host::Host;
-use crate::primitives::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence};
+use crate::primitives::{Apart, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence};
 use crate::storage::{Corruption, Storage};
 use crate::sync::wait_list::{Ticket, WaitList, Wakes};
 
@@ -82,9 +82,7 @@ struct Inner {
     probation_hand: usize,
     /// Tables on probation.
     probation: usize,
-    /// Slots that entered probation last: hits do not count there yet.
-    young: VecDeque<u32>,
-    ghosts: Ghosts,
+    youth: Youth,
     /// No group below this one has a free slot.
     free_hint: usize,
     loading: usize,
@@ -127,6 +125,7 @@ pub struct Cache {
     groups: Box<[Group]>,
     dirty: DirtySet,
     index: Index,
+    ghosts: Ghosts,
     table_shift: u32,
     kind: i32,
     reserved: usize,
@@ -135,9 +134,10 @@ pub struct Cache {
     belongs_to_state: AtomicBool,
     storage: Arc<dyn Storage>,
     host: Arc<dyn Host>,
-    inner: Mutex<Inner>,
-    dependencies: Mutex<Dependencies>,
-    counters: Counters,
+    // Every miss writes to these; hits read what stands above, all of it constant.
+    inner: Apart<Mutex<Inner>>,
+    dependencies: Apart<Mutex<Dependencies>>,
+    counters: Apart<Counters>,
 }
 
 impl Cache {
@@ -164,6 +164,7 @@ impl Cache {
             dirty: DirtySet::new(groups.len())?,
             groups,
             index: Index::new(tables)?,
+            ghosts: Ghosts::new(tables)?,
             table_shift,
             kind,
             reserved,
@@ -171,20 +172,19 @@ impl Cache {
             belongs_to_state: AtomicBool::new(false),
             storage,
             host,
-            inner: Mutex::new(Inner {
+            inner: Apart(Mutex::new(Inner {
                 hand: 0,
                 probation_hand: 0,
                 probation: 0,
-                young: VecDeque::new(),
-                ghosts: Ghosts::new(tables)?,
+                youth: Youth::new(tables)?,
                 free_hint: 0,
                 loading: 0,
                 releasing: 0,
                 writing: Vec::new(),
                 waiters: WaitList::default(),
-            }),
-            dependencies: Mutex::new(Dependencies::default()),
-            counters: Counters::default(),
+            })),
+            dependencies: Apart(Mutex::new(Dependencies::default())),
+            counters: Apart(Counters::default()),
         }))
     }
 
@@ -225,11 +225,13 @@ impl Cache {
     /// hold the state lock. Never waits, takes no lock.
     #[inline]
     pub fn try_get(&self, offset: u64) -> core::result::Result<Pinned<'_>, Errno> {
-        if let Some(pinned) = self.hit_for(offset, Access::Unlocked) {
-            return Ok(pinned);
-        }
-        self.check_offset(offset)?;
-        Err(Errno::AGAIN)
+        let hit = self.hit_for(offset, Access::Unlocked);
+        hit.ok_or_else(|| self.why_not_resident(offset))
+    }
+
+    /// What [`Cache::try_get`] says when there was no hit.
+    pub(crate) fn why_not_resident(&self, offset: u64) -> Errno {
+        self.check_offset(offset).err().unwrap_or(Errno::AGAIN)
     }
 
     async fn get_with(
@@ -252,20 +254,28 @@ impl Cache {
     /// moment: a locked get could find nothing but pinned slots then.
     pub fn hit_for(&self, offset: u64, access: Access) -> Option<Pinned<'_>> {
         match self.hit_at_once(offset, access) {
-            AtOnce::Pinned(slot, is_news) => {
+            Ok((slot, is_news)) => {
                 if is_news {
                     self.note_hit(slot);
                 }
-                return Some(Pinned { cache: self, slot });
+                Some(Pinned { cache: self, slot })
             }
-            AtOnce::Another(slot) => self.put_other(slot),
-            AtOnce::No => {}
+            Err(missed) => self.hit_at_length(missed, offset, access),
         }
-        self.hit_at_length(offset, access)
     }
 
     /// The hit with every case considered, for [`Cache::hit_for`] and whoever has tried [`Cache::hit_at_once`].
-    pub(crate) fn hit_at_length(&self, offset: u64, access: Access) -> Option<Pinned<'_>> {
+    pub(crate) fn hit_at_length(
+        &self,
+        missed: Missed,
+        offset: u64,
+        access: Access,
+    ) -> Option<Pinned<'_>> {
+        match missed {
+            Missed::Absent => return None,
+            Missed::Another(slot) => self.put_other(slot),
+            Missed::Further => {}
+        }
         let slot_number = self.find_unlocked(offset)?;
         if access == Access::Unlocked && self.is_reserved(slot_number) {
             return None;
@@ -288,15 +298,14 @@ impl Cache {
     }
 
     /// Gives back the pin on a slot that turned out to hold another table.
-    pub(crate) fn put_other(&self, number: u32) {
+    fn put_other(&self, number: u32) {
         let given_back = self.put_slot(number);
         debug_assert!(given_back.is_ok(), "somebody else put this pin");
     }
 
     fn find_unlocked(&self, offset: u64) -> Option<u32> {
-        self.index.find(offset >> self.table_shift, |slot| {
-            self.slot(slot).offset() == offset
-        })
+        self.index
+            .find(offset, |slot| self.slot(slot).offset() == offset)
     }
 
     /// Copies `buf.len()` bytes from byte `at` of a resident table; no lock, no pin, never waits. Each aligned 8-byte word
@@ -306,8 +315,11 @@ impl Cache {
     /// not a multiple of 8, or beyond the table.
     pub fn read(&self, offset: u64, at: usize, buf: &mut [u8]) -> core::result::Result<(), Errno> {
         if let Ok(buf) = <&mut [u8; 8]>::try_from(&mut *buf) {
-            if let Some(word) = self.read_at_once(offset, at) {
+            if let Some((word, number, is_news)) = self.read_at_once(offset, at) {
                 *buf = word.to_ne_bytes();
+                if is_news {
+                    self.note_hit(number);
+                }
                 return Ok(());
             }
         }
@@ -333,7 +345,7 @@ impl Cache {
         };
         let slot = self.slot(slot_number);
         let before = slot.word();
-        if !before.is_readable() || slot.offset() != offset || self.is_poisoned() {
+        if !before.is_readable() || self.is_poisoned() {
             self.check_poison()?;
             return Err(Errno::AGAIN);
         }
@@ -343,10 +355,12 @@ impl Cache {
             let word = unsafe { load_word(table, at + i * 8) };
             out.copy_from_slice(&word.to_ne_bytes());
         }
-        // Acquire: the loads above come before the second look. If one of them saw bytes of the slot's next table, this look
-        // sees that the claim for it came first: the claim's word precedes those bytes (release fence in `load`).
+        let is_it = slot.offset() == offset;
+        // Acquire: the loads above come before the second look. If one of them saw bytes or the offset of the slot's next table, this look
+        // sees that the claim for it came first: the claim's word precedes the offset (`Slot::enter`) and those bytes (release fence in
+        // `load`). So bytes and offset are of one table.
         fence(Ordering::Acquire);
-        if !slot.word().is_same_table(before) || slot.offset() != offset {
+        if !is_it || !slot.word().is_same_table(before) {
             return Err(Errno::AGAIN);
         }
         self.note_hit(slot_number);
@@ -407,7 +421,7 @@ impl Cache {
     pub fn store(&self, table: usize, at: usize, value: u64) -> core::result::Result<(), Errno> {
         let slot = self.pinned_slot(table)?;
         self.check_poison()?;
-        if at % 8 != 0 || at >= self.table_size() {
+        if !self.tables.is_entry(at) {
             return Err(Errno::INVAL);
         }
         // SAFETY: inside the table, 8-aligned.
@@ -460,42 +474,52 @@ impl Cache {
     }
 
     /// Bad offsets; calls storage's `corruption`, so no lock may be held.
-    #[cold]
+    #[inline]
     fn check_offset(&self, offset: u64) -> core::result::Result<(), Errno> {
         self.check_poison()?;
-        if offset == 0 {
-            return Err(Errno::INVAL);
-        }
-        let size = self.table_size() as u64;
-        if offset % size != 0 {
-            let message = format!(
-                "table offset {offset:#x} is not a multiple of the table size, {size} bytes"
-            );
-            self.storage
-                .corruption(Corruption::UnalignedOffset, self.kind, offset, &message);
-            return Err(Errno::IO);
+        if offset == 0 || offset & (self.table_size() as u64 - 1) != 0 {
+            return Err(self.refuse(offset));
         }
         Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn refuse(&self, offset: u64) -> Errno {
+        if offset == 0 {
+            return Errno::INVAL;
+        }
+        let size = self.table_size();
+        let message =
+            format!("table offset {offset:#x} is not a multiple of the table size, {size} bytes");
+        self.storage
+            .corruption(Corruption::UnalignedOffset, self.kind, offset, &message);
+        Errno::IO
     }
 
     fn is_reserved(&self, slot: u32) -> bool {
         slot as usize >= self.slots.len() - self.reserved
     }
 
-    fn key_of(&self, slot: u32) -> u64 {
-        self.slots[slot as usize].offset() >> self.table_shift
+    fn offset_of(&self, slot: u32) -> u64 {
+        self.slot(slot).offset()
     }
 
     /// Takes `slot`'s entry out of the index. Structure lock held.
     fn unindex(&self, _inner: &mut Inner, slot: u32) -> bool {
         self.index
-            .remove(self.key_of(slot), slot, |s| self.key_of(s))
+            .remove(self.offset_of(slot), slot, |s| self.offset_of(s))
     }
 
     /// Bookkeeping for a slot that became free. Structure lock held.
     fn freed(&self, inner: &mut Inner, slot: u32) {
         let (group, bit) = group::place(slot);
-        inner.probation -= usize::from(self.groups[group].leave(bit));
+        self.all_freed(inner, group, bit);
+    }
+
+    /// The same for slots of one group.
+    fn all_freed(&self, inner: &mut Inner, group: usize, bits: u64) {
+        inner.probation -= self.groups[group].leave(bits);
         inner.free_hint = inner.free_hint.min(group);
     }
 
@@ -623,7 +647,7 @@ impl Pinned<'_> {
     /// # Panics
     /// If `at` is not a multiple of 8 inside the table.
     pub fn load(&self, at: usize) -> u64 {
-        assert!(at % 8 == 0 && at < self.cache.table_size());
+        assert!(self.cache.tables.is_entry(at));
         // SAFETY: checked just above.
         unsafe { load_word(self.as_ptr(), at) }
     }

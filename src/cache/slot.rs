@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One slot's state: a word that is changed by compare-and-swap alone, and the offset of the table it holds.
 //!
-//! The word, from the low end: version (24 bits, +1 whenever the slot's identity ends), hits not yet counted elsewhere
-//! (14), state (2), flags (3), pins (20, at the top, so that arithmetic on them cannot reach a neighbour).
+//! The word, from the low end: version (24 bits, +1 whenever the slot's identity ends), state (2), flags (3), hits not yet counted elsewhere
+//! (14), pins (20, at the top, so that arithmetic on them cannot reach a neighbour). What a copy without a pin looks at is in the lower half.
 //!
 //! | state | pin | put | claim (eviction, cleaning) | load ends | write begins / ends | discard |
 //! |---|---|---|---|---|---|---|
@@ -15,7 +15,8 @@
 //! | releasing | no | error | → free | | | |
 //!
 //! Pin, put and mark_dirty take no lock. All else happens under the cache's structure lock, so that these transitions
-//! race only with the three lock-free ones.
+//! race only with the three lock-free ones. Those leave a slot that is free, loading or releasing as it is (there is no pin in it, and none
+//! to be had), so that transitions *from* these states are a load and a store; all others are compare-and-swaps.
 //!
 //! Why a pin is safe: the offset changes only in `loading`, which is entered from pins = 0 by a compare-and-swap. A pin is
 //! a compare-and-swap on the same word in state `resident`. So one of the two comes first: the pin, and the claim
@@ -25,22 +26,22 @@
 use crate::primitives::{AtomicU64, Ordering};
 
 const VERSION_BITS: u32 = 24;
-const HITS_SHIFT: u32 = VERSION_BITS;
+const STATE_SHIFT: u32 = VERSION_BITS;
+const HITS_SHIFT: u32 = 30;
 const HITS_BITS: u32 = 14;
-const STATE_SHIFT: u32 = HITS_SHIFT + HITS_BITS;
-const PINS_SHIFT: u32 = 44;
+const PINS_SHIFT: u32 = HITS_SHIFT + HITS_BITS;
 
 const VERSION_MASK: u64 = (1 << VERSION_BITS) - 1;
-const HIT: u64 = 1 << HITS_SHIFT;
-const HITS_MASK: u64 = ((1 << HITS_BITS) - 1) << HITS_SHIFT;
 const STATE_MASK: u64 = 3 << STATE_SHIFT;
 const FREE: u64 = 0;
 const LOADING: u64 = 1 << STATE_SHIFT;
 const RESIDENT: u64 = 2 << STATE_SHIFT;
 const RELEASING: u64 = 3 << STATE_SHIFT;
-const DIRTY: u64 = 1 << 40;
-const WRITING: u64 = 1 << 41;
-const DISCARDED: u64 = 1 << 42;
+const DIRTY: u64 = 1 << 26;
+const WRITING: u64 = 1 << 27;
+const DISCARDED: u64 = 1 << 28;
+const HIT: u64 = 1 << HITS_SHIFT;
+const HITS_MASK: u64 = ((1 << HITS_BITS) - 1) << HITS_SHIFT;
 const PIN: u64 = 1 << PINS_SHIFT;
 const PINS_MAX: u64 = (1 << (64 - PINS_SHIFT)) - 1;
 const PINS_HALF: u64 = 1 << 63;
@@ -106,9 +107,9 @@ impl Word {
         self.is_readable() && self.pins() == 0 && self.0 & (DIRTY | WRITING) == 0
     }
 
-    /// Whether the same table is still there, and readable.
-    pub fn is_same_table(self, other: Word) -> bool {
-        self.is_readable() && (self.0 ^ other.0) & VERSION_MASK == 0
+    /// Whether the table that was there `before`, and readable, still is both.
+    pub fn is_same_table(self, before: Word) -> bool {
+        (self.0 ^ before.0) & (VERSION_MASK | STATE_MASK | DISCARDED) == 0
     }
 
     /// The slot's next identity: version + 1, no pins, no flags, no hits.
@@ -298,13 +299,25 @@ impl Slot {
         }
     }
 
+    /// The next word of a slot that is free, loading or releasing, which nobody changes without the structure lock. Returns the word
+    /// before. Structure lock held.
+    fn change_idle(&self, to: impl FnOnce(Word) -> Word) -> Word {
+        // Relaxed: whoever stored it held the lock, too.
+        let word = Word(self.word.load(Ordering::Relaxed));
+        debug_assert!(!word.is_resident(), "pins may change it meanwhile");
+        // Release pairs with the acquire of `pin` and `word`: contents and offset come before "resident".
+        self.word.store(to(word).0, Ordering::Release);
+        word
+    }
+
     /// Free → loading `offset`. Structure lock held.
     pub fn allocate(&self, offset: u64) -> bool {
-        let free = self.change(|w| (w.state() == FREE).then(|| w.next(LOADING)));
-        if free.is_some() {
+        let free = self.word().state() == FREE;
+        if free {
+            self.change_idle(|w| w.next(LOADING));
             self.enter(offset);
         }
-        free.is_some()
+        free
     }
 
     /// A droppable table gives its slot to `offset`: → loading. Returns the word before, for its hits. Structure
@@ -341,22 +354,20 @@ impl Slot {
     /// The load succeeded: loading → resident, clean, with one pin. If it was discarded meanwhile: → free, and false.
     /// Structure lock held.
     pub fn finish_load(&self) -> bool {
-        let before = self.change(|w| {
-            let kept = w.0 & VERSION_MASK;
-            Some(if w.is_discarded() {
+        let before = self.change_idle(|w| {
+            if w.is_discarded() {
                 w.next(FREE)
             } else {
-                Word(kept | RESIDENT | PIN)
-            })
+                Word(w.0 & VERSION_MASK | RESIDENT | PIN)
+            }
         });
-        before.is_some_and(|w| !w.is_discarded())
+        !before.is_discarded()
     }
 
     /// The load failed, or the table was lifted out: loading → free. Returns whether it was discarded meanwhile (and is
     /// no longer in the index). Structure lock held.
     pub fn abandon_load(&self) -> bool {
-        let before = self.change(|w| Some(w.next(FREE)));
-        before.is_some_and(Word::is_discarded)
+        self.change_idle(|w| w.next(FREE)).is_discarded()
     }
 
     /// Dirty → being written. False if there is nothing to write or somebody writes it. Structure lock held.
@@ -404,13 +415,17 @@ impl Slot {
 
     /// Free → releasing: nobody allocates it while its memory is given back. Structure lock held.
     pub fn begin_release(&self) -> bool {
-        self.change(|w| (w.state() == FREE).then_some(Word(w.0 | RELEASING)))
-            .is_some()
+        let free = self.word().state() == FREE;
+        if free {
+            self.change_idle(|w| Word(w.0 | RELEASING));
+        }
+        free
     }
 
     /// Releasing → free. Structure lock held.
     pub fn end_release(&self) {
-        self.change(|w| w.is_releasing().then(|| w.next(FREE)));
+        let before = self.change_idle(|w| w.next(FREE));
+        debug_assert!(before.is_releasing());
     }
 }
 

@@ -95,7 +95,8 @@ impl Cache {
             + size_of_val(&*self.groups)
             + self.index.bytes()
             + self.dirty.bytes()
-            + self.lock_inner().ghosts.bytes();
+            + self.ghosts.bytes()
+            + self.lock_inner().youth.bytes();
         bytes as u64
     }
 

@@ -18,6 +18,8 @@ pub const CAN_RELEASE: bool = cfg!(target_os = "linux");
 pub struct Tables {
     base: NonNull<u8>,
     table_shift: u32,
+    /// `1 << table_shift`.
+    table_size: usize,
     count: usize,
     page: usize,
 }
@@ -69,6 +71,7 @@ impl Tables {
         let tables = Self {
             base,
             table_shift,
+            table_size: 1 << table_shift,
             count,
             page,
         };
@@ -79,7 +82,13 @@ impl Tables {
 
     /// Bytes of one table.
     pub fn table_size(&self) -> usize {
-        1 << self.table_shift
+        self.table_size
+    }
+
+    /// Whether 8 bytes at byte `at` of a table are one of its 8-byte entries: aligned and inside.
+    #[inline]
+    pub fn is_entry(&self, at: usize) -> bool {
+        at & !(self.table_size - 8) == 0
     }
 
     /// Number of tables.
@@ -93,15 +102,16 @@ impl Tables {
         debug_assert!((slot as usize) < self.count);
         // SAFETY: slots are below `count` (every slot number comes from this cache's own index, bits or `slot_of`), so
         // that the address lies in the mapping.
-        unsafe { self.base.add((slot as usize) << self.table_shift) }
+        unsafe { self.base.add(slot as usize * self.table_size) }
     }
 
     /// The slot whose table begins exactly at `address`.
     #[inline]
     pub fn slot_of(&self, address: usize) -> Option<u32> {
         let distance = address.wrapping_sub(self.base.as_ptr() as usize);
-        let slot = distance >> self.table_shift;
-        (slot < self.count && distance & (self.table_size() - 1) == 0).then_some(slot as u32)
+        // What is not a multiple of the table size has a bit at the top now, and is no slot's number either.
+        let slot = distance.rotate_right(self.table_shift);
+        (slot < self.count).then_some(slot as u32)
     }
 
     /// How many neighbouring slots share a page; 1 when a table is a page or more.

@@ -60,10 +60,6 @@ impl Cache {
         listed
     }
 
-    fn offset_of(&self, slot: u32) -> u64 {
-        self.slots[slot as usize].offset()
-    }
-
     /// Writes the listed tables, as far as they are still there and dirty, and waits for those that others are writing.
     pub(super) async fn write_back(&self, mut listed: Vec<Listed>) -> Result<(), Errno> {
         let mut result = Ok(());

@@ -6,14 +6,37 @@ use std::ffi::{c_int, c_void};
 
 use super::cache::q2c_cache;
 use super::{call_cache, out, value};
-use crate::cache::at_once::AtOnce;
+use crate::cache::at_once::Missed;
 use crate::cache::load::{Access, Contents};
 use crate::cache::{Cache, Pinned};
 use crate::error::Errno;
 use crate::host::block_on;
 
+/// What a get does with a table that is no hit.
+#[repr(C)]
+#[derive(Clone, Copy)]
+enum Miss {
+    /// Loads it, state lock held.
+    Load,
+    /// Fills it with zeros, state lock held.
+    Zero,
+    /// Loads it, state lock not held.
+    LoadUnlocked,
+    /// Says so.
+    Refuse,
+}
+
+impl Miss {
+    fn access(self) -> Access {
+        match self {
+            Miss::Load | Miss::Zero => Access::Locked,
+            Miss::LoadUnlocked | Miss::Refuse => Access::Unlocked,
+        }
+    }
+}
+
 /// A hit comes before the funnel, since it cannot panic: so neither a landing pad nor the futures of what may wait cost it
-/// registers. Everything else is `at_length`, in the funnel.
+/// registers. All else is a jump to a function that cannot unwind.
 ///
 /// # Safety
 /// `handle` is NULL or live; `table` is NULL or writable.
@@ -22,67 +45,73 @@ unsafe fn call_get(
     handle: *mut q2c_cache,
     offset: u64,
     table: *mut *mut c_void,
-    access: Access,
-    at_length: impl FnOnce(&Cache) -> Result<Pinned<'_>, Errno>,
+    miss: Miss,
 ) -> c_int {
     // SAFETY: NULL or live, as the caller promised.
     let (Ok(cache), false) = (unsafe { value(handle) }, table.is_null()) else {
         return -Errno::INVAL.code();
     };
-    let other = match cache.hit_at_once(offset, access) {
-        AtOnce::Pinned(slot, is_news) => {
+    match cache.hit_at_once(offset, miss.access()) {
+        Ok((slot, is_news)) => {
             // SAFETY: not NULL, hence writable, as the caller promised.
             unsafe { table.write(cache.pinned_table(slot).as_ptr().cast()) };
             if is_news {
-                cache.note_hit(slot);
+                // SAFETY: live, as the caller promised.
+                return unsafe { note(handle, slot) };
             }
-            return 0;
+            0
         }
-        AtOnce::Another(slot) => Some(slot),
-        AtOnce::No => None,
-    };
-    // SAFETY: the caller's promise.
-    unsafe { call_pin(handle, table, other, at_length) }
+        // SAFETY: the caller's promise.
+        Err(missed) => unsafe { get_at_length(handle, offset, table, miss, missed) },
+    }
 }
 
-/// `other`: a slot that was pinned by mistake.
+/// Notes a hit, last of all. 0.
 ///
+/// # Safety
+/// `handle` is live.
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn note(handle: *const q2c_cache, slot: u32) -> c_int {
+    // SAFETY: live, as the caller promised.
+    if let Ok(cache) = unsafe { value(handle) } {
+        cache.note_hit(slot);
+    }
+    0
+}
+
 /// # Safety
 /// As `call_get`.
 #[inline(never)]
-unsafe fn call_pin(
+unsafe extern "C" fn get_at_length(
     handle: *mut q2c_cache,
+    offset: u64,
     table: *mut *mut c_void,
-    other: Option<u32>,
-    get: impl FnOnce(&Cache) -> Result<Pinned<'_>, Errno>,
+    miss: Miss,
+    missed: Missed,
 ) -> c_int {
     let pin = |cache: &Cache| {
-        if let Some(slot) = other {
-            cache.put_other(slot);
-        }
         // SAFETY: NULL or writable, as the caller promised.
         let table = unsafe { out(table) }?;
-        table.set(get(cache)?.into_ptr().as_ptr().cast());
+        let hit = cache.hit_at_length(missed, offset, miss.access());
+        let pinned = hit.map_or_else(|| get_absent(cache, offset, miss), Ok)?;
+        table.set(pinned.into_ptr().as_ptr().cast());
         Ok(())
     };
     // SAFETY: NULL or live, as the caller promised.
     unsafe { call_cache(handle, pin) }
 }
 
-/// The rest of a get of what is no hit at once.
-fn get_at_length(
-    cache: &Cache,
-    offset: u64,
-    contents: Contents,
-    access: Access,
-) -> Result<Pinned<'_>, Errno> {
-    if let Some(pinned) = cache.hit_at_length(offset, access) {
-        return Ok(pinned);
-    }
+fn get_absent(cache: &Cache, offset: u64, miss: Miss) -> Result<Pinned<'_>, Errno> {
+    let contents = match miss {
+        Miss::Load | Miss::LoadUnlocked => Contents::Stored,
+        Miss::Zero => Contents::Zero,
+        Miss::Refuse => return Err(cache.why_not_resident(offset)),
+    };
     let mut missed = false;
-    match cache.get_without_wait(offset, contents, access, &mut missed)? {
+    match cache.get_without_wait(offset, contents, miss.access(), &mut missed)? {
         Some(pinned) => Ok(pinned),
-        None => wait_for(cache, offset, contents, access, missed),
+        None => wait_for(cache, offset, contents, miss.access(), missed),
     }
 }
 
@@ -126,11 +155,7 @@ pub unsafe extern "C" fn q2c_cache_get(
     table: *mut *mut c_void,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe {
-        call_get(cache, table_offset, table, Access::Locked, |cache| {
-            get_at_length(cache, table_offset, Contents::Stored, Access::Locked)
-        })
-    }
+    unsafe { call_get(cache, table_offset, table, Miss::Load) }
 }
 
 /// As `q2c_cache_get`, for a table that the caller is about to write whole: an absent one is not
@@ -146,11 +171,7 @@ pub unsafe extern "C" fn q2c_cache_get_empty(
     table: *mut *mut c_void,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe {
-        call_get(cache, table_offset, table, Access::Locked, |cache| {
-            get_at_length(cache, table_offset, Contents::Zero, Access::Locked)
-        })
-    }
+    unsafe { call_get(cache, table_offset, table, Miss::Zero) }
 }
 
 /// As `q2c_cache_get`, for callers without the state lock: hits, and loads that need no write-back.
@@ -172,11 +193,7 @@ pub unsafe extern "C" fn q2c_cache_get_unlocked(
     table: *mut *mut c_void,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe {
-        call_get(cache, table_offset, table, Access::Unlocked, |cache| {
-            get_at_length(cache, table_offset, Contents::Stored, Access::Unlocked)
-        })
-    }
+    unsafe { call_get(cache, table_offset, table, Miss::LoadUnlocked) }
 }
 
 /// Pins a table that is in the cache, as `q2c_cache_get` does, or says `-EAGAIN`.
@@ -197,11 +214,7 @@ pub unsafe extern "C" fn q2c_cache_try_get(
     table: *mut *mut c_void,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe {
-        call_get(cache, table_offset, table, Access::Unlocked, |cache| {
-            cache.try_get(table_offset)
-        })
-    }
+    unsafe { call_get(cache, table_offset, table, Miss::Refuse) }
 }
 
 /// Copies `bytes` bytes from byte `at` of a table that is in the cache to `buf`, without a pin.
@@ -231,9 +244,13 @@ pub unsafe extern "C" fn q2c_cache_read(
     // SAFETY: NULL or live, as the caller promised.
     if let Ok(known) = unsafe { value(cache) } {
         if bytes == 8 && !buf.is_null() {
-            if let Some(word) = known.read_at_once(table_offset, at) {
+            if let Some((word, slot, is_news)) = known.read_at_once(table_offset, at) {
                 // SAFETY: not NULL, and room for 8 bytes, as the caller promised.
                 unsafe { buf.cast::<u64>().write_unaligned(word) };
+                if is_news {
+                    // SAFETY: live, as the caller promised.
+                    return unsafe { note(cache, slot) };
+                }
                 return 0;
             }
         }
@@ -245,7 +262,7 @@ pub unsafe extern "C" fn q2c_cache_read(
 /// # Safety
 /// As `q2c_cache_read`.
 #[inline(never)]
-unsafe fn read_at_length(
+unsafe extern "C" fn read_at_length(
     cache: *mut q2c_cache,
     table_offset: u64,
     at: usize,
@@ -319,7 +336,7 @@ pub unsafe extern "C" fn q2c_cache_put(cache: *mut q2c_cache, table: *mut *mut c
 /// # Safety
 /// As `q2c_cache_put`.
 #[inline(never)]
-unsafe fn put_at_length(cache: *mut q2c_cache, table: *mut *mut c_void) -> c_int {
+unsafe extern "C" fn put_at_length(cache: *mut q2c_cache, table: *mut *mut c_void) -> c_int {
     let put = |cache: &Cache| {
         // SAFETY: NULL or writable, as the caller promised.
         let place = unsafe { out(table) }?;
