@@ -7,12 +7,15 @@
 
 use std::ops::Range;
 
+use super::slot::Word;
 use super::{Cache, Counters, Inner, Wait, group};
 use crate::cleaner::CleanTarget;
 use crate::primitives::{Ordering, fence};
 
-/// The most slots that are out of circulation at once while their memory is given back, besides a quarter of all.
+/// The most slots that are out of circulation at once while their memory is given back, besides half of all.
 const MAX_BATCH: usize = 1024;
+/// So many bytes are given back in one call at least, whatever part of the cache they are: it takes some 20 µs.
+const MIN_BYTES: usize = 256 << 10;
 
 impl CleanTarget for Cache {
     fn clean_unused(&self) -> usize {
@@ -46,16 +49,20 @@ impl Cache {
         }
         let mut inner = self.lock_inner();
         let unused = bits.clean() & !used;
-        // All on their way at once, in place of one wait after the other.
-        group::slots(number, unused).for_each(|slot| self.index.prefetch(self.offset_of(slot)));
-        let mut dropped = 0;
+        if self.wants_prefetch() {
+            // All on their way at once, in place of one wait after the other.
+            group::slots(number, unused).for_each(|slot| self.index.prefetch(self.offset_of(slot)));
+        }
+        let (mut dropped, mut hits) = (0, 0);
         for slot in group::slots(number, unused) {
-            if self.drop_table(&mut inner, slot) {
+            if let Some(before) = self.drop_table(&mut inner, slot) {
                 dropped |= group::place(slot).1;
+                hits += before.hits() as usize;
             }
         }
         if dropped != 0 {
             self.all_freed(&mut inner, number, dropped);
+            Counters::add(&self.counters.hits, hits);
         }
         dropped.count_ones() as usize
     }
@@ -63,35 +70,33 @@ impl Cache {
     /// Drops the table of a slot if it is resident, clean and unpinned: the slot is free then. Structure lock held.
     pub(super) fn drop_slot(&self, inner: &mut Inner, number: u32) -> bool {
         let dropped = self.drop_table(inner, number);
-        if dropped {
+        if let Some(before) = dropped {
             self.freed(inner, number);
+            Counters::add(&self.counters.hits, before.hits() as usize);
         }
-        dropped
+        dropped.is_some()
     }
 
-    /// As [`Cache::drop_slot`], but for the group's bookkeeping.
-    fn drop_table(&self, inner: &mut Inner, number: u32) -> bool {
+    /// As [`Cache::drop_slot`], but for the bookkeeping; the word before.
+    fn drop_table(&self, inner: &mut Inner, number: u32) -> Option<Word> {
         let slot = self.slot(number);
         if !slot.word().is_droppable() {
-            return false;
+            return None;
         }
         crate::delay::point("clean-chosen");
         #[cfg(feature = "unsound-no-pin-recheck")]
-        let dropped = slot.drop_unchecked();
+        let before = slot.drop_unchecked()?;
         #[cfg(not(feature = "unsound-no-pin-recheck"))]
-        let dropped = slot.drop_clean();
-        let Some(before) = dropped else {
-            return false;
-        };
+        let before = slot.drop_clean()?;
         self.unindex(inner, number);
-        Counters::add(&self.counters.hits, before.hits() as usize);
-        true
+        Some(before)
     }
 
     /// Gives the memory of free slots back, a batch of runs at a time.
     fn release_free(&self) {
         let unit = self.tables.slots_per_page();
-        let batch = (self.slots.len() / 4).clamp(unit, MAX_BATCH.max(unit));
+        let least = unit.max(MIN_BYTES >> self.table_shift);
+        let batch = (self.slots.len() / 2).clamp(least, MAX_BATCH.max(least));
         let mut from = 0;
         while let Some(first) = self.next_stale(from) {
             let (runs, next) = self.take_runs(first, unit, batch);
@@ -113,52 +118,55 @@ impl Cache {
         })
     }
 
-    /// Takes up to `batch` free slots from `first` on out of circulation, whole pages alone; returns them as runs of
-    /// neighbours, and where to go on.
+    /// Takes free slots from `first` on out of circulation, in whole pages of `unit` slots, no more than `batch` at once (and no less than a
+    /// page); returns them as runs of neighbours, and where to go on.
     fn take_runs(&self, first: usize, unit: usize, batch: usize) -> (Vec<Range<usize>>, usize) {
         let mut runs: Vec<Range<usize>> = Vec::new();
-        let mut taken = 0;
-        let mut at = first - first % unit;
+        let (mut taken, mut at) = (0, first - first % unit);
+        // A page of 64 KiB holds 128 tables of 512 bytes: two groups.
+        let step = unit.div_ceil(group::SLOTS);
         let mut inner = self.lock_inner();
-        while taken < batch {
-            let Some(stale) = self.next_stale(at) else {
-                at = self.slots.len();
-                break;
-            };
-            let page = stale - stale % unit..(stale - stale % unit + unit).min(self.slots.len());
-            at = page.end;
-            if !self.take_page(&mut inner, &page) {
-                continue;
+        while at < self.slots.len() && taken + unit <= batch {
+            let number = at / group::SLOTS;
+            let groups = number..(number + step).min(self.groups.len());
+            let mut pages =
+                self.free_pages(groups.clone(), unit) & !group::below(at % group::SLOTS);
+            at = groups.end * group::SLOTS;
+            while step == 1 && pages.count_ones() as usize > batch - taken {
+                let last = pages.ilog2() as usize;
+                pages &= group::below(last - last % unit);
+                at = number * group::SLOTS + last - last % unit;
             }
-            taken += page.len();
-            match runs.last_mut() {
-                Some(run) if run.end == page.start => run.end = page.end,
-                _ => runs.push(page),
+            for number in groups {
+                let bits = pages & group::mask(number, &(0..self.slots.len()));
+                group::runs(number, bits).for_each(|run| join(&mut runs, run));
+                self.take_out(&mut inner, number, bits);
+                taken += bits.count_ones() as usize;
             }
         }
         (runs, at)
     }
 
-    fn take_page(&self, inner: &mut Inner, page: &Range<usize>) -> bool {
-        // A page of 64 KiB holds 128 tables of 512 bytes: two groups.
-        let groups = page.start / group::SLOTS..page.end.div_ceil(group::SLOTS);
-        let is_taken = |number: usize| {
-            let taken = self.groups[number].taken.load(Ordering::Relaxed);
-            taken & group::mask(number, page) != 0
-        };
-        if groups.clone().any(is_taken) {
-            return false;
+    /// The pages in these groups, whole ones, of which no slot is taken and whose memory may be resident: their slots' bits, the same in each
+    /// group if there are several.
+    fn free_pages(&self, groups: Range<usize>, unit: usize) -> u64 {
+        let block = unit.min(group::SLOTS);
+        let (mut stale, mut taken) = (0, 0);
+        for bits in &self.groups[groups] {
+            stale |= bits.stale();
+            taken |= bits.taken.load(Ordering::Relaxed);
         }
-        for slot in page.clone() {
-            let begun = self.slots[slot].begin_release();
+        group::whole_blocks(stale, block) & !group::whole_blocks(taken, block)
+    }
+
+    /// Free slots of a group go out of circulation. Structure lock held.
+    fn take_out(&self, inner: &mut Inner, number: usize, bits: u64) {
+        for slot in group::slots(number, bits) {
+            let begun = self.slot(slot).begin_release();
             debug_assert!(begun, "a slot that is not taken is free");
         }
-        for number in groups {
-            let bits = group::mask(number, page);
-            self.groups[number].take(bits);
-        }
-        inner.releasing += page.len();
-        true
+        self.groups[number].take(bits);
+        inner.releasing += bits.count_ones() as usize;
     }
 
     fn return_runs(&self, runs: &[Range<usize>]) {
@@ -188,5 +196,13 @@ struct Released<'a> {
 impl Drop for Released<'_> {
     fn drop(&mut self) {
         self.cache.return_runs(&self.runs);
+    }
+}
+
+/// Adds a run behind the others.
+fn join(runs: &mut Vec<Range<usize>>, run: Range<usize>) {
+    match runs.last_mut() {
+        Some(last) if last.end == run.start => last.end = run.end,
+        _ => runs.push(run),
     }
 }

@@ -29,8 +29,6 @@ const PROBATION: usize = 4;
 const YOUNG: usize = 10;
 /// With fewer slots there is no probation: it would be too short to tell anything.
 const PROBATION_FROM: usize = 32;
-/// With fewer slots everything about them is near enough without a prefetch (32 bytes a slot in index, slots and names: the first 128 KiB).
-const PREFETCH_FROM: usize = 4096;
 
 /// The slots that entered probation last, whose tables are young.
 pub(super) struct Youth {
@@ -174,7 +172,7 @@ impl Cache {
 
     /// The next victim is likely the next of `candidates` in this group: what its eviction will change is on its way by then.
     fn prefetch_after(&self, victim: u32, candidates: impl Fn(&Group) -> u64) {
-        if self.slots.len() < PREFETCH_FROM {
+        if !self.wants_prefetch() {
             return;
         }
         let (number, bit) = group::place(victim);

@@ -45,15 +45,17 @@ pub fn place(slot: u32) -> (usize, u64) {
     (slot as usize / SLOTS, 1 << (slot as usize % SLOTS))
 }
 
+/// The `n` lowest bits; all of them from 64 on.
+#[inline]
+pub fn below(n: usize) -> u64 {
+    if n < SLOTS { (1 << n) - 1 } else { u64::MAX }
+}
+
 /// The bits of `range`'s slots that lie in `group`.
 #[inline]
 pub fn mask(group: usize, range: &Range<usize>) -> u64 {
     let first = group * SLOTS;
-    let below = |end: usize| match end.saturating_sub(first) {
-        n if n < SLOTS => (1 << n) - 1,
-        _ => u64::MAX,
-    };
-    below(range.end) & !below(range.start)
+    below(range.end.saturating_sub(first)) & !below(range.start.saturating_sub(first))
 }
 
 /// The slots of the bits that are set, ascending.
@@ -66,6 +68,32 @@ pub fn slots(group: usize, mut bits: u64) -> impl Iterator<Item = u32> {
         bits &= bits - 1;
         Some((group * SLOTS) as u32 + bit)
     })
+}
+
+/// The runs of neighbours among the slots of the bits that are set, ascending.
+pub fn runs(group: usize, mut bits: u64) -> impl Iterator<Item = Range<usize>> {
+    std::iter::from_fn(move || {
+        if bits == 0 {
+            return None;
+        }
+        let start = bits.trailing_zeros() as usize;
+        let end = start + (!(bits >> start)).trailing_zeros() as usize;
+        bits &= !below(end);
+        Some(group * SLOTS + start..group * SLOTS + end)
+    })
+}
+
+/// Every aligned block of `block` bits of which one is set, whole. `block`: a power of two, at most 64.
+pub fn whole_blocks(bits: u64, block: usize) -> u64 {
+    let mut folded = bits;
+    let mut width = 1;
+    while width < block {
+        folded |= folded >> width;
+        width *= 2;
+    }
+    // Of each block, the lowest bit tells; times all ones of a block, it fills it.
+    let lowest = u64::MAX / below(block);
+    (folded & lowest) * below(block)
 }
 
 /// Sets bits that others may set, too, at the same time; a read-modify-write only where one is missing.
@@ -206,6 +234,28 @@ mod tests {
     fn slots_are_ascending() {
         assert_eq!(slots(1, 0b1001).collect::<Vec<_>>(), [64, 67]);
         assert_eq!(slots(0, 0).next(), None);
+    }
+
+    #[test]
+    fn runs_are_neighbours() {
+        let of = |group, bits| runs(group, bits).collect::<Vec<_>>();
+        assert_eq!(of(1, 0b1_0110), [65..67, 68..69]);
+        assert_eq!(of(0, u64::MAX), std::slice::from_ref(&(0..64)));
+        assert_eq!(of(0, 1 | 1 << 63), [0..1, 63..64]);
+        assert_eq!(of(3, 0), []);
+    }
+
+    #[test]
+    fn blocks_are_whole_where_a_bit_is_set() {
+        assert_eq!(whole_blocks(0b1010_0000_0001, 4), 0b1111_0000_1111);
+        for (block, bits) in [(1, 0x8001), (2, 0x5000), (16, 1 << 40), (64, 2), (8, 0)] {
+            let expected = (0..64).filter(|bit| {
+                let first = bit - bit % block;
+                bits >> first & below(block) != 0
+            });
+            let expected = expected.fold(0, |all, bit| all | 1 << bit);
+            assert_eq!(whole_blocks(bits, block), expected, "{bits:#x} in {block}s");
+        }
     }
 
     #[test]

@@ -84,7 +84,7 @@ impl Index {
 
     /// The key will be removed. Any thread.
     pub fn prefetch(&self, key: u64) {
-        prefetch(&raw const self.buckets[self.home(key)]);
+        prefetch(self.bucket(self.home(key)));
     }
 
     /// The content of a bucket, `away` buckets behind the key's home.
@@ -130,11 +130,16 @@ impl Index {
     }
 
     #[inline(always)]
-    fn load(&self, bucket: usize) -> u32 {
-        debug_assert!(bucket < self.buckets.len());
+    fn bucket(&self, number: usize) -> &AtomicU32 {
+        debug_assert!(number < self.buckets.len());
         // SAFETY: `scale` and `after` give numbers below the number of buckets, which is not 0.
+        unsafe { self.buckets.get_unchecked(number) }
+    }
+
+    #[inline(always)]
+    fn load(&self, bucket: usize) -> u32 {
         // Relaxed: the slot's own word orders everything that is decided by what is found here.
-        unsafe { self.buckets.get_unchecked(bucket) }.load(Ordering::Relaxed)
+        self.bucket(bucket).load(Ordering::Relaxed)
     }
 
     #[inline]
@@ -220,7 +225,7 @@ impl Index {
     }
 
     fn store(&self, bucket: usize, entry: u32) {
-        self.buckets[bucket].store(entry, Ordering::Release);
+        self.bucket(bucket).store(entry, Ordering::Release);
     }
 
     fn distance(&self, from: usize, to: usize) -> usize {
@@ -236,7 +241,7 @@ impl Index {
         loop {
             match self.load(bucket) {
                 0 => return None,
-                entry if self.slot_of(entry) == slot => return Some(bucket),
+                entry if entry & self.slot_mask == slot + 1 => return Some(bucket),
                 _ => bucket = self.after(bucket),
             }
         }

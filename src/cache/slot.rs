@@ -43,6 +43,7 @@ const DISCARDED: u64 = 1 << 28;
 const HIT: u64 = 1 << HITS_SHIFT;
 const HITS_MASK: u64 = ((1 << HITS_BITS) - 1) << HITS_SHIFT;
 const PIN: u64 = 1 << PINS_SHIFT;
+const PINS_MASK: u64 = u64::MAX << PINS_SHIFT;
 const PINS_MAX: u64 = (1 << (64 - PINS_SHIFT)) - 1;
 const PINS_HALF: u64 = 1 << 63;
 /// The field's upper bit: once it is set, the next pin counts the hits elsewhere.
@@ -104,7 +105,7 @@ impl Word {
 
     /// May be dropped: resident, clean, not pinned, not being written.
     pub fn is_droppable(self) -> bool {
-        self.is_readable() && self.pins() == 0 && self.0 & (DIRTY | WRITING) == 0
+        self.0 & (STATE_MASK | DIRTY | WRITING | DISCARDED | PINS_MASK) == RESIDENT
     }
 
     /// Whether the table that was there `before`, and readable, still is both.
