@@ -2,6 +2,9 @@
 //! Timing: contenders in turn, round after round, so that whatever else the machine does hits all of them alike; medians of
 //! rounds; ratios taken within a round.
 //!
+//! Half as many operations as are timed go before them untimed: the contender before used the processor's caches for itself, and what it
+//! costs to fill them again is no figure of this one. A cache of 32,768 tables alone needs several slices of `--quick` for that otherwise.
+//!
 //! A slice during which the thread was not on a processor for more than [`MAX_AWAY`] of the time says little about the code:
 //! it is repeated a few times, and counted as disturbed if that does not help.
 
@@ -138,6 +141,7 @@ impl Effort {
         for round in 0..self.rounds {
             for turn in 0..subjects.len() {
                 let i = (round + turn) % subjects.len();
+                subjects[i](counts[i] / 2);
                 let (ns, disturbed) = slice(|| subjects[i](counts[i]), || {});
                 results[i].push(ns / counts[i] as f64, disturbed);
             }

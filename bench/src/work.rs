@@ -237,7 +237,7 @@ pub fn churn(on: &Contender, tables: usize, number: u64) -> Offsets {
 }
 
 /// Operations per second of `threads` threads together, each on a processor of its own as far as they suffice, for about
-/// `slice`; and whether something else kept them from running. `work` makes that many operations.
+/// `slice`, after half as long that does not count; and whether something else kept them from running. `work` makes that many operations.
 pub fn throughput(
     threads: usize,
     slice: Duration,
@@ -248,13 +248,18 @@ pub fn throughput(
         pin_to_cpu(number);
         let mut rng = Rng::new(number as u64 + 11);
         let batch = batch_of(|count| work(&mut rng, count));
+        let mut work_for = |time: Duration| {
+            let (begun, mut done) = (Instant::now(), 0);
+            while begun.elapsed() < time {
+                work(&mut rng, batch);
+                done += batch;
+            }
+            (done, begun.elapsed())
+        };
+        work_for(slice / 2);
         barrier.wait();
-        let (begun, cpu, mut done) = (Instant::now(), thread_cpu(), 0);
-        while begun.elapsed() < slice {
-            work(&mut rng, batch);
-            done += batch;
-        }
-        let wall = begun.elapsed();
+        let cpu = thread_cpu();
+        let (done, wall) = work_for(slice);
         let away = wall.saturating_sub(thread_cpu() - cpu);
         (done as f64 / wall.as_secs_f64(), away > wall.mul_f64(0.03))
     };
