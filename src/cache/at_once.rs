@@ -52,8 +52,9 @@ impl Cache {
 
     #[inline(always)]
     fn is_noted(&self, number: u32) -> bool {
-        let (group, bit) = group::place(number);
-        self.group(group).is_touched(bit)
+        // Shifted to the right, since that is one instruction.
+        let noted = self.group(number as usize / group::SLOTS).noted();
+        noted >> (number as usize % group::SLOTS) & 1 != 0
     }
 
     /// Notes the use of a table.

@@ -122,16 +122,16 @@ impl Group {
     /// Notes a hit; a read-modify-write only where a bit is missing.
     #[inline]
     pub fn touch(&self, bit: u64) {
-        if !self.is_touched(bit) {
+        if self.noted() & bit == 0 {
             self.touch_slow(bit);
         }
     }
 
-    /// Whether [`Group::touch`] has nothing to do.
+    /// Bits for which [`Group::touch`] has nothing to do.
     #[inline(always)]
-    pub fn is_touched(&self, bit: u64) -> bool {
+    pub fn noted(&self) -> u64 {
         // Relaxed: hints.
-        self.frequent.load(Ordering::Relaxed) & self.used.load(Ordering::Relaxed) & bit != 0
+        self.frequent.load(Ordering::Relaxed) & self.used.load(Ordering::Relaxed)
     }
 
     #[cold]

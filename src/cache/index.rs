@@ -43,7 +43,10 @@ pub(super) fn scale(hash: u64, n: usize) -> usize {
 
 /// See the module.
 pub struct Index {
+    /// The buckets, and the first one again: no bucket's neighbour has to be looked for elsewhere.
     buckets: Box<[AtomicU32]>,
+    /// How many buckets, without the copy.
+    len: usize,
     /// How many bits of a bucket hold slot + 1: at most 31.
     slot_bits: u32,
     /// The same bits.
@@ -55,7 +58,7 @@ pub struct Index {
 impl Index {
     /// An index for `slots` slots, at least 1 and at most 2^31 − 1, empty.
     pub fn new(slots: usize) -> Result<Self> {
-        let buckets = zeroed(slots * BUCKETS)?;
+        let buckets = zeroed(slots * BUCKETS + 1)?;
         Ok(Self::over(
             buckets,
             u32::BITS - (slots as u32).leading_zeros(),
@@ -64,6 +67,7 @@ impl Index {
 
     fn over(buckets: Box<[AtomicU32]>, slot_bits: u32) -> Self {
         Self {
+            len: buckets.len() - 1,
             buckets,
             slot_bits,
             slot_mask: (1 << slot_bits) - 1,
@@ -79,7 +83,7 @@ impl Index {
 
     #[inline]
     fn home(&self, key: u64) -> usize {
-        scale(hash(key), self.buckets.len())
+        scale(hash(key), self.len)
     }
 
     /// The key will be removed. Any thread.
@@ -132,7 +136,7 @@ impl Index {
     #[inline(always)]
     fn bucket(&self, number: usize) -> &AtomicU32 {
         debug_assert!(number < self.buckets.len());
-        // SAFETY: `scale` and `after` give numbers below the number of buckets, which is not 0.
+        // SAFETY: `scale` and `after` give numbers below `len`, which is not 0; there is one bucket more.
         unsafe { self.buckets.get_unchecked(number) }
     }
 
@@ -144,7 +148,7 @@ impl Index {
 
     #[inline]
     fn after(&self, bucket: usize) -> usize {
-        if bucket + 1 == self.buckets.len() {
+        if bucket + 1 == self.len {
             0
         } else {
             bucket + 1
@@ -160,8 +164,8 @@ impl Index {
     #[inline(always)]
     pub fn near(&self, key: u64) -> Option<u32> {
         let hash = hash(key);
-        let bucket = scale(hash, self.buckets.len());
-        let (first, second) = (self.load(bucket), self.load(self.after(bucket)));
+        let bucket = scale(hash, self.len);
+        let (first, second) = (self.load(bucket), self.load(bucket + 1));
         // At home: all bits of the nearness.
         let in_first = self.fits(first, hash as u32 | self.near_mask);
         let chosen = second ^ ((first ^ second) & u32::from(in_first).wrapping_neg());
@@ -172,8 +176,8 @@ impl Index {
     #[inline]
     pub fn find(&self, key: u64, is_it: impl Fn(u32) -> bool) -> Option<u32> {
         let hash = hash(key);
-        let mut bucket = scale(hash, self.buckets.len());
-        for away in 0..self.buckets.len() {
+        let mut bucket = scale(hash, self.len);
+        for away in 0..self.len {
             let entry = self.load(bucket);
             if entry == 0 {
                 return None;
@@ -189,7 +193,7 @@ impl Index {
     /// Adds an entry; the key is not in it. Structure lock held.
     pub fn insert(&self, key: u64, slot: u32) {
         let hash = hash(key);
-        let (mut bucket, mut away) = (scale(hash, self.buckets.len()), 0);
+        let (mut bucket, mut away) = (scale(hash, self.len), 0);
         // There are four times as many buckets as slots, so that an empty one is found.
         while self.load(bucket) != 0 {
             bucket = self.after(bucket);
@@ -226,13 +230,16 @@ impl Index {
 
     fn store(&self, bucket: usize, entry: u32) {
         self.bucket(bucket).store(entry, Ordering::Release);
+        if bucket == 0 {
+            self.bucket(self.len).store(entry, Ordering::Release);
+        }
     }
 
     fn distance(&self, from: usize, to: usize) -> usize {
         if to >= from {
             to - from
         } else {
-            to + self.buckets.len() - from
+            to + self.len - from
         }
     }
 
@@ -256,7 +263,7 @@ mod tests {
 
     /// Room for 16 slots. Few buckets make long ways; with 31 bits for the slot, one is left for the nearness.
     fn index(crowded: bool, few_bits: bool) -> Index {
-        let buckets = zeroed(if crowded { 17 } else { 64 }).unwrap();
+        let buckets = zeroed(if crowded { 18 } else { 65 }).unwrap();
         Index::over(buckets, if few_bits { 31 } else { 5 })
     }
 

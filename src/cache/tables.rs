@@ -20,6 +20,8 @@ pub struct Tables {
     table_shift: u32,
     /// `1 << table_shift`.
     table_size: usize,
+    /// The bits that are 0 in the position of an 8-byte entry in a table.
+    not_an_entry: usize,
     count: usize,
     page: usize,
 }
@@ -72,6 +74,7 @@ impl Tables {
             base,
             table_shift,
             table_size: 1 << table_shift,
+            not_an_entry: !((1 << table_shift) - 8),
             count,
             page,
         };
@@ -88,7 +91,7 @@ impl Tables {
     /// Whether 8 bytes at byte `at` of a table are one of its 8-byte entries: aligned and inside.
     #[inline]
     pub fn is_entry(&self, at: usize) -> bool {
-        at & !(self.table_size - 8) == 0
+        at & self.not_an_entry == 0
     }
 
     /// Number of tables.
