@@ -14,6 +14,27 @@ mod chosen {
     };
     pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
 
+    /// The mutex, if nobody has it.
+    #[inline]
+    pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+        mutex.try_lock()
+    }
+
+    /// Unlocks a mutex; a thread that sleeps for it is handed it.
+    pub(crate) fn unlock_fair<T>(guard: MutexGuard<'_, T>) {
+        MutexGuard::unlock_fair(guard);
+    }
+
+    /// Looks until `done`, `looks` times at most.
+    pub(crate) fn spin_until(looks: u32, mut done: impl FnMut() -> bool) {
+        for _ in 0..looks {
+            if done() {
+                return;
+            }
+            core::hint::spin_loop();
+        }
+    }
+
     /// Waits while `condition` holds; the guard goes in and comes out, as in std.
     pub(crate) fn wait_while<'a, T>(
         condvar: &Condvar,
@@ -59,6 +80,19 @@ mod chosen {
     }
 
     pub(crate) use model::Condvar;
+
+    /// The checkers' `try_lock` says no only if somebody holds the lock, as the real one.
+    pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+        mutex.0.try_lock().ok()
+    }
+
+    /// The checkers' mutexes hand nothing over: who comes next is one of the schedules.
+    pub(crate) fn unlock_fair<T>(guard: MutexGuard<'_, T>) {
+        drop(guard);
+    }
+
+    /// To a checker, a spinning thread is one that gets nowhere: who runs meanwhile is one of the schedules anyway.
+    pub(crate) fn spin_until(_looks: u32, _done: impl FnMut() -> bool) {}
 
     pub(crate) fn wait_while<'a, T>(
         condvar: &Condvar,

@@ -64,6 +64,7 @@ impl Cache {
             self.all_freed(&mut inner, number, dropped);
             Counters::add(&self.counters.hits, hits);
         }
+        self.inner.give_way(inner);
         dropped.count_ones() as usize
     }
 

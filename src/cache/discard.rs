@@ -38,6 +38,7 @@ impl Cache {
                     self.discard_key(&mut inner, key << self.table_shift);
                 }
                 key = end + 1;
+                self.inner.give_way(inner);
             }
         } else {
             self.discard_matching(|offset| (first..=last).contains(&(offset >> self.table_shift)));
@@ -87,6 +88,7 @@ impl Cache {
                     self.discard_slot(&mut inner, slot);
                 }
             }
+            self.inner.give_way(inner);
         }
     }
 

@@ -12,6 +12,7 @@
 //! | `writeback`, `dependency` | writing dirty tables, in order |
 //! | `discard`, `cleaning` | dropping tables |
 //! | `tables` | memory |
+//! | `structure` | the structure lock |
 //!
 //! *Locks*: one structure lock a cache, held for short, never across a callback, a wake-up or a second cache's lock.
 //! Hits, puts, `mark_dirty`, `read` and `store` do not take it.
@@ -28,6 +29,7 @@ pub mod index;
 pub mod load;
 pub mod slot;
 mod stats;
+mod structure;
 pub mod tables;
 pub mod writeback;
 mod zeroed;
@@ -44,6 +46,7 @@ use self::group::Group;
 use self::index::Index;
 use self::load::{Access, Contents};
 use self::slot::{Put, Slot};
+use self::structure::StructureLock;
 use self::tables::Tables;
 use self::zeroed::zeroed;
 use crate::error::{Errno, Error, Result};
@@ -135,7 +138,7 @@ pub struct Cache {
     storage: Arc<dyn Storage>,
     host: Arc<dyn Host>,
     // Every miss writes to these; hits read what stands above, all of it constant.
-    inner: Apart<Mutex<Inner>>,
+    inner: Apart<StructureLock<Inner>>,
     dependencies: Apart<Mutex<Dependencies>>,
     counters: Apart<Counters>,
 }
@@ -172,7 +175,7 @@ impl Cache {
             belongs_to_state: AtomicBool::new(false),
             storage,
             host,
-            inner: Apart(Mutex::new(Inner {
+            inner: Apart(StructureLock::new(Inner {
                 hand: 0,
                 probation_hand: 0,
                 probation: 0,
@@ -436,7 +439,7 @@ impl Cache {
         let unlocked = self.find_unlocked(offset).filter(is_resident);
         let found = unlocked.or_else(|| {
             // What was not found without the lock may have been in motion.
-            let _inner = self.inner.lock();
+            let _inner = self.lock_inner();
             self.find_unlocked(offset).filter(is_resident)
         });
         Ok(found.map(|slot| self.tables.table(slot)))
@@ -551,7 +554,7 @@ impl Cache {
 
     fn reclaim(&self, slot: u32) {
         let wakes = {
-            let mut inner = self.inner.lock();
+            let mut inner = self.lock_inner();
             self.reclaim_locked(&mut inner, slot);
             Self::ended(&mut inner, slot)
         };

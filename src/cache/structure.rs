@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The structure lock: a mutex that is held for short, and by those who take it again and again for short (cleaning, discards of a range) only
+//! as long as nobody else wants it.
+//!
+//! A mutex alone starves its waiters there: who gave it back and wants it again is faster than any thread that has to be woken, and
+//! `parking_lot` hands it over by force only every half a millisecond on average. So whoever does not get the lock at once says so, and the
+//! long user looks at that each time. Nobody pays for it who gets the lock at once.
+//!
+//! Who waits looks for some µs, longer than anybody holds the lock, before it sleeps: to be woken takes tens of µs.
+
+use crate::primitives::{
+    AtomicU32, Mutex, MutexGuard, Ordering, spin_until, try_lock, unlock_fair,
+};
+
+/// How often one looks: some µs. The other one may have lost its processor, so that there is an end to it.
+const LOOKS: u32 = 1000;
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct StructureLock<T> {
+    mutex: Mutex<T>,
+    /// How many wait.
+    wanted: AtomicU32,
+}
+
+impl<T> StructureLock<T> {
+    pub(super) fn new(value: T) -> Self {
+        Self {
+            mutex: Mutex::new(value),
+            wanted: AtomicU32::new(0),
+        }
+    }
+
+    #[inline]
+    pub(super) fn lock(&self) -> MutexGuard<'_, T> {
+        try_lock(&self.mutex).unwrap_or_else(|| self.wait())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait(&self) -> MutexGuard<'_, T> {
+        // Relaxed: a hint.
+        self.wanted.fetch_add(1, Ordering::Relaxed);
+        let mut taken = None;
+        spin_until(LOOKS, || {
+            taken = try_lock(&self.mutex);
+            taken.is_some()
+        });
+        let guard = taken.unwrap_or_else(|| self.mutex.lock());
+        self.wanted.fetch_sub(1, Ordering::Relaxed);
+        guard
+    }
+
+    /// Gives the lock back; if somebody waits for it, then so that they get it before the caller does again.
+    #[inline]
+    pub(super) fn give_way(&self, guard: MutexGuard<'_, T>) {
+        if self.wanted.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        unlock_fair(guard);
+        spin_until(LOOKS, || self.wanted.load(Ordering::Relaxed) == 0);
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    /// Whoever gives way, to a waiter that looks or to one that sleeps: nobody is let in beside another, and all come to their end.
+    #[test]
+    fn a_lock_that_gives_way_lets_one_in_at_a_time() {
+        const ROUNDS: u64 = 20_000;
+        let lock = StructureLock::new((0_u64, 0_u64));
+        std::thread::scope(|scope| {
+            for long_user in [true, true, false, false] {
+                let lock = &lock;
+                scope.spawn(move || {
+                    for round in 0..ROUNDS {
+                        let mut both = lock.lock();
+                        both.0 += 1;
+                        if round % 4096 == 0 {
+                            // Longer than anybody looks.
+                            std::thread::sleep(std::time::Duration::from_millis(1));
+                        }
+                        both.1 += 1;
+                        assert_eq!(both.0, both.1);
+                        if long_user {
+                            lock.give_way(both);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(*lock.lock(), (4 * ROUNDS, 4 * ROUNDS));
+        assert_eq!(lock.wanted.load(Ordering::Relaxed), 0);
+    }
+}
