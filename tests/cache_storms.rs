@@ -127,6 +127,8 @@ fn copies_are_of_the_right_table_while_tables_come_and_go() {
             lock(&loading).remove(&offset);
             Ok(())
         });
+        // Whoever copies has something to copy from the beginning, however late the others come.
+        (1..=TABLES).for_each(|n| drop(get(&cache, n * SIZE).unwrap()));
         let copied = AtomicU64::new(0);
         std::thread::scope(|scope| {
             for seed in 1..=2 {
@@ -178,7 +180,13 @@ type Shadow = Mutex<BTreeMap<u64, u64>>;
 const STORM_TABLES: u64 = 24;
 
 /// One request that holds the state lock. `n` makes every value new.
-fn locked_step(caches: &[Arc<Cache>; 2], shadow: &Shadow, rng: &mut Rng, n: u64) {
+fn locked_step(
+    storage: &TestStorage,
+    caches: &[Arc<Cache>; 2],
+    shadow: &Shadow,
+    rng: &mut Rng,
+    n: u64,
+) {
     let mut shadow = lock(shadow);
     let which = rng.below(2);
     let (cache, other) = (&caches[which as usize], &caches[1 - which as usize]);
@@ -191,7 +199,10 @@ fn locked_step(caches: &[Arc<Cache>; 2], shadow: &Shadow, rng: &mut Rng, n: u64)
             // The cluster is freed and used anew: what the old table held does not matter any more.
             cache.discard_offset(offset).unwrap();
             let pinned = block_on(cache.host(), &[], cache.get_empty(offset)).unwrap();
-            assert_eq!(pinned.load(0), 0);
+            // Somebody without the lock may have loaded it again meanwhile: then it comes as storage has it, not as it was.
+            let found = pinned.load(0);
+            assert!(found == 0 || found == storage.word(offset), "{found}");
+            pinned.store(0, 0).unwrap();
             for at in (8..SIZE).step_by(8) {
                 pinned.store(at as usize, pattern(offset + at)).unwrap();
             }
@@ -251,12 +262,12 @@ fn a_storm_of_everything_loses_nothing() {
         let shadow = Shadow::default();
         std::thread::scope(|scope| {
             for seed in 1..=4_u64 {
-                let (caches, shadow) = (&caches, &shadow);
+                let (storage, caches, shadow) = (&storage, &caches, &shadow);
                 scope.spawn(move || {
                     let mut rng = Rng::new(seed);
                     for n in 0..4000 {
                         if seed % 2 == 0 {
-                            locked_step(caches, shadow, &mut rng, n * 8 + seed);
+                            locked_step(storage, caches, shadow, &mut rng, n * 8 + seed);
                         } else {
                             for _ in 0..3 {
                                 unlocked_step(caches, &mut rng);
