@@ -423,7 +423,7 @@ typedef struct q2c_cleaner_stats {
      */
     uint64_t starts;
     /**
-     * Passes over the caches.
+     * Passes over the caches that looked at every table.
      */
     uint64_t passes;
     /**
@@ -1016,7 +1016,8 @@ int q2c_cleaner_unlock(struct q2c_cleaner *cleaner);
 
 /**
  * Starts an instance that makes a pass over the caches every `interval_ns` ns. 0 starts none and
- * is no error.
+ * is no error. A pass drops what was not used since the one before. It takes the state lock for
+ * some hundred tables at a time, some us, and gives their memory back to the kernel without it.
  *
  * `context` says where it runs. Threads: NULL. Event loop: the `q2c_loop`, which lives on as long
  * as it is needed here. Coroutines: handed to `co_spawn`; NULL is the caller's current context.

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The cache cleaner: sleep → lock → clean → repeat, and the stop that waits for its end.
 //!
+//! A pass takes the state lock for each of its steps anew, and gives memory back without it: whoever wants the lock waits for some µs, not for
+//! a pass over all tables.
+//!
 //! Each start makes an *instance*, a record of its own with its stop flag, interval, waker and caches, so that a start
 //! succeeds while an older instance is still on its way out in another context.
 //!
@@ -9,8 +12,9 @@
 //! | registered, its task not run yet | flag set; the task finds it before its first sleep → ended | task runs → about to sleep |
 //! | about to sleep | flag set | registers its waker under the lock that guards the flag, looks at the flag there → asleep |
 //! | asleep | flag set, waker called → ended | deadline → waiting for the lock; interval changed → about to sleep |
-//! | waiting for the lock | flag set, waker called → ended (host's own lock: when it gets it) | gets it → in a pass |
-//! | in a pass | flag set; after the pass → ended | unlocks → about to sleep |
+//! | waiting for the lock | flag set, waker called → ended (host's own lock: when it gets it) | gets it → in a step |
+//! | in a step | flag set; after the step → ended | unlocks → waiting for the lock; after the last one → giving back |
+//! | giving back | flag set; after this part → ended | → about to sleep; another cache → waiting for the lock |
 //! | ended | | out of the registry, waiters woken |
 //!
 //! On hosts that run the instance as a task of theirs (threads, event loops), whoever asks it to stop also takes it out of
@@ -34,10 +38,14 @@ use crate::sync::lock::{Owner, StateLock};
 use crate::sync::sleep::{Clock, Sleep};
 use crate::sync::wait_list::{Ticket, WaitList};
 
-/// Something with tables to clean: a cache.
+/// Something with tables to clean: a cache. A pass is a number of short steps; never one that does I/O, never one that waits.
 pub trait CleanTarget: Send + Sync {
-    /// Drops what was not used since the previous call; returns how many tables. Never does I/O, never waits.
-    fn clean_unused(&self) -> usize;
+    /// Drops tables that were not used since the previous pass, beginning at position `from`, 0 at first. Returns how many, and the position
+    /// at which the pass goes on; `None`: all were looked at.
+    fn drop_unused(&self, from: usize) -> (usize, Option<usize>);
+
+    /// Gives a part of the memory of what was dropped back to the kernel; likewise.
+    fn give_back(&self, from: usize) -> Option<usize>;
 
     /// A pass panicked inside: never write again.
     fn poison(&self);
@@ -48,7 +56,7 @@ pub trait CleanTarget: Send + Sync {
 pub struct CleanerStats {
     /// Instances started.
     pub starts: u64,
-    /// Passes made.
+    /// Passes made: all tables were looked at.
     pub passes: u64,
     /// Tables dropped by them.
     pub tables_cleaned: u64,
@@ -546,18 +554,54 @@ impl Shared {
         debug_assert!(unlocked.is_ok());
     }
 
-    fn pass(&self, targets: &[Arc<dyn CleanTarget>]) {
+    /// A pass over all targets; the lock is held neither before nor after. A stop cuts it short: what was dropped already stays dropped, and
+    /// its memory is left to a later pass.
+    async fn pass(&self, instance: &Instance, targets: &[Arc<dyn CleanTarget>]) {
+        // At least once, also with nothing to clean: whoever holds the lock can be sure that no pass is made meanwhile.
+        let mut rest = targets.iter();
+        let mut step = rest.next().map(|target| (target, 0));
+        loop {
+            if !self.lock_for_pass(instance).await {
+                return;
+            }
+            let dropped = step
+                .and_then(|(target, from)| self.step(instance, target, |t| t.drop_unused(from)));
+            self.unlock_after_pass();
+            let (cleaned, further) = dropped.unwrap_or_default();
+            self.tables_cleaned
+                .fetch_add(cleaned as u64, Ordering::Relaxed);
+            step = match (step, further) {
+                (Some((target, _)), Some(from)) => Some((target, from)),
+                _ => rest.next().map(|target| (target, 0)),
+            };
+            if step.is_none() {
+                break;
+            }
+        }
         for target in targets {
-            let clean = std::panic::AssertUnwindSafe(|| target.clean_unused());
-            match std::panic::catch_unwind(clean) {
-                Ok(cleaned) => {
-                    self.tables_cleaned
-                        .fetch_add(cleaned as u64, Ordering::Relaxed);
-                }
-                Err(_) => target.poison(),
+            let mut next = Some(0);
+            while let Some(from) = next.filter(|_| !instance.is_stopped()) {
+                let given_back = self.step(instance, target, |target| target.give_back(from));
+                next = given_back.flatten();
             }
         }
         self.passes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A step of a pass, during which the cleaner is whoever runs it, on every host. `None`: it panicked.
+    fn step<T>(
+        &self,
+        instance: &Instance,
+        target: &Arc<dyn CleanTarget>,
+        step: impl FnOnce(&dyn CleanTarget) -> T,
+    ) -> Option<T> {
+        let before = instance.set_runner(Some(self.host.owner()));
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| step(&**target)));
+        if done.is_err() {
+            target.poison();
+        }
+        instance.set_runner(before);
+        done.ok()
     }
 }
 
@@ -573,6 +617,11 @@ impl StopFlagged {
 }
 
 impl Instance {
+    /// Returns the one before.
+    fn set_runner(&self, runner: Option<Owner>) -> Option<Owner> {
+        std::mem::replace(&mut self.control.lock().runner, runner)
+    }
+
     fn is_stopped(&self) -> bool {
         self.control.lock().stop
     }
@@ -688,14 +737,8 @@ async fn run(body: Body) {
         targets,
     } = body;
     let EndReport { shared, instance } = &end;
-    let itself = shared.host.cleaner_owner();
-    instance.control.lock().runner = itself;
-    while instance.sleep(&*clock).await && shared.lock_for_pass(instance).await {
-        // During a pass the cleaner is whoever runs it, on every host.
-        let runner = shared.host.owner();
-        instance.control.lock().runner = Some(runner);
-        shared.pass(&targets);
-        instance.control.lock().runner = itself;
-        shared.unlock_after_pass();
+    instance.set_runner(shared.host.cleaner_owner());
+    while instance.sleep(&*clock).await {
+        shared.pass(instance, &targets).await;
     }
 }

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use qcow2cache::cache::Cache;
-use qcow2cache::cleaner::CleanTarget;
 use qcow2cache::error::Errno;
 use qcow2cache::host::block_on;
 use support::{Io, Rng, TestStorage, cache_on, flush, get, get_unlocked, lock, pattern, watched};

@@ -9,7 +9,6 @@ mod support;
 use std::sync::{Arc, Barrier};
 
 use qcow2cache::cache::Cache;
-use qcow2cache::cleaner::CleanTarget;
 use qcow2cache::error::Errno;
 use qcow2cache::host::block_on;
 use support::{

@@ -6,6 +6,7 @@ mod support;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use qcow2cache::cleaner::Cleaner;
 use qcow2cache::error::Errno;
@@ -14,7 +15,7 @@ use qcow2cache::host::block_on;
 use qcow2cache::host::threads::ThreadHost;
 use support::hosts::Fixture;
 use support::probe::{
-    BUSY, NEVER, Probe, STOPS, Stop, cleaner_of, cleaner_that_looks, stop, with_thread,
+    BUSY, NEVER, Probe, STOPS, Steps, Stop, cleaner_of, cleaner_that_looks, stop, with_thread,
 };
 use support::{Latch, Rng, TestStorage, cache_on, lock, until, watched};
 
@@ -37,6 +38,8 @@ on_every_host! {
     a_new_interval_takes_effect_in_mid_sleep
     interval_zero_asks_the_running_one_to_stop
     a_pass_holds_the_lock
+    between_two_steps_of_a_pass_others_have_the_lock
+    a_stop_between_two_steps_cuts_the_pass_short
     a_panicking_cache_is_poisoned_and_the_others_are_cleaned
     idle_means_no_instance_and_no_lock
     stops_and_starts_in_a_storm_all_return
@@ -526,6 +529,58 @@ fn a_stop_request_is_never_lost(fixture: &dyn Fixture) {
     }
 }
 
+/// A cleaner over what needs any number of steps, which `step` counts; one pass.
+fn stepping(fixture: &dyn Fixture, steps: Steps) -> (Arc<Steps>, Cleaner) {
+    let steps = Arc::new(steps);
+    let cleaner = Cleaner::new(fixture.host());
+    cleaner.set_caches(vec![steps.clone()]);
+    cleaner.start(fixture.context(0), BUSY).unwrap();
+    (steps, cleaner)
+}
+
+fn between_two_steps_of_a_pass_others_have_the_lock(fixture: &dyn Fixture) {
+    let (steps, cleaner) = stepping(fixture, Steps::default());
+    until(|| steps.drops() > 0);
+    // The pass goes on until it is told to end: it would never come to its end if it kept the lock.
+    for _ in 0..3 {
+        cleaner.lock().unwrap();
+        let dropped = steps.drops();
+        std::thread::sleep(Duration::from_millis(1));
+        assert_eq!(steps.drops(), dropped, "a step without the lock");
+        cleaner.unlock().unwrap();
+        until(|| steps.drops() > dropped);
+    }
+    steps.end_drops();
+    until(|| steps.given_back() > 0);
+    // Memory goes back with the lock in other hands.
+    cleaner.lock().unwrap();
+    let before = steps.given_back();
+    until(|| steps.given_back() > before);
+    cleaner.unlock().unwrap();
+    assert_eq!(cleaner.stats().passes, 0);
+    steps.end_giving_back();
+    until(|| cleaner.stats().passes > 0);
+    cleaner.del_and_wait().unwrap();
+}
+
+fn a_stop_between_two_steps_cuts_the_pass_short(fixture: &dyn Fixture) {
+    for how in STOPS {
+        let (steps, cleaner) = stepping(fixture, Steps::default());
+        until(|| steps.drops() > 0);
+        stop(&cleaner, how);
+        assert_eq!(steps.given_back(), 0);
+        assert_eq!(cleaner.stats().passes, 0);
+        assert_eq!(cleaner.stats().tables_cleaned, steps.drops() as u64);
+
+        let (steps, cleaner) = stepping(fixture, Steps::default());
+        steps.end_drops();
+        until(|| steps.given_back() > 0);
+        stop(&cleaner, how);
+        // All tables were looked at: that is a pass.
+        assert_eq!(cleaner.stats().passes, 1);
+    }
+}
+
 fn real_caches_are_cleaned(fixture: &dyn Fixture) {
     let storage = Arc::new(TestStorage::new(1 << 16));
     let caches = [
@@ -544,6 +599,8 @@ fn real_caches_are_cleaned(fixture: &dyn Fixture) {
     }
     cleaner.start(fixture.context(0), BUSY).unwrap();
     until(|| caches[0].stats().resident_tables == 2 && caches[1].stats().resident_tables == 0);
+    // Given back after all were dropped; a stop would leave the rest to another pass.
+    until(|| caches[1].stats().resident_bytes == 0);
     cleaner.del_and_wait().unwrap();
     // The fifth table of the second cache had evicted one.
     assert_eq!(
@@ -551,7 +608,6 @@ fn real_caches_are_cleaned(fixture: &dyn Fixture) {
         (5, 4)
     );
     assert_eq!(cleaner.stats().tables_cleaned, 9);
-    assert_eq!(caches[1].stats().resident_bytes, 0);
     assert_eq!(kept.load(0), support::pattern(512));
     assert_eq!(caches[0].stats().dirty_tables, 1);
 }

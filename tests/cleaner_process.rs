@@ -16,9 +16,13 @@ use support::{until, watched};
 struct Passes(AtomicUsize);
 
 impl CleanTarget for Passes {
-    fn clean_unused(&self) -> usize {
+    fn drop_unused(&self, _from: usize) -> (usize, Option<usize>) {
         self.0.fetch_add(1, Ordering::SeqCst);
-        0
+        (0, None)
+    }
+
+    fn give_back(&self, _from: usize) -> Option<usize> {
+        None
     }
 
     fn poison(&self) {}

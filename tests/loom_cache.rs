@@ -13,7 +13,6 @@ use checked::host::{Kind, ModelHost};
 use checked::storage::{ModelStorage, TABLE, fresh};
 use checked::{explore, thread};
 use qcow2cache::cache::{Cache, CacheOptions, Pinned};
-use qcow2cache::cleaner::CleanTarget;
 use qcow2cache::error::Errno;
 use qcow2cache::host::block_on;
 

@@ -375,11 +375,16 @@ struct Target {
 }
 
 impl CleanTarget for Target {
-    fn clean_unused(&self) -> usize {
+    fn drop_unused(&self, _from: usize) -> (usize, Option<usize>) {
         self.freed.touch("a pass");
         self.memory.write();
         self.passes.fetch_add(1, Ordering::Relaxed);
-        1
+        (1, None)
+    }
+
+    fn give_back(&self, _from: usize) -> Option<usize> {
+        self.freed.touch("a pass");
+        None
     }
 
     fn poison(&self) {

@@ -13,7 +13,6 @@ use checked::storage::{ModelStorage, TABLE, fresh};
 use checked::sync::Mutex;
 use checked::{sample, thread};
 use qcow2cache::cache::{Cache, CacheOptions, Pinned};
-use qcow2cache::cleaner::CleanTarget;
 use qcow2cache::error::Errno;
 use qcow2cache::host::block_on;
 use shuttle::rand::{Rng, thread_rng};

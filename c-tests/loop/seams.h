@@ -16,7 +16,7 @@ enum seam {
     SEAM_WAIT,      /* about to wait in the kernel; no lock of the library is held */
     SEAM_WOKEN,     /* back from there; no lock is held, nothing has been dispatched yet */
     SEAM_CLOCK,     /* at a look at the clock, under the loop's own lock */
-    SEAM_GIVE_BACK, /* in a pass that gives tables' memory back, under the state lock */
+    SEAM_GIVE_BACK, /* in a pass that gives tables' memory back; no lock is held */
     SEAMS
 };
 

@@ -73,8 +73,7 @@ static void perform_stop(void *argument)
 
 /*
  * Lets the cleaner's thread go when the stop has come. Where it is held outside the library's locks that is when the stop has
- * returned: none waits for that thread. Of the pass only the request is independent; a stop waits for its end, and the locked
- * one for the lock first, which it can only be given time for.
+ * returned: none waits for that thread. Of the pass only the request is independent; a stop waits for its end.
  */
 static void release_in_time(void *argument)
 {
@@ -85,10 +84,6 @@ static void release_in_time(void *argument)
     seam_thread_cleans(false);
     if (returns_first) {
         EVENTUALLY(atomic_load(&stop_returned));
-    } else if (stop == LOCKED && (state == IN_A_PASS || state == ASKED_TO_STOP)) {
-        test_pause();
-        test_pause();
-        CHECK(!atomic_load(&stop_called)); /* the pass is under the lock */
     } else {
         EVENTUALLY(atomic_load(&stop_called) && q2c_cleaner_is_running(setting.cleaner) == 0);
         test_pause();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Cleaning: tables that nobody used since the previous pass go, and whole pages go back to the kernel.
 //!
-//! A pass has two halves. First, group by group under the structure lock, resident, clean, unpinned, unused tables are
+//! A pass has two halves, each of several steps. First, group by group under the structure lock, resident, clean, unpinned, unused tables are
 //! dropped. Then free slots whose memory may be resident are taken out of circulation in runs, their pages given back without
 //! any lock, and the slots returned. A hit never waits for a pass; a miss waits for one group at most.
 
@@ -12,22 +12,42 @@ use super::{Cache, Counters, Inner, Wait, group};
 use crate::cleaner::CleanTarget;
 use crate::primitives::{Ordering, fence};
 
+/// So many tables are dropped in one step of a pass, and the rest of the last 64: some µs.
+const STEP: usize = 256;
 /// The most slots that are out of circulation at once while their memory is given back, besides half of all.
 const MAX_BATCH: usize = 1024;
 /// So many bytes are given back in one call at least, whatever part of the cache they are: it takes some 20 µs.
 const MIN_BYTES: usize = 256 << 10;
 
 impl CleanTarget for Cache {
-    fn clean_unused(&self) -> usize {
-        if self.check_poison().is_err() {
-            return 0;
+    fn drop_unused(&self, from: usize) -> (usize, Option<usize>) {
+        let mut cleaned = 0;
+        let mut next = None;
+        if self.check_poison().is_ok() {
+            for number in from..self.groups.len() {
+                if cleaned >= STEP {
+                    next = Some(number);
+                    break;
+                }
+                cleaned += self.clean_group(number);
+            }
         }
-        let cleaned = (0..self.groups.len())
-            .map(|number| self.clean_group(number))
-            .sum();
         Counters::add(&self.counters.cleaned, cleaned);
-        self.release_free();
-        cleaned
+        (cleaned, next)
+    }
+
+    fn give_back(&self, from: usize) -> Option<usize> {
+        self.check_poison().ok()?;
+        let first = self.next_stale(from)?;
+        let unit = self.tables.slots_per_page();
+        let least = unit.max(MIN_BYTES >> self.table_shift);
+        let batch = (self.slots.len() / 2).clamp(least, MAX_BATCH.max(least));
+        let (runs, next) = self.take_runs(first, unit, batch);
+        let runs = Released { cache: self, runs };
+        // Release: the slots' words come before the zeros; pairs with the acquire fence in `read`.
+        fence(Ordering::Release);
+        self.tables.release(&runs.runs);
+        Some(next)
     }
 
     fn poison(&self) {
@@ -36,6 +56,21 @@ impl CleanTarget for Cache {
 }
 
 impl Cache {
+    /// A whole pass. Returns how many tables it dropped.
+    pub fn clean_unused(&self) -> usize {
+        let (mut cleaned, mut next) = (0, Some(0));
+        while let Some(from) = next {
+            let (dropped, further) = self.drop_unused(from);
+            cleaned += dropped;
+            next = further;
+        }
+        next = Some(0);
+        while let Some(from) = next {
+            next = self.give_back(from);
+        }
+        cleaned
+    }
+
     /// Drops the group's unused tables; starts the next interval of use.
     fn clean_group(&self, number: usize) -> usize {
         let bits = &self.groups[number];
@@ -91,23 +126,6 @@ impl Cache {
         let before = slot.drop_clean()?;
         self.unindex(inner, number);
         Some(before)
-    }
-
-    /// Gives the memory of free slots back, a batch of runs at a time.
-    fn release_free(&self) {
-        let unit = self.tables.slots_per_page();
-        let least = unit.max(MIN_BYTES >> self.table_shift);
-        let batch = (self.slots.len() / 2).clamp(least, MAX_BATCH.max(least));
-        let mut from = 0;
-        while let Some(first) = self.next_stale(from) {
-            let (runs, next) = self.take_runs(first, unit, batch);
-            let runs = Released { cache: self, runs };
-            // Release: the slots' words come before the zeros; pairs with the acquire fence in `read`.
-            fence(Ordering::Release);
-            self.tables.release(&runs.runs);
-            drop(runs);
-            from = next;
-        }
     }
 
     /// The first free slot from `from` on whose memory may be resident. No lock: a hint.

@@ -6,7 +6,6 @@ use std::ffi::{c_int, c_void};
 use super::cache::q2c_cache;
 use super::{call_cache, out};
 use crate::cache::Cache;
-use crate::cleaner::CleanTarget;
 
 /// Drops the tables that are clean, not pinned and not used since the previous call, and gives
 /// their memory back to the kernel as far as whole pages are free. A cleaner does this; it may also

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use qcow2cache::cache::{Cache, CacheOptions, CacheStats};
-use qcow2cache::cleaner::CleanTarget;
 use qcow2cache::error::Errno;
 use qcow2cache::host::block_on;
 use qcow2cache::host::threads::ThreadHost;

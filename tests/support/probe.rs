@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Cleaners to test, and stand-ins for the caches that they clean.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 
 use qcow2cache::cleaner::{CleanTarget, Cleaner};
@@ -45,6 +45,14 @@ impl Probe {
         *lock(&self.hook) = Some(Arc::new(Box::new(hook)));
     }
 
+    fn expect_not_gone(&self) {
+        if self.gone.load(Ordering::SeqCst) {
+            // A panic would be caught by the cleaner.
+            eprintln!("a pass after the stop returned");
+            std::process::abort();
+        }
+    }
+
     /// The stop returned: from now on it must be left alone.
     pub fn must_be_left_alone(&self) {
         assert!(
@@ -56,12 +64,8 @@ impl Probe {
 }
 
 impl CleanTarget for Probe {
-    fn clean_unused(&self) -> usize {
-        if self.gone.load(Ordering::SeqCst) {
-            // A panic would be caught by the cleaner.
-            eprintln!("a pass after the stop returned");
-            std::process::abort();
-        }
+    fn drop_unused(&self, _from: usize) -> (usize, Option<usize>) {
+        self.expect_not_gone();
         self.in_pass.store(true, Ordering::SeqCst);
         let hook = lock(&self.hook).clone();
         if let Some(hook) = hook {
@@ -70,7 +74,12 @@ impl CleanTarget for Probe {
         self.in_pass.store(false, Ordering::SeqCst);
         *lock(&self.passes) += 1;
         self.called.notify_all();
-        3
+        (3, None)
+    }
+
+    fn give_back(&self, _from: usize) -> Option<usize> {
+        self.expect_not_gone();
+        None
     }
 
     fn poison(&self) {
@@ -124,8 +133,12 @@ pub struct LooksWhenDropped {
 }
 
 impl CleanTarget for LooksWhenDropped {
-    fn clean_unused(&self) -> usize {
-        0
+    fn drop_unused(&self, _from: usize) -> (usize, Option<usize>) {
+        (0, None)
+    }
+
+    fn give_back(&self, _from: usize) -> Option<usize> {
+        None
     }
 
     fn poison(&self) {}
@@ -153,4 +166,47 @@ pub fn cleaner_that_looks(host: Arc<dyn Host>) -> Looks {
     };
     cleaner.set_caches(vec![probe.clone(), Arc::new(looks)]);
     (probe, cleaner, instances)
+}
+
+/// A cache's stand-in whose passes have any number of steps, until they are told to end.
+#[derive(Default)]
+pub struct Steps {
+    drops: AtomicUsize,
+    given_back: AtomicUsize,
+    no_more_drops: AtomicBool,
+    no_more_given_back: AtomicBool,
+}
+
+impl Steps {
+    pub fn drops(&self) -> usize {
+        self.drops.load(Ordering::SeqCst)
+    }
+
+    pub fn given_back(&self) -> usize {
+        self.given_back.load(Ordering::SeqCst)
+    }
+
+    pub fn end_drops(&self) {
+        self.no_more_drops.store(true, Ordering::SeqCst);
+    }
+
+    pub fn end_giving_back(&self) {
+        self.no_more_given_back.store(true, Ordering::SeqCst);
+    }
+}
+
+impl CleanTarget for Steps {
+    fn drop_unused(&self, from: usize) -> (usize, Option<usize>) {
+        self.drops.fetch_add(1, Ordering::SeqCst);
+        let more = !self.no_more_drops.load(Ordering::SeqCst);
+        (1, more.then_some(from + 1))
+    }
+
+    fn give_back(&self, from: usize) -> Option<usize> {
+        self.given_back.fetch_add(1, Ordering::SeqCst);
+        let more = !self.no_more_given_back.load(Ordering::SeqCst);
+        more.then_some(from + 1)
+    }
+
+    fn poison(&self) {}
 }
