@@ -25,14 +25,17 @@ mod chosen {
         MutexGuard::unlock_fair(guard);
     }
 
-    /// Looks until `done`, `looks` times at most.
-    pub(crate) fn spin_until(looks: u32, mut done: impl FnMut() -> bool) {
-        for _ in 0..looks {
-            if done() {
-                return;
-            }
+    /// Looks until `done`, `looks` times at most. Returns whether it is.
+    pub(crate) fn spin_until(looks: u32, mut done: impl FnMut() -> bool) -> bool {
+        (0..looks).any(|_| {
             core::hint::spin_loop();
-        }
+            done()
+        })
+    }
+
+    /// Lets other threads have the processor.
+    pub(crate) fn yield_now() {
+        std::thread::yield_now();
     }
 
     /// Waits while `condition` holds; the guard goes in and comes out, as in std.
@@ -92,7 +95,11 @@ mod chosen {
     }
 
     /// To a checker, a spinning thread is one that gets nowhere: who runs meanwhile is one of the schedules anyway.
-    pub(crate) fn spin_until(_looks: u32, _done: impl FnMut() -> bool) {}
+    pub(crate) fn spin_until(_looks: u32, _done: impl FnMut() -> bool) -> bool {
+        true
+    }
+
+    pub(crate) fn yield_now() {}
 
     pub(crate) fn wait_while<'a, T>(
         condvar: &Condvar,

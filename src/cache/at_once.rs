@@ -82,7 +82,8 @@ impl Cache {
         let number = self.index.near(offset)?;
         let slot = self.slot(number);
         let before = slot.word();
-        if !before.is_readable() || self.is_poisoned() {
+        // The offset here as well: nobody asked whoever pins another table to store atomically.
+        if !before.is_readable() || slot.offset() != offset || self.is_poisoned() {
             return None;
         }
         // SAFETY: inside the table, and 8-aligned as tables and `at` are.

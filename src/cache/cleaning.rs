@@ -3,7 +3,7 @@
 //!
 //! A pass has two halves, each of several steps. First, group by group under the structure lock, resident, clean, unpinned, unused tables are
 //! dropped. Then free slots whose memory may be resident are taken out of circulation in runs, their pages given back without
-//! any lock, and the slots returned. A hit never waits for a pass; a miss waits for one group at most.
+//! any lock, and the slots returned. A hit never waits for a pass; a miss waits for what is done under one hold of the structure lock, some µs.
 
 use std::ops::Range;
 
@@ -16,6 +16,8 @@ use crate::primitives::{Ordering, fence};
 const STEP: usize = 256;
 /// The most slots that are out of circulation at once while their memory is given back, besides half of all.
 const MAX_BATCH: usize = 1024;
+/// So many groups are looked at while the structure lock is held, which takes about a µs.
+const GROUPS_AT_ONCE: usize = 256;
 /// So many bytes are given back in one call at least, whatever part of the cache they are: it takes some 20 µs.
 const MIN_BYTES: usize = 256 << 10;
 
@@ -43,6 +45,9 @@ impl CleanTarget for Cache {
         let least = unit.max(MIN_BYTES >> self.table_shift);
         let batch = (self.slots.len() / 2).clamp(least, MAX_BATCH.max(least));
         let (runs, next) = self.take_runs(first, unit, batch);
+        if runs.is_empty() {
+            return Some(next);
+        }
         let runs = Released { cache: self, runs };
         // Release: the slots' words come before the zeros; pairs with the acquire fence in `read`.
         fence(Ordering::Release);
@@ -138,14 +143,15 @@ impl Cache {
     }
 
     /// Takes free slots from `first` on out of circulation, in whole pages of `unit` slots, no more than `batch` at once (and no less than a
-    /// page); returns them as runs of neighbours, and where to go on.
+    /// page), and of a few groups alone; returns them as runs of neighbours, and where to go on.
     fn take_runs(&self, first: usize, unit: usize, batch: usize) -> (Vec<Range<usize>>, usize) {
         let mut runs: Vec<Range<usize>> = Vec::new();
         let (mut taken, mut at) = (0, first - first % unit);
         // A page of 64 KiB holds 128 tables of 512 bytes: two groups.
         let step = unit.div_ceil(group::SLOTS);
+        let end = (at + GROUPS_AT_ONCE * group::SLOTS).min(self.slots.len());
         let mut inner = self.lock_inner();
-        while at < self.slots.len() && taken + unit <= batch {
+        while at < end && taken + unit <= batch {
             let number = at / group::SLOTS;
             let groups = number..(number + step).min(self.groups.len());
             let mut pages =
@@ -158,8 +164,8 @@ impl Cache {
             }
             for number in groups {
                 let bits = pages & group::mask(number, &(0..self.slots.len()));
+                let bits = self.take_out(&mut inner, number, bits);
                 group::runs(number, bits).for_each(|run| join(&mut runs, run));
-                self.take_out(&mut inner, number, bits);
                 taken += bits.count_ones() as usize;
             }
         }
@@ -178,14 +184,17 @@ impl Cache {
         group::whole_blocks(stale, block) & !group::whole_blocks(taken, block)
     }
 
-    /// Free slots of a group go out of circulation. Structure lock held.
-    fn take_out(&self, inner: &mut Inner, number: usize, bits: u64) {
-        for slot in group::slots(number, bits) {
+    /// Free slots of a group go out of circulation. Returns which did: all of them. Structure lock held.
+    fn take_out(&self, inner: &mut Inner, number: usize, free: u64) -> u64 {
+        let mut bits = 0;
+        for slot in group::slots(number, free) {
             let begun = self.slot(slot).begin_release();
             debug_assert!(begun, "a slot that is not taken is free");
+            bits |= if begun { group::place(slot).1 } else { 0 };
         }
         self.groups[number].take(bits);
         inner.releasing += bits.count_ones() as usize;
+        bits
     }
 
     fn return_runs(&self, runs: &[Range<usize>]) {

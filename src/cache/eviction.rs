@@ -40,17 +40,21 @@ pub(super) struct Youth {
 impl Youth {
     /// For a cache of `slots` slots. `ENOMEM`: not enough memory.
     pub(super) fn new(slots: usize) -> Result<Self> {
-        let slots = zeroed(if slots < PROBATION_FROM {
-            0
-        } else {
-            slots / YOUNG
-        })?;
+        let slots = zeroed(Self::room(slots))?;
         Ok(Self { slots, oldest: 0 })
     }
 
-    /// Memory in bytes.
-    pub(super) fn bytes(&self) -> usize {
-        size_of_val(&*self.slots)
+    fn room(slots: usize) -> usize {
+        if slots < PROBATION_FROM {
+            0
+        } else {
+            slots / YOUNG
+        }
+    }
+
+    /// Memory in bytes, in a cache of `slots` slots.
+    pub(super) fn bytes(slots: usize) -> usize {
+        Self::room(slots) * size_of::<AtomicU32>()
     }
 
     /// A slot's youth begins; that of the returned one ends.

@@ -7,21 +7,21 @@
 use super::index;
 use super::zeroed::zeroed;
 use crate::error::Result;
-use crate::primitives::{AtomicU32, AtomicU64, Ordering, prefetch};
+use crate::primitives::{Apart, AtomicU32, AtomicU64, Ordering, prefetch};
 
 /// See the module.
 pub struct Ghosts {
     /// `tag << 32 | time`; 0: none.
     names: Box<[AtomicU64]>,
     /// Evictions from probation so far, modulo 2^32.
-    now: AtomicU32,
+    now: Apart<AtomicU32>,
 }
 
 impl Ghosts {
     /// Room for `n` names. `ENOMEM`: not enough memory.
     pub fn new(n: usize) -> Result<Self> {
         let names = zeroed(n)?;
-        let now = AtomicU32::new(0);
+        let now = Apart(AtomicU32::new(0));
         Ok(Self { names, now })
     }
 

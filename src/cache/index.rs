@@ -26,7 +26,7 @@ const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 /// Buckets for a slot.
 const BUCKETS: usize = 4;
 
-/// 64 bits, of which the upper half and the upper part of the lower half may be used.
+/// 64 bits; the upper ones tell keys apart best.
 #[inline]
 pub(super) fn hash(key: u64) -> u64 {
     // Twice: tables lie at regular distances in an image, and one round puts some such progressions into few places.
@@ -37,8 +37,8 @@ pub(super) fn hash(key: u64) -> u64 {
 /// A number below `n`, spread over all of them.
 #[inline]
 pub(super) fn scale(hash: u64, n: usize) -> usize {
-    // Multiply and shift maps 32 hash bits to any number of places without a division.
-    (((hash >> 32) * n as u64) >> 32) as usize
+    // The upper half of the product maps 64 bits to any number of places without a division.
+    ((u128::from(hash) * n as u128) >> 64) as usize
 }
 
 /// See the module.

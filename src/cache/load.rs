@@ -10,8 +10,9 @@
 //! | resident in a reserved slot | unlocked | move it to an ordinary slot, else `EAGAIN` |
 //! | being loaded | | wait for that load |
 //! | absent | a slot is free or its table droppable | load (unlocked: in ordinary slots; `EAGAIN` if the only free ones are reserved) |
+//! | absent | slots are being released | locked: wait for any; unlocked: `EAGAIN` |
 //! | absent | only dirty tables can go | locked: write one back; unlocked: `EAGAIN` |
-//! | absent | slots are loading, being written or released | locked: wait for any; unlocked: `EAGAIN` |
+//! | absent | slots are loading or being written | locked: wait for any; unlocked: `EAGAIN` |
 //! | absent | all are pinned | locked: `EBUSY`; unlocked: `EAGAIN` |
 
 use std::ops::Range;
@@ -115,10 +116,14 @@ impl Cache {
         if access == Access::Unlocked {
             return Err(Errno::AGAIN);
         }
+        if inner.releasing > 0 {
+            // Some µs, and there are free slots again: better than to write a table that could stay.
+            return Ok(Step::Wait(Self::wait_for(&mut inner, Wait::Any)));
+        }
         if let Some(slot) = self.find_dirty_victim(&mut inner) {
             return Ok(Step::WriteBack(self.slots[slot as usize].offset(), slot));
         }
-        if inner.loading + inner.writing.len() + inner.releasing > 0 {
+        if inner.loading + inner.writing.len() > 0 {
             return Ok(Step::Wait(Self::wait_for(&mut inner, Wait::Any)));
         }
         // A slot that is not pinned now, and could not be taken a moment ago: look again.

@@ -348,7 +348,7 @@ impl Cache {
         };
         let slot = self.slot(slot_number);
         let before = slot.word();
-        if !before.is_readable() || self.is_poisoned() {
+        if !before.is_readable() || slot.offset() != offset || self.is_poisoned() {
             self.check_poison()?;
             return Err(Errno::AGAIN);
         }

@@ -2,6 +2,7 @@
 //! Statistics: counted on the slow ways, or derived when asked for. The hot path's only share is a field of the word
 //! that a pin changes anyway.
 
+use super::eviction::Youth;
 use super::{Cache, group};
 use crate::error::Errno;
 use crate::primitives::Ordering;
@@ -96,7 +97,7 @@ impl Cache {
             + self.index.bytes()
             + self.dirty.bytes()
             + self.ghosts.bytes()
-            + self.lock_inner().youth.bytes();
+            + Youth::bytes(self.slots.len());
         bytes as u64
     }
 

@@ -6,14 +6,16 @@
 //! `parking_lot` hands it over by force only every half a millisecond on average. So whoever does not get the lock at once says so, and the
 //! long user looks at that each time. Nobody pays for it who gets the lock at once.
 //!
-//! Who waits looks for some µs, longer than anybody holds the lock, before it sleeps: to be woken takes tens of µs.
+//! Who waits looks for a while, longer than anybody holds the lock as a rule, before it sleeps: to be woken takes tens of µs.
 
 use crate::primitives::{
-    AtomicU32, Mutex, MutexGuard, Ordering, spin_until, try_lock, unlock_fair,
+    AtomicU32, Mutex, MutexGuard, Ordering, spin_until, try_lock, unlock_fair, yield_now,
 };
 
-/// How often one looks: some µs. The other one may have lost its processor, so that there is an end to it.
+/// How often one who waits looks before it sleeps: 10 µs to 50 µs, by how long the processor takes for a pause.
 const LOOKS: u32 = 1000;
+/// How often the long user looks whether the one it gave way to has come: the other may have lost its processor.
+const LOOKS_BACK: u32 = 100;
 
 /// See the module.
 #[derive(Default)]
@@ -21,6 +23,8 @@ pub(super) struct StructureLock<T> {
     mutex: Mutex<T>,
     /// How many wait.
     wanted: AtomicU32,
+    /// How many waited and got it; counted under the lock.
+    served: AtomicU32,
 }
 
 impl<T> StructureLock<T> {
@@ -28,6 +32,7 @@ impl<T> StructureLock<T> {
         Self {
             mutex: Mutex::new(value),
             wanted: AtomicU32::new(0),
+            served: AtomicU32::new(0),
         }
     }
 
@@ -42,23 +47,29 @@ impl<T> StructureLock<T> {
         // Relaxed: a hint.
         self.wanted.fetch_add(1, Ordering::Relaxed);
         let mut taken = None;
-        spin_until(LOOKS, || {
+        let _ = spin_until(LOOKS, || {
             taken = try_lock(&self.mutex);
             taken.is_some()
         });
         let guard = taken.unwrap_or_else(|| self.mutex.lock());
         self.wanted.fetch_sub(1, Ordering::Relaxed);
+        let served = self.served.load(Ordering::Relaxed).wrapping_add(1);
+        self.served.store(served, Ordering::Relaxed);
         guard
     }
 
-    /// Gives the lock back; if somebody waits for it, then so that they get it before the caller does again.
+    /// Gives the lock back; if somebody waits for it, then so that one of them gets it before the caller does again.
     #[inline]
     pub(super) fn give_way(&self, guard: MutexGuard<'_, T>) {
         if self.wanted.load(Ordering::Relaxed) == 0 {
             return;
         }
+        let served = self.served.load(Ordering::Relaxed);
         unlock_fair(guard);
-        spin_until(LOOKS, || self.wanted.load(Ordering::Relaxed) == 0);
+        let came = || self.served.load(Ordering::Relaxed) != served;
+        if !spin_until(LOOKS_BACK, came) {
+            yield_now();
+        }
     }
 }
 

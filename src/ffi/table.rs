@@ -179,8 +179,9 @@ pub unsafe extern "C" fn q2c_cache_get_empty(
 /// State lock not held; may wait, for a load. Never writes, and leaves `reserved_tables` slots to
 /// those who hold the lock.
 ///
-/// - `-EAGAIN`: not without the lock: only dirty or pinned tables could make room, or those of the
-///   reserve. Take the state lock and call `q2c_cache_get`.
+/// - `-EAGAIN`: not without the lock: only dirty or pinned tables could make room, those of the
+///   reserve, or slots whose memory is just being given back. Take the state lock and call
+///   `q2c_cache_get`.
 /// - `-EINVAL`, `-EIO`, storage's own: as `q2c_cache_get`.
 /// - `-EBUSY`: that table is pinned 1048575 times.
 ///
