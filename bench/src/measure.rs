@@ -2,8 +2,8 @@
 //! Timing: contenders in turn, round after round, so that whatever else the machine does hits all of them alike; medians of
 //! rounds; ratios taken within a round.
 //!
-//! Half as many operations as are timed go before them untimed: the contender before used the processor's caches for itself, and what it
-//! costs to fill them again is no figure of this one. A cache of 32,768 tables alone needs several slices of `--quick` for that otherwise.
+//! Before each slice come operations that are not timed: the contender before used the processor's caches for itself, and what it
+//! costs to fill them again is no figure of this one. A cache of 32,768 tables needs many slices for that.
 //!
 //! A slice during which the thread was not on a processor for more than [`MAX_AWAY`] of the time says little about the code:
 //! it is repeated a few times, and counted as disturbed if that does not help.
@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// Share of a slice's wall time that may pass without the thread running.
 const MAX_AWAY: f64 = 0.03;
+/// So many slices' time may go before a slice untimed.
+const WARM_SLICES: u32 = 4;
 /// How often a disturbed slice is repeated.
 const RETRIES: usize = 3;
 
@@ -134,14 +136,15 @@ impl Effort {
     };
 
     /// Times each subject in turn, round after round; the results are ns per operation, in the order of the subjects.
-    /// A subject is called with how many operations to make; how many fit into a slice is found out first.
-    pub fn interleave(&self, subjects: &mut [Run<'_>]) -> Vec<Samples> {
+    /// A subject is called with how many operations to make; how many fit into a slice is found out first. `warm`: how many go before each
+    /// slice untimed, as far as that takes no longer than [`WARM_SLICES`].
+    pub fn interleave(&self, warm: u64, subjects: &mut [Run<'_>]) -> Vec<Samples> {
         let counts: Vec<u64> = subjects.iter_mut().map(|s| self.calibrate(s)).collect();
         let mut results = vec![Samples::default(); subjects.len()];
         for round in 0..self.rounds {
             for turn in 0..subjects.len() {
                 let i = (round + turn) % subjects.len();
-                subjects[i](counts[i] / 2);
+                self.warm_up(&mut subjects[i], warm, counts[i]);
                 let (ns, disturbed) = slice(|| subjects[i](counts[i]), || {});
                 results[i].push(ns / counts[i] as f64, disturbed);
             }
@@ -162,6 +165,15 @@ impl Effort {
             }
         }
         results
+    }
+
+    fn warm_up(&self, subject: &mut Run<'_>, warm: u64, a_slice: u64) {
+        let (begun, mut done) = (Instant::now(), 0);
+        let some = (a_slice / 4).max(1);
+        while done < warm && begun.elapsed() < self.slice * WARM_SLICES {
+            subject(some);
+            done += some;
+        }
     }
 
     fn calibrate(&self, subject: &mut Run<'_>) -> u64 {

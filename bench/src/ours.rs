@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The library as a contender, and storages that are none: what is measured is the cache, not I/O.
 
+use core::cell::Cell;
 use core::ffi::{c_int, c_void};
 use core::ptr::{null, null_mut};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +17,16 @@ static LOADS: AtomicU64 = AtomicU64::new(0);
 /// See [`LOADS`]; exact while one thread misses.
 pub fn loads() -> u64 {
     LOADS.load(Ordering::Relaxed)
+}
+
+thread_local! {
+    /// Loads by this thread leave the table's memory alone.
+    static LEAVES_MEMORY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// From now on, loads by the calling thread do not touch the table's memory, whatever the storage: what is measured then has no page fault in it.
+pub fn leave_memory_alone() {
+    LEAVES_MEMORY.set(true);
 }
 
 fn count_load() {
@@ -54,6 +65,9 @@ unsafe extern "C" fn read_touching(
     count: c_int,
 ) -> c_int {
     count_load();
+    if LEAVES_MEMORY.get() {
+        return 0;
+    }
     for i in 0..count as usize {
         // SAFETY: the library hands `count` buffers, each at least 8 bytes long.
         unsafe { (*iov.add(i)).iov_base.cast::<u64>().write(offset) };

@@ -19,6 +19,11 @@ pub fn sizes(quick: bool) -> &'static [usize] {
     }
 }
 
+/// As many operations on random ones of so many tables as leave what belongs to them in the processor's caches.
+pub fn warm(tables: usize) -> u64 {
+    8 * tables as u64
+}
+
 /// A set of table offsets, numbered.
 #[derive(Clone, Copy, Debug)]
 pub struct Offsets {
@@ -94,12 +99,20 @@ impl Offsets {
 /// `count` gets and puts of random offsets of the set.
 #[inline(never)]
 pub fn hits(on: &Contender, offsets: &Offsets, rng: &mut Rng, count: u64) {
+    hits_of(on, rng, count, |random| {
+        offsets.at(random.below(offsets.count as u64))
+    });
+}
+
+/// `count` gets and puts of what `next` names.
+#[inline(always)]
+pub fn hits_of(on: &Contender, rng: &mut Rng, count: u64, next: impl Fn(&mut Rng) -> u64) {
     let (get, put) = (on.ops.get.expect("has get"), on.ops.put.expect("has put"));
     let mut failed = 0;
     let mut random = *rng;
     for _ in 0..count {
         let mut table = null_mut();
-        let offset = offsets.at(random.below(offsets.count as u64));
+        let offset = next(&mut random);
         // SAFETY: the contender is alive; the table goes back at once.
         unsafe {
             failed |= get(on.handle, offset, &mut table);
@@ -236,30 +249,41 @@ pub fn churn(on: &Contender, tables: usize, number: u64) -> Offsets {
     generation(2)
 }
 
-/// Operations per second of `threads` threads together, each on a processor of its own as far as they suffice, for about
-/// `slice`, after half as long that does not count; and whether something else kept them from running. `work` makes that many operations.
+/// Operations per second of `threads` threads together: see [`rates`].
 pub fn throughput(
     threads: usize,
     slice: Duration,
+    warm: u64,
     work: &(dyn Fn(&mut Rng, u64) + Sync),
 ) -> (f64, bool) {
+    let (rates, disturbed) = rates(threads, slice, warm, &|_, rng, count| work(rng, count));
+    (rates.iter().sum(), disturbed)
+}
+
+/// What a thread is to do: its number, and how many operations.
+pub type Work<'a> = dyn Fn(usize, &mut Rng, u64) + Sync + 'a;
+
+/// Operations per second of each of `threads` threads at once, each on a processor of its own as far as they suffice, for about
+/// `slice`, after `warm` operations each that do not count (and as many as fit into a slice at least; no more than into eight); and whether
+/// something else kept them from running.
+pub fn rates(threads: usize, slice: Duration, warm: u64, work: &Work<'_>) -> (Vec<f64>, bool) {
     let barrier = Barrier::new(threads);
     let one = |number: usize| {
         pin_to_cpu(number);
         let mut rng = Rng::new(number as u64 + 11);
-        let batch = batch_of(|count| work(&mut rng, count));
-        let mut work_for = |time: Duration| {
+        let batch = batch_of(|count| work(number, &mut rng, count));
+        let mut work_for = |time: Duration, least: u64| {
             let (begun, mut done) = (Instant::now(), 0);
-            while begun.elapsed() < time {
-                work(&mut rng, batch);
+            while begun.elapsed() < time || (done < least && begun.elapsed() < time * 8) {
+                work(number, &mut rng, batch);
                 done += batch;
             }
             (done, begun.elapsed())
         };
-        work_for(slice / 2);
+        work_for(slice, warm);
         barrier.wait();
         let cpu = thread_cpu();
-        let (done, wall) = work_for(slice);
+        let (done, wall) = work_for(slice, 0);
         let away = wall.saturating_sub(thread_cpu() - cpu);
         (done as f64 / wall.as_secs_f64(), away > wall.mul_f64(0.03))
     };
@@ -273,7 +297,7 @@ pub fn throughput(
     // More threads than processors are always kept waiting.
     let expected = threads > cpus();
     (
-        results.iter().map(|(rate, _)| rate).sum(),
+        results.iter().map(|(rate, _)| *rate).collect(),
         !expected && results.iter().any(|(_, disturbed)| *disturbed),
     )
 }

@@ -15,7 +15,8 @@
 typedef struct bench {
     qd *image;
     struct rt *rt;
-    const uint64_t *hosts; /* host offset of every block; NULL: through the driver */
+    const uint64_t *hosts; /* host offset of every cluster, or of every block; NULL: through the driver */
+    uint64_t unit;         /* bytes of guest for each of these */
     int fd;                /* of the image, with hosts */
     uint64_t blocks, block;
     uint64_t deadline_ns, seed;
@@ -28,13 +29,16 @@ typedef struct bench {
 
 static int read_block(bench *b, uint64_t block, char *buf)
 {
+    uint64_t offset = block * b->block, host;
+
     if (!b->hosts)
-        return qd_pread(b->image, block * b->block, buf, (size_t)b->block);
-    if (b->hosts[block] == UINT64_MAX) {
+        return qd_pread(b->image, offset, buf, (size_t)b->block);
+    host = b->hosts[offset / b->unit];
+    if (host == UINT64_MAX) {
         memset(buf, 0, (size_t)b->block);
         return 0;
     }
-    return pread(b->fd, buf, (size_t)b->block, (off_t)b->hosts[block]) < 0 ? -errno : 0;
+    return pread(b->fd, buf, (size_t)b->block, (off_t)(host + offset % b->unit)) < 0 ? -errno : 0;
 }
 
 static void work(void *arg)
@@ -61,21 +65,26 @@ static void work(void *arg)
     atomic_fetch_add(&b->done, n);
 }
 
-/* Host offset of every block that lies in one piece; the others count as not there. */
-static uint64_t *map_blocks(bench *b)
+/* Host offset of every unit that lies in one piece; the others count as not there. As few as can be: the loop without the driver is
+ * not to wait for its own list. */
+static uint64_t *map_units(bench *b, const qd_info *info)
 {
-    uint64_t *hosts = malloc((size_t)b->blocks * sizeof(*hosts));
+    uint64_t *hosts, units;
 
-    for (uint64_t i = 0; hosts && i < b->blocks; i++) {
-        uint64_t run;
-        int r = qd_map(b->image, i * b->block, b->block, &hosts[i], &run);
+    b->unit = info->cluster_size % b->block == 0 ? info->cluster_size : b->block; /* a block lies in one unit */
+    units = (b->blocks * b->block + b->unit - 1) / b->unit;
+    hosts = malloc((size_t)units * sizeof(*hosts));
+    for (uint64_t i = 0; hosts && i < units; i++) {
+        uint64_t left = info->virtual_size - i * b->unit, run;
+        uint64_t wanted = b->unit < left ? b->unit : left;
+        int r = qd_map(b->image, i * b->unit, wanted, &hosts[i], &run);
 
         if (r < 0) {
             atomic_store(&b->error, r);
             free(hosts);
             return NULL;
         }
-        if (run < b->block)
+        if (run < wanted)
             hosts[i] = UINT64_MAX;
     }
     return hosts;
@@ -135,7 +144,7 @@ static int run_on(bench *b, const char *name, uint64_t area, uint64_t seconds, b
         return EXIT_FAILED;
     }
     if (bare) {
-        hosts = map_blocks(b);
+        hosts = map_units(b, &info);
         b->fd = open(name, O_RDONLY | O_CLOEXEC);
         if (!hosts || b->fd < 0) {
             complain("%s: cannot read it without the driver", name);

@@ -2,43 +2,35 @@
 //! The floor: the least that a lock-free hit with a pin can do. An index that is probed, a word a slot, one compare-and-swap up,
 //! one fetch-sub down. It never changes once it is filled, checks nothing, and knows no second look, no statistics,
 //! no eviction. `probe` is the bare probe, without any read-modify-write; `read` copies from what it finds.
+//!
+//! A bucket is a tag and a slot number in 32 bits, four buckets a table, and which of the first two it is is chosen without a branch. A tag alone
+//! may be wrong: so the hash is salted, until it is not for any of the tables.
 
 use core::ffi::{c_int, c_void};
 use core::ptr::null_mut;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::memory::Memory;
-use crate::{Contender, Ops, TABLE_SIZE};
+use crate::{Contender, Ops};
 
 struct Floor {
-    /// `offset >> 12 << 32 | slot + 1`, 0 when empty; a power of two of them, at least twice the tables.
-    buckets: Box<[AtomicU64]>,
-    shift: u32,
+    index: Index,
     words: Box<[AtomicU64]>,
     memory: Memory,
 }
 
 /// Holds the tables at `offsets`, for good.
 pub fn create(offsets: &[u64]) -> Contender {
-    let size = (offsets.len() * 2).next_power_of_two();
-    let zeros = |n| (0..n).map(|_| AtomicU64::new(0)).collect();
     let memory = Memory::new(offsets.len());
     memory.touch();
     let cache = Floor {
-        buckets: zeros(size),
-        shift: 64 - size.trailing_zeros(),
-        words: zeros(offsets.len()),
+        index: (0..100)
+            .map(|salt| Index::new(offsets, salt))
+            .find(|index| index.is_right(offsets))
+            .expect("a hash of a hundred tells the tables apart"),
+        words: offsets.iter().map(|_| AtomicU64::new(0)).collect(),
         memory,
     };
-    for (slot, offset) in offsets.iter().enumerate() {
-        let key = offset / TABLE_SIZE as u64;
-        assert!(key != 0 && key < 1 << 32, "the floor's keys have 32 bits");
-        let mut bucket = cache.home(key);
-        while cache.buckets[bucket].load(Ordering::Relaxed) != 0 {
-            bucket = (bucket + 1) & (size - 1);
-        }
-        cache.buckets[bucket].store(key << 32 | (slot as u64 + 1), Ordering::Relaxed);
-    }
     let ops = Ops {
         get: Some(get),
         put: Some(put),
@@ -49,30 +41,78 @@ pub fn create(offsets: &[u64]) -> Contender {
     Contender::new(cache, ops)
 }
 
-impl Floor {
+struct Index {
+    /// 0 when empty; a power of two of them, and the first one again.
+    buckets: Box<[AtomicU32]>,
+    shift: u32,
+    slot_mask: u32,
+    salt: u64,
+}
+
+impl Index {
+    fn new(offsets: &[u64], salt: u64) -> Self {
+        let count = (offsets.len() * 4).next_power_of_two();
+        let index = Self {
+            buckets: (0..=count).map(|_| AtomicU32::new(0)).collect(),
+            shift: 64 - count.trailing_zeros(),
+            slot_mask: (offsets.len() as u32 + 1).next_power_of_two() - 1,
+            salt,
+        };
+        for (offset, slot) in offsets.iter().zip(1_u32..) {
+            let hash = index.hash(*offset);
+            let mut bucket = (hash >> index.shift) as usize;
+            while index.load(bucket) != 0 {
+                bucket = (bucket + 1) % count;
+            }
+            let entry = hash as u32 & !index.slot_mask | slot;
+            index.buckets[bucket].store(entry, Ordering::Relaxed);
+            if bucket == 0 {
+                index.buckets[count].store(entry, Ordering::Relaxed);
+            }
+        }
+        index
+    }
+
+    fn is_right(&self, offsets: &[u64]) -> bool {
+        let mut slots = offsets.iter().zip(0..);
+        slots.all(|(offset, slot)| self.find(*offset) == Some(slot))
+    }
+
     #[inline]
-    fn home(&self, key: u64) -> usize {
+    fn hash(&self, offset: u64) -> u64 {
         // Two rounds: one alone would be luck or disaster for keys at regular distances, and a floor is neither.
         const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
-        let mixed = key.wrapping_mul(GOLDEN);
-        ((mixed ^ mixed >> 32).wrapping_mul(GOLDEN) >> self.shift) as usize
+        let mixed = (offset ^ self.salt).wrapping_mul(GOLDEN);
+        (mixed ^ mixed >> 32).wrapping_mul(GOLDEN)
+    }
+
+    #[inline]
+    fn load(&self, bucket: usize) -> u32 {
+        // SAFETY: a shifted hash stays below the number of buckets, and there is one more.
+        unsafe { self.buckets.get_unchecked(bucket) }.load(Ordering::Relaxed)
     }
 
     #[inline]
     fn find(&self, offset: u64) -> Option<usize> {
-        let key = offset / TABLE_SIZE as u64;
-        let mut bucket = self.home(key);
-        loop {
-            // SAFETY: `home` and the mask below stay inside the buckets, whose number is a power of two.
-            let entry = unsafe { self.buckets.get_unchecked(bucket) }.load(Ordering::Relaxed);
-            if entry >> 32 == key {
-                return Some(entry as u32 as usize - 1);
-            }
-            if entry == 0 {
-                return None;
-            }
-            bucket = (bucket + 1) & (self.buckets.len() - 1);
+        let hash = self.hash(offset);
+        let fits = |entry: u32| (entry ^ hash as u32) & !self.slot_mask == 0;
+        let bucket = (hash >> self.shift) as usize;
+        let (first, second) = (self.load(bucket), self.load(bucket + 1));
+        let chosen = second ^ ((first ^ second) & u32::from(fits(first)).wrapping_neg());
+        if chosen != 0 && fits(chosen) {
+            return Some((chosen & self.slot_mask) as usize - 1);
         }
+        self.find_further(hash, bucket)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_further(&self, hash: u64, home: usize) -> Option<usize> {
+        let count = self.buckets.len() - 1;
+        let entries = (0..count).map(|i| self.load((home + i) % count));
+        let mut entries = entries.take_while(|entry| *entry != 0);
+        let found = entries.find(|entry| (entry ^ hash as u32) & !self.slot_mask == 0);
+        found.map(|entry| (entry & self.slot_mask) as usize - 1)
     }
 }
 
@@ -80,7 +120,7 @@ impl Floor {
 unsafe extern "C" fn get(handle: *mut c_void, offset: u64, table: *mut *mut c_void) -> c_int {
     // SAFETY: the handle is alive.
     let cache = unsafe { &*handle.cast::<Floor>() };
-    let Some(slot) = cache.find(offset) else {
+    let Some(slot) = cache.index.find(offset) else {
         return -libc::EAGAIN;
     };
     // SAFETY: every slot in a bucket is below the number of words.
@@ -118,7 +158,7 @@ unsafe extern "C" fn probe(
 ) -> c_int {
     // SAFETY: the handle is alive.
     let cache = unsafe { &*handle.cast::<Floor>() };
-    match cache.find(offset) {
+    match cache.index.find(offset) {
         Some(_) => 0,
         None => -libc::EAGAIN,
     }
@@ -134,7 +174,7 @@ unsafe extern "C" fn read(
 ) -> c_int {
     // SAFETY: the handle is alive.
     let cache = unsafe { &*handle.cast::<Floor>() };
-    let Some(slot) = cache.find(offset) else {
+    let Some(slot) = cache.index.find(offset) else {
         return -libc::EAGAIN;
     };
     let words = cache.memory.table(slot).wrapping_byte_add(at);

@@ -56,7 +56,7 @@ fn empty(setting: &Setting, report: &mut Report, tables: usize, caches: &[Conten
             }
         }));
     }
-    let results = setting.effort.interleave(&mut runs);
+    let results = setting.effort.interleave(0, &mut runs);
     idle_figures(report, "empty", tables, &results);
 }
 

@@ -41,7 +41,7 @@ pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
                 }));
             }
         }
-        let results = setting.effort.interleave(&mut runs);
+        let results = setting.effort.interleave(0, &mut runs);
         for (i, name) in ["ours", "linear"].iter().enumerate() {
             for (j, what) in ["nothing", "one", "many"].iter().enumerate() {
                 let samples = &results[3 * i + j];

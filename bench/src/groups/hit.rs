@@ -136,7 +136,7 @@ fn one_thread(setting: &Setting, report: &mut Report, how: &str, tables: usize, 
     runs.push(Box::new(move |count| {
         work::hits(&nothing, &any, &mut rng, count)
     }));
-    let results = setting.effort.interleave(&mut runs);
+    let results = setting.effort.interleave(work::warm(tables), &mut runs);
     let of = |name| {
         &results[ready
             .iter()
@@ -188,7 +188,7 @@ fn regular(setting: &Setting, report: &mut Report, tables: usize) {
             work::hits(cache, offsets, &mut rng, count)
         }));
     }
-    let results = setting.effort.interleave(&mut runs);
+    let results = setting.effort.interleave(work::warm(tables), &mut runs);
     let worst = results[1..].iter().map(|samples| samples.over(&results[0]));
     let worst = worst.max_by(|a, b| a.median().total_cmp(&b.median()));
     report.figure(
@@ -230,7 +230,8 @@ fn threads(setting: &Setting, report: &mut Report, tables: usize, ready: &[Ready
             for (one, rates) in ready.iter().zip(&mut rates) {
                 let (cache, offsets) = &one.sets[0];
                 let work = |rng: &mut Rng, count| work::hits(cache, offsets, rng, count);
-                let (rate, disturbed) = work::throughput(threads, setting.effort.slice, &work);
+                let (rate, disturbed) =
+                    work::throughput(threads, setting.effort.slice, work::warm(tables), &work);
                 rates[i].push(rate, disturbed);
             }
         }

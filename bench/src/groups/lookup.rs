@@ -39,10 +39,13 @@ pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
         work::touch_all(&scan, &resident);
         let others = Offsets::scattered(tables, 1);
         let mut rng = Rng::new(5);
-        let results = setting.effort.interleave(&mut [
-            Box::new(|count| absent(&cache, &others, &mut rng, count)) as Run<'_>,
-            Box::new(|count| absent(&scan, &others, &mut Rng::new(5), count)),
-        ]);
+        let results = setting.effort.interleave(
+            work::warm(tables),
+            &mut [
+                Box::new(|count| absent(&cache, &others, &mut rng, count)) as Run<'_>,
+                Box::new(|count| absent(&scan, &others, &mut Rng::new(5), count)),
+            ],
+        );
         report.info(format!("lookup.absent.{tables}.ours"), "ns", &results[0]);
         report.info(format!("lookup.absent.{tables}.linear"), "ns", &results[1]);
         for (line, samples) in ["ours", "linear"].iter().zip(&results) {

@@ -34,7 +34,7 @@ pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
             work::misses(cache, &mut next, tables as u64 * 2);
             runs.push(Box::new(move |count| work::misses(cache, &mut next, count)));
         }
-        let results = setting.effort.interleave(&mut runs);
+        let results = setting.effort.interleave(tables as u64, &mut runs);
         for ((name, _), samples) in all.iter().zip(&results) {
             report.point("miss", name, tables as f64, samples.median());
             if *name != "ours" {

@@ -16,6 +16,7 @@ pub mod memory;
 pub mod miss;
 pub mod read;
 pub mod resident;
+pub mod sharing;
 pub mod stalls;
 pub mod storage;
 
@@ -102,6 +103,12 @@ pub const ALL: &[Group] = &[
         about: "hit ratios against LRU, CLOCK, SIEVE and S3-FIFO on six workloads",
         core: true,
         run: eviction::run,
+    },
+    Group {
+        name: "sharing",
+        about: "what threads with different tables cost each other: cache lines, hits beside misses",
+        core: false,
+        run: sharing::run,
     },
     Group {
         name: "resident",

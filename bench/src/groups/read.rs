@@ -65,7 +65,8 @@ fn one_thread(setting: &Setting, report: &mut Report, ready: &[Ready], entry: En
             work::reads(floor, offsets, entry, &mut rng, n)
         }));
     }
-    let results = setting.effort.interleave(&mut runs);
+    let most = ready.iter().map(|one| one.tables).max().unwrap_or(0);
+    let results = setting.effort.interleave(work::warm(most), &mut runs);
     let judged = entry == Entry::OneEach;
     let what = if judged { "read" } else { "read.anywhere" };
     let target = |target| if judged { target } else { Target::None };
@@ -112,12 +113,12 @@ fn threads(setting: &Setting, report: &mut Report, one: &Ready) {
     let (cache, floor, offsets) = (&one.cache, &one.floor, &one.offsets);
     let read = |rng: &mut Rng, n| work::reads(cache, offsets, Entry::OneEach, rng, n);
     let find = |rng: &mut Rng, n| work::probes(floor, offsets, rng, n);
-    let slice = setting.effort.slice;
+    let (slice, warm) = (setting.effort.slice, work::warm(one.tables));
     let [mut ours, mut probe] = [Samples::default(), Samples::default()];
     for _ in 0..setting.effort.rounds {
-        let [one, two] = [1, 2].map(|threads| work::throughput(threads, slice, &read));
+        let [one, two] = [1, 2].map(|threads| work::throughput(threads, slice, warm, &read));
         ours.push(two.0 / one.0, one.1 || two.1);
-        let [one, two] = [1, 2].map(|threads| work::throughput(threads, slice, &find));
+        let [one, two] = [1, 2].map(|threads| work::throughput(threads, slice, warm, &find));
         probe.push(two.0 / one.0, one.1 || two.1);
     }
     let tables = one.tables;

@@ -4,6 +4,9 @@
 //! One that took long while its thread was taken off the processor by force is not the cache's doing and is left out; a
 //! thread that waits for a lock leaves the processor of its own will. The same operations without passes are the control:
 //! if they stall as well, the machine cannot be judged.
+//!
+//! The timed thread's loads leave the table alone: else the first touch of a page that was given back would be timed, too, which is the
+//! kernel's and takes hundreds of µs now and then, pass or no pass (`page_fault`).
 
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -46,7 +49,22 @@ pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
             samples,
         );
     }
+    progress::show("stalls: page faults");
+    let fault = micros_of_the_longest_page_fault();
+    report.info("stalls.page_fault", "us", &Samples::exact(fault));
     Ok(())
+}
+
+/// The longest first touch of a page, of as many as a cache has, with nothing else going on.
+fn micros_of_the_longest_page_fault() -> f64 {
+    let cache = ours::create(TABLES, &ours::touching_storage());
+    let (in_pass, done) = (AtomicBool::new(true), AtomicBool::new(false));
+    let first = Offsets::in_order(TABLES);
+    let longest = watch(&in_pass, &done, |i| {
+        one(&cache, first.at(i));
+        done.store(i + 1 == TABLES as u64, Ordering::Relaxed);
+    });
+    longest as f64 / 1000.0
 }
 
 /// ns of the longest operation while passes run (or while nothing does, for as long).
@@ -55,6 +73,7 @@ fn longest(cache: &Contender, what: &str, passes: usize, clean: bool) -> u64 {
     std::thread::scope(|scope| {
         let timed = scope.spawn(|| {
             work::pin_to_cpu(1);
+            ours::leave_memory_alone();
             if what == "hit" {
                 watch(&in_pass, &done, |i| {
                     one(cache, Offsets::in_order(TABLES).at(i % HOT))
