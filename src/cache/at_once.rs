@@ -44,7 +44,7 @@ impl Cache {
         Ok((number, is_news))
     }
 
-    /// The address of the table in a slot that [`Cache::hit_at_once`] pinned.
+    /// The address of the table in a slot that is pinned.
     #[inline(always)]
     pub(crate) fn pinned_table(&self, number: u32) -> NonNull<u8> {
         self.tables.table(number)

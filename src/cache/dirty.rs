@@ -7,13 +7,13 @@
 //! clears the summary and then looks at the group. One of them sees the other.
 
 use super::group::{self, Group};
-use super::zeroed::zeroed;
+use super::zeroed::{Zeroed, zeroed};
 use crate::error::Result;
 use crate::primitives::{AtomicU64, Ordering};
 
 /// The summary; the bits below it live in the groups.
 pub struct DirtySet {
-    summary: Box<[AtomicU64]>,
+    summary: Zeroed<AtomicU64>,
 }
 
 impl DirtySet {

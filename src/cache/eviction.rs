@@ -16,7 +16,7 @@
 use std::ops::Range;
 
 use super::group::{self, Group};
-use super::zeroed::zeroed;
+use super::zeroed::{Zeroed, zeroed};
 use super::{Cache, Counters, Inner};
 use crate::error::Result;
 use crate::primitives::{AtomicU32, Ordering};
@@ -33,7 +33,7 @@ const PROBATION_FROM: usize = 32;
 /// The slots that entered probation last, whose tables are young.
 pub(super) struct Youth {
     /// A ring: slot + 1, or 0.
-    slots: Box<[AtomicU32]>,
+    slots: Zeroed<AtomicU32>,
     oldest: usize,
 }
 

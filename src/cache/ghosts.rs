@@ -5,14 +5,14 @@
 //! is forgotten or mistaken costs a miss at most. Structure lock held, but for a prefetch.
 
 use super::index;
-use super::zeroed::zeroed;
+use super::zeroed::{Zeroed, zeroed};
 use crate::error::Result;
 use crate::primitives::{Apart, AtomicU32, AtomicU64, Ordering, prefetch};
 
 /// See the module.
 pub struct Ghosts {
     /// `tag << 32 | time`; 0: none.
-    names: Box<[AtomicU64]>,
+    names: Zeroed<AtomicU64>,
     /// Evictions from probation so far, modulo 2^32.
     now: Apart<AtomicU32>,
 }

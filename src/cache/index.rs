@@ -17,7 +17,7 @@
 //! Changed under the structure lock alone. A reader without it may miss an entry that is being shifted, or find one that is
 //! already stale; both are doubts that it settles: the former under the lock, the latter by the slot's own offset.
 
-use super::zeroed::zeroed;
+use super::zeroed::{Zeroed, zeroed};
 use crate::error::Result;
 use crate::primitives::{AtomicU32, Ordering, prefetch};
 
@@ -44,7 +44,7 @@ pub(super) fn scale(hash: u64, n: usize) -> usize {
 /// See the module.
 pub struct Index {
     /// The buckets, and the first one again: no bucket's neighbour has to be looked for elsewhere.
-    buckets: Box<[AtomicU32]>,
+    buckets: Zeroed<AtomicU32>,
     /// How many buckets, without the copy.
     len: usize,
     /// How many bits of a bucket hold slot + 1: at most 31.
@@ -65,7 +65,7 @@ impl Index {
         ))
     }
 
-    fn over(buckets: Box<[AtomicU32]>, slot_bits: u32) -> Self {
+    fn over(buckets: Zeroed<AtomicU32>, slot_bits: u32) -> Self {
         Self {
             len: buckets.len() - 1,
             buckets,

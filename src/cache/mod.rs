@@ -11,7 +11,7 @@
 //! | `eviction` | which slot to use next |
 //! | `writeback`, `dependency` | writing dirty tables, in order |
 //! | `discard`, `cleaning` | dropping tables |
-//! | `tables` | memory |
+//! | `tables`, `zeroed`, `mapping` | memory: the tables', and what is kept about them |
 //! | `structure` | the structure lock |
 //!
 //! *Locks*: one structure lock a cache, held for short, never across a callback, a wake-up or a second cache's lock.
@@ -27,6 +27,7 @@ pub mod ghosts;
 pub mod group;
 pub mod index;
 pub mod load;
+mod mapping;
 pub mod slot;
 mod stats;
 mod structure;
@@ -48,7 +49,7 @@ use self::load::{Access, Contents};
 use self::slot::{Put, Slot};
 use self::structure::StructureLock;
 use self::tables::Tables;
-use self::zeroed::zeroed;
+use self::zeroed::{Zeroed, zeroed};
 use crate::error::{Errno, Error, Result};
 use crate::host::Host;
 use crate::primitives::{Apart, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence};
@@ -124,8 +125,8 @@ impl Counters {
 /// A cache of equally sized tables of one image file. Usable from any thread.
 pub struct Cache {
     tables: Tables,
-    slots: Box<[Slot]>,
-    groups: Box<[Group]>,
+    slots: Zeroed<Slot>,
+    groups: Zeroed<Group>,
     dirty: DirtySet,
     index: Index,
     ghosts: Ghosts,
@@ -641,7 +642,7 @@ pub struct Pinned<'a> {
 impl Pinned<'_> {
     /// Where the table's bytes are, [`Cache::table_size`] of them.
     pub fn as_ptr(&self) -> NonNull<u8> {
-        self.cache.tables.table(self.slot)
+        self.cache.pinned_table(self.slot)
     }
 
     /// Gives up the guard but keeps the pin, for [`Cache::put`].

@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::ptr::NonNull;
 
+use super::mapping::{map, unmap};
 use crate::error::{Errno, Error, Result};
 
 /// Smallest table: qcow2's smallest cluster (QEMU's `MIN_CLUSTER_BITS`, 9).
@@ -47,29 +48,15 @@ impl Tables {
             .checked_mul(1 << table_shift)
             .filter(|bytes| isize::try_from(*bytes).is_ok())
             .ok_or_else(too_large)?;
-        // SAFETY: a new anonymous mapping touches no memory that exists.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(too_large());
-        }
+        let base = map(bytes, libc::MAP_NORESERVE).ok_or_else(too_large)?;
         #[cfg(target_os = "linux")]
         // SAFETY: the mapping made above. With huge pages, one touched table would cost 2 MiB; a kernel that does not
         // know the advice refuses it, which is as good.
         unsafe {
-            libc::madvise(base, bytes, libc::MADV_NOHUGEPAGE);
+            libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_NOHUGEPAGE);
         }
         // SAFETY: sysconf reads a constant of the system.
         let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
-        let base = NonNull::new(base.cast()).ok_or_else(too_large)?;
         let tables = Self {
             base,
             table_shift,
@@ -221,7 +208,7 @@ impl Drop for Tables {
         #[cfg(any(loom, shuttle))]
         (0..self.count as u32).for_each(|slot| crate::model::remove(self.table(slot)));
         // SAFETY: the mapping of `new`, with its length; no table pointer outlives the cache.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.count << self.table_shift) };
+        unsafe { unmap(self.base, self.count << self.table_shift) };
     }
 }
 

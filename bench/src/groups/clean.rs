@@ -19,6 +19,8 @@ const EVERYTHING: f64 = 1.0;
 const SCATTERED_FASTER: f64 = 4.0;
 /// One table of so many is unused in the scattered figure.
 const SCATTER: u64 = 100;
+/// With fewer tables there are so few scattered ones that a call for each is no more than a few calls.
+const SCATTER_FROM: usize = 512;
 const JUDGED: [usize; 2] = [8192, 32768];
 
 /// See the module.
@@ -36,7 +38,13 @@ pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
             let alone = scattered(setting, tables, &caches);
             print_scattered(report, "scattered_alone", tables, &alone, false);
             let running = beside_a_running_thread(|| scattered(setting, tables, &caches));
-            print_scattered(report, "scattered", tables, &running, true);
+            print_scattered(
+                report,
+                "scattered",
+                tables,
+                &running,
+                tables >= SCATTER_FROM,
+            );
         }
     }
     Ok(())

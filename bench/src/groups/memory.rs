@@ -18,9 +18,9 @@ const MILLISECONDS: f64 = 1.0;
 pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
     progress::show("memory");
     for &tables in work::sizes(setting.effort.quick) {
-        let before = allocated();
+        let before = allocated()?;
         let cache = ours::create(tables, &ours::null_storage());
-        let bytes = (allocated() - before) as f64;
+        let bytes = (allocated()? - before) as f64 - (tables * TABLE_SIZE) as f64;
         let told = ours::stats(&cache).metadata_bytes as f64;
         let target = if tables >= FROM {
             Target::AtMost(BYTES)
@@ -71,11 +71,18 @@ fn gigabyte(setting: &Setting, report: &mut Report) -> Result<(), String> {
     Ok(())
 }
 
-/// Bytes that the C library has handed out, in the heap and in mappings of its own; Rust's allocator is malloc.
-fn allocated() -> u64 {
+/// Bytes that the C library has handed out from its heap (Rust's allocator is malloc), and those of all mappings without a name: what malloc
+/// and the library map.
+fn allocated() -> Result<u64, String> {
+    let maps = std::fs::read_to_string("/proc/self/maps").map_err(|e| e.to_string())?;
+    let nameless = maps.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace();
+        let range = fields.next()?;
+        fields.nth(4).is_none().then(|| parse_range(range))?
+    });
     // SAFETY: only reads the allocator's counters.
     let info = unsafe { libc::mallinfo2() };
-    (info.uordblks + info.hblkhd) as u64
+    Ok(info.uordblks as u64 + nameless.sum::<u64>())
 }
 
 /// `Rss` of the mapping that has exactly `bytes` bytes, in KiB.
