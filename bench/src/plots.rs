@@ -105,6 +105,7 @@ fn draw_one(style: &Style, lines: &Lines, path: &Path) -> Result<(), Box<dyn std
     chart
         .configure_mesh()
         .light_line_style(WHITE)
+        .x_labels(if style.x == "threads" { 4 } else { 10 })
         .y_labels(y_labels)
         .x_desc(style.x)
         .y_desc(style.y)
@@ -136,7 +137,11 @@ fn draw_one(style: &Style, lines: &Lines, path: &Path) -> Result<(), Box<dyn std
 
 /// A contender or policy has the same colour in every plot.
 fn color(name: &str, number: usize) -> RGBAColor {
-    const KNOWN: [(&str, RGBColor); 9] = [
+    const KNOWN: [(&str, RGBColor); 13] = [
+        ("probe", RGBColor(110, 110, 110)),
+        ("probe and copy", RGBColor(210, 120, 0)),
+        ("process, above the start", RGBColor(200, 40, 30)),
+        ("tables, by statistics", RGBColor(0, 90, 181)),
         ("ours", RGBColor(0, 90, 181)),
         ("linear", RGBColor(200, 40, 30)),
         ("lru", RGBColor(210, 120, 0)),
@@ -165,7 +170,7 @@ fn range(values: impl Iterator<Item = f64>, floor: Option<f64>) -> Range<f64> {
 fn number(value: f64) -> String {
     match value {
         v if v >= 1e6 => format!("{:.0}M", v / 1e6),
-        v if v >= 10.0 || v == 0.0 => format!("{v:.0}"),
+        v if v >= 10.0 || v.fract() == 0.0 => format!("{v:.0}"),
         v => format!("{v:.1}"),
     }
 }

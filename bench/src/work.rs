@@ -249,24 +249,42 @@ pub fn churn(on: &Contender, tables: usize, number: u64) -> Offsets {
     generation(2)
 }
 
-/// Operations per second of `threads` threads together: see [`rates`].
+/// Operations per second of `threads` threads together, from the first one's beginning to the last one's end: see [`rates`].
 pub fn throughput(
     threads: usize,
     slice: Duration,
     warm: u64,
     work: &(dyn Fn(&mut Rng, u64) + Sync),
 ) -> (f64, bool) {
-    let (rates, disturbed) = rates(threads, slice, warm, &|_, rng, count| work(rng, count));
-    (rates.iter().sum(), disturbed)
+    let (turns, disturbed) = turns(threads, slice, warm, &|_, rng, count| work(rng, count));
+    let begun = turns.iter().map(|turn| turn.begun).min();
+    let ended = turns.iter().map(|turn| turn.ended).max();
+    let (begun, ended) = begun.zip(ended).expect("there are threads");
+    let done: u64 = turns.iter().map(|turn| turn.done).sum();
+    (done as f64 / (ended - begun).as_secs_f64(), disturbed)
 }
-
-/// What a thread is to do: its number, and how many operations.
-pub type Work<'a> = dyn Fn(usize, &mut Rng, u64) + Sync + 'a;
 
 /// Operations per second of each of `threads` threads at once, each on a processor of its own as far as they suffice, for about
 /// `slice`, after `warm` operations each that do not count (and as many as fit into a slice at least; no more than into eight); and whether
 /// something else kept them from running.
 pub fn rates(threads: usize, slice: Duration, warm: u64, work: &Work<'_>) -> (Vec<f64>, bool) {
+    let (turns, disturbed) = turns(threads, slice, warm, work);
+    let rate = |turn: &Turn| turn.done as f64 / (turn.ended - turn.begun).as_secs_f64();
+    (turns.iter().map(rate).collect(), disturbed)
+}
+
+/// What one thread did.
+struct Turn {
+    done: u64,
+    begun: Instant,
+    ended: Instant,
+}
+
+/// What a thread is to do: its number, and how many operations.
+pub type Work<'a> = dyn Fn(usize, &mut Rng, u64) + Sync + 'a;
+
+/// See [`rates`].
+fn turns(threads: usize, slice: Duration, warm: u64, work: &Work<'_>) -> (Vec<Turn>, bool) {
     let barrier = Barrier::new(threads);
     let one = |number: usize| {
         pin_to_cpu(number);
@@ -278,16 +296,21 @@ pub fn rates(threads: usize, slice: Duration, warm: u64, work: &Work<'_>) -> (Ve
                 work(number, &mut rng, batch);
                 done += batch;
             }
-            (done, begun.elapsed())
+            Turn {
+                done,
+                begun,
+                ended: Instant::now(),
+            }
         };
         work_for(slice, warm);
         barrier.wait();
         let cpu = thread_cpu();
-        let (done, wall) = work_for(slice, 0);
+        let turn = work_for(slice, 0);
+        let wall = turn.ended - turn.begun;
         let away = wall.saturating_sub(thread_cpu() - cpu);
-        (done as f64 / wall.as_secs_f64(), away > wall.mul_f64(0.03))
+        (turn, away > wall.mul_f64(0.03))
     };
-    let results: Vec<(f64, bool)> = std::thread::scope(|scope| {
+    let results: Vec<(Turn, bool)> = std::thread::scope(|scope| {
         let running: Vec<_> = (0..threads).map(|n| scope.spawn(move || one(n))).collect();
         running
             .into_iter()
@@ -296,9 +319,10 @@ pub fn rates(threads: usize, slice: Duration, warm: u64, work: &Work<'_>) -> (Ve
     });
     // More threads than processors are always kept waiting.
     let expected = threads > cpus();
+    let disturbed = !expected && results.iter().any(|(_, disturbed)| *disturbed);
     (
-        results.iter().map(|(rate, _)| *rate).collect(),
-        !expected && results.iter().any(|(_, disturbed)| *disturbed),
+        results.into_iter().map(|(turn, _)| turn).collect(),
+        disturbed,
     )
 }
 
