@@ -234,3 +234,139 @@ fn join(runs: &mut Vec<Range<usize>>, run: Range<usize>) {
         _ => runs.push(run),
     }
 }
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::cache::CacheOptions;
+    use crate::error::Errno;
+    use crate::host::block_on;
+    use crate::host::threads::ThreadHost;
+    use crate::storage::{IoBuf, Storage};
+
+    /// Nothing but zeros; counts what is written.
+    #[derive(Default)]
+    struct Zeros(AtomicUsize);
+
+    impl Storage for Zeros {
+        fn preadv(&self, _: u64, bufs: &[IoBuf]) -> Result<(), Errno> {
+            bufs.iter()
+                .for_each(|buf| buf.fill_from(&vec![0; buf.len()]));
+            Ok(())
+        }
+
+        fn pwritev(&self, _: u64, _: &[IoBuf]) -> Result<(), Errno> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+
+        fn flush(&self) -> Result<(), Errno> {
+            Ok(())
+        }
+    }
+
+    fn cache(tables: usize, storage: &Arc<Zeros>) -> Arc<Cache> {
+        let options = CacheOptions {
+            tables,
+            table_size: 512,
+            kind: 0,
+            reserved: 0,
+        };
+        Cache::new(&options, storage.clone(), ThreadHost::shared()).unwrap()
+    }
+
+    /// A cache whose slots were all used; a table stays in each slot whose number `kept` divides.
+    fn dropped_but(tables: usize, kept: usize) -> Arc<Cache> {
+        let cache = cache(tables, &Arc::default());
+        let get = |n: usize| block_on(cache.host(), &[], cache.get((n as u64 + 1) * 512)).unwrap();
+        // In an empty cache, tables go to the slots in order.
+        let pins: Vec<_> = (0..tables).map(get).collect();
+        assert!(pins.iter().zip(0..).all(|(pin, slot)| pin.slot == slot));
+        let keep: Vec<_> = (pins.into_iter().zip(0..))
+            .filter(|(_, slot)| slot % kept == 0)
+            .collect();
+        // The first pass takes the marks of use.
+        for _ in 0..2 {
+            let mut next = Some(0);
+            while let Some(from) = next {
+                next = cache.drop_unused(from).1;
+            }
+        }
+        assert_eq!(cache.stats().resident_tables, keep.len());
+        drop(keep);
+        cache
+    }
+
+    /// Everything that is stale and in a page without a table goes out of circulation once, in whole pages and no more than so many at a time,
+    /// and comes back. Pages of 512 B (a table) to 64 KiB (two groups), whatever this machine's are.
+    #[test]
+    fn whole_free_pages_go_out_of_circulation_once() {
+        for (tables, kept) in [
+            (300, 300),
+            (300, 37),
+            (64, 64),
+            (7, 7),
+            (129, 2),
+            (1000, 200),
+        ] {
+            for unit in [1, 8, 32, 64, 128] {
+                for batch in [unit, unit * 3, 1024] {
+                    let cache = dropped_but(tables, kept);
+                    let mut given = vec![false; tables];
+                    let mut from = 0;
+                    while from < tables {
+                        let (runs, next) = cache.take_runs(from, unit, batch);
+                        let taken: usize = runs.iter().map(Range::len).sum();
+                        assert!(taken <= batch.max(unit) && next > from);
+                        for run in &runs {
+                            assert!(run.start % unit == 0);
+                            assert!(run.end % unit == 0 || run.end == tables);
+                            run.clone().for_each(|slot| {
+                                assert!(!std::mem::replace(&mut given[slot], true));
+                            });
+                        }
+                        assert_eq!(cache.lock_inner().releasing, taken);
+                        cache.return_runs(&runs);
+                        from = next;
+                    }
+                    let in_a_kept_page = |slot: usize| {
+                        let page = slot - slot % unit..(slot - slot % unit + unit).min(tables);
+                        page.clone().any(|slot| slot % kept == 0)
+                    };
+                    let expected: Vec<_> = (0..tables).map(|slot| !in_a_kept_page(slot)).collect();
+                    assert_eq!(
+                        given, expected,
+                        "{tables} slots, pages of {unit}, {batch} at once"
+                    );
+                    assert_eq!(cache.lock_inner().releasing, 0);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_back_while_slots_are_about_to_be_free() {
+        let storage = Arc::default();
+        let cache = cache(8, &storage);
+        let dirty = block_on(cache.host(), &[], cache.get(512)).unwrap();
+        dirty.mark_dirty().unwrap();
+        drop(dirty);
+        // As if the others had been given back just now.
+        cache.groups[0].touched.store(0xFF, Ordering::Relaxed);
+        let (runs, _) = cache.take_runs(0, 1, 8);
+        assert_eq!(cache.lock_inner().releasing, 7);
+        std::thread::scope(|scope| {
+            let get = scope.spawn(|| block_on(cache.host(), &[], cache.get(1024)).is_ok());
+            while cache.lock_inner().waiters.is_empty() && !get.is_finished() {
+                std::thread::yield_now();
+            }
+            cache.return_runs(&runs);
+            assert!(get.join().unwrap());
+        });
+        assert_eq!(storage.0.load(Ordering::Relaxed), 0);
+        assert_eq!(cache.stats().dirty_tables, 1);
+    }
+}
