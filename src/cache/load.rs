@@ -18,7 +18,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Cache, Counters, Inner, Pinned, Wait, group};
+use super::{Cache, Counters, Inner, Pinned, Wait, copy_words, group, zero_words};
 use crate::error::Errno;
 use crate::primitives::{Ordering, fence};
 use crate::storage::{IoBuf, Storage};
@@ -217,9 +217,7 @@ impl Cache {
         // destination was taken; both are in state loading.
         unsafe {
             let (from, to) = (self.tables.table(from), self.tables.table(to));
-            from.copy_to_nonoverlapping(to, self.table_size());
-            #[cfg(any(loom, shuttle))]
-            crate::model::copy(from, to);
+            copy_words(from, to, self.table_size());
         }
         self.unindex(inner, from);
         self.index.insert(offset, to);
@@ -250,11 +248,7 @@ impl Cache {
                 storage.preadv(offset, std::slice::from_ref(&buf))?;
             }
             // SAFETY: as above.
-            Contents::Zero => unsafe {
-                table.write_bytes(0, self.table_size());
-                #[cfg(any(loom, shuttle))]
-                crate::model::zero(table);
-            },
+            Contents::Zero => unsafe { zero_words(table, self.table_size()) },
         }
         Ok(guard.succeed())
     }

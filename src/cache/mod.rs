@@ -609,12 +609,8 @@ unsafe fn load_word(table: NonNull<u8>, at: usize) -> u64 {
     if let Some(value) = crate::model::load(table.as_ptr() as usize + at) {
         return value;
     }
-    // SAFETY: the caller's promise; core's atomics, since a model checker's do not live in table memory. Whoever changes
-    // these bytes at the same time does so atomically (`store`), or is a load whose bytes are thrown away by the second look.
-    unsafe {
-        let word = table.add(at).cast::<core::sync::atomic::AtomicU64>();
-        word.as_ref().load(core::sync::atomic::Ordering::Relaxed)
-    }
+    // SAFETY: the caller's promise.
+    unsafe { word_at(table, at) }.load(core::sync::atomic::Ordering::Relaxed)
 }
 
 /// # Safety
@@ -624,13 +620,49 @@ unsafe fn store_word(table: NonNull<u8>, at: usize, value: u64) {
     if crate::model::store(table.as_ptr() as usize + at, value, Ordering::Release) {
         return;
     }
-    // SAFETY: as in `load_word`. Release: what the writer did before is visible to a reader that sees the value and
+    // SAFETY: the caller's promise. Release: what the writer did before is visible to a reader that sees the value and
     // acquires (the fence in `read`).
-    unsafe {
-        let word = table.add(at).cast::<core::sync::atomic::AtomicU64>();
-        word.as_ref()
-            .store(value, core::sync::atomic::Ordering::Release);
+    unsafe { word_at(table, at) }.store(value, core::sync::atomic::Ordering::Release);
+}
+
+/// Fills a table with zeros, word by word: somebody who copies without a pin may still be reading what was there before, and throws it away.
+///
+/// # Safety
+/// `bytes`, a multiple of 8, from `table` are inside one mapping, 8-aligned, and nobody has the table pinned.
+unsafe fn zero_words(table: NonNull<u8>, bytes: usize) {
+    for at in (0..bytes).step_by(8) {
+        // SAFETY: the caller's promise. Relaxed: the load's end publishes them.
+        unsafe { word_at(table, at) }.store(0, core::sync::atomic::Ordering::Relaxed);
     }
+    #[cfg(any(loom, shuttle))]
+    crate::model::zero(table);
+}
+
+/// Copies a table to another one, likewise.
+///
+/// # Safety
+/// As [`zero_words`], for both.
+unsafe fn copy_words(from: NonNull<u8>, to: NonNull<u8>, bytes: usize) {
+    for at in (0..bytes).step_by(8) {
+        // SAFETY: the caller's promise. Relaxed: as above.
+        unsafe {
+            let word = word_at(from, at).load(core::sync::atomic::Ordering::Relaxed);
+            word_at(to, at).store(word, core::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    #[cfg(any(loom, shuttle))]
+    crate::model::copy(from, to);
+}
+
+/// core's atomics, since a model checker's do not live in table memory.
+///
+/// # Safety
+/// `at + 8` bytes from `table` are inside one mapping, 8-aligned, and stay mapped as long as the result is used.
+#[inline(always)]
+unsafe fn word_at<'a>(table: NonNull<u8>, at: usize) -> &'a core::sync::atomic::AtomicU64 {
+    // SAFETY: the caller's promise. Whoever changes these bytes at the same time does so atomically, or is a load from storage, whose
+    // bytes are thrown away by the second look of who sees them.
+    unsafe { table.add(at).cast().as_ref() }
 }
 
 /// A pinned table: it neither moves nor changes its offset. Dropping it gives the pin back.
