@@ -16,7 +16,7 @@
  *
  * Context. "Any thread, never waits" is any thread or coroutine, with or without the state lock.
  * "May wait": in the host's way; threads park, coroutines yield, plain code of a coroutine host
- * polls, the home thread of an event loop turns it if what it waits for is in there. The state lock
+ * polls. An event loop is turned by q2c_poll_until_done alone, in its home thread. The state lock
  * is that of q2c_state_lock or q2c_cleaner_lock; "held, or calls serialised otherwise" allows a
  * driver whose image is quiesced to do without. No lock of the library is held while a callback
  * runs, so that it may call back. No call needs more than 16 KiB of stack besides what callbacks
@@ -107,7 +107,7 @@ typedef struct q2c_cache q2c_cache;
 
 /**
  * A cache cleaner: drops the tables that nobody used for an interval, again and again, and gives
- * their memory back. With it comes the state lock, under which it cleans.
+ * their memory back. With it comes the state lock, under which it drops tables.
  *
  * Made by `q2c_cleaner_create` and destroyed by `q2c_cleaner_destroy`, or borrowed from a state.
  * Each start makes an *instance*; one that was asked to stop may still be on its way out when the
@@ -662,8 +662,9 @@ int q2c_cache_get_stats(struct q2c_cache *cache, struct q2c_cache_stats *stats);
  * Several gets of one table pin it several times.
  *
  * State lock held, or calls serialised otherwise; may wait: for a load of the same table by
- * somebody else, for a slot that is being loaded or written, for I/O. A dirty table that has to
- * make room is written first, with what it depends on. A resident table takes no lock and no wait.
+ * somebody else, for a slot that is being loaded or written or whose memory is being given back,
+ * for I/O. A dirty table that has to make room is written first, with what it depends on. A
+ * resident table takes no lock and no wait.
  *
  * - `-EINVAL`: an argument is NULL; `table_offset` is 0.
  * - `-EBUSY`: every slot is pinned, so that waiting would not help; or that table is pinned

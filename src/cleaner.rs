@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The cache cleaner: sleep → lock → clean → repeat, and the stop that waits for its end.
 //!
-//! A pass takes the state lock for each of its steps anew, and gives memory back without it: whoever wants the lock waits for some µs, not for
-//! a pass over all tables.
+//! A pass takes the state lock for each of its steps anew, and gives memory back without it; between two steps its context has a turn. So
+//! whoever wants the lock, or only the thread, waits for a step, not for a pass over all tables.
 //!
 //! Each start makes an *instance*, a record of its own with its stop flag, interval, waker and caches, so that a start
 //! succeeds while an older instance is still on its way out in another context.
@@ -13,8 +13,9 @@
 //! | about to sleep | flag set | registers its waker under the lock that guards the flag, looks at the flag there → asleep |
 //! | asleep | flag set, waker called → ended | deadline → waiting for the lock; interval changed → about to sleep |
 //! | waiting for the lock | flag set, waker called → ended (host's own lock: when it gets it) | gets it → in a step |
-//! | in a step | flag set; after the step → ended | unlocks → waiting for the lock; after the last one → giving back |
-//! | giving back | flag set; after this part → ended | → about to sleep; another cache → waiting for the lock |
+//! | in a step | flag set; after the step → ended | unlocks → between two steps; after the last one, of all caches → giving back |
+//! | between two steps | flag set, waker called → ended | its context had its turn → waiting for the lock, or giving back |
+//! | giving back | flag set; after this part → ended | → between two steps; after the last part → about to sleep |
 //! | ended | | out of the registry, waiters woken |
 //!
 //! On hosts that run the instance as a task of theirs (threads, event loops), whoever asks it to stop also takes it out of
@@ -556,8 +557,8 @@ impl Shared {
 
     /// A pass over all targets; the lock is held neither before nor after. A stop cuts it short: what was dropped already stays dropped, and
     /// its memory is left to a later pass.
-    async fn pass(&self, instance: &Instance, targets: &[Arc<dyn CleanTarget>]) {
-        // At least once, also with nothing to clean: whoever holds the lock can be sure that no pass is made meanwhile.
+    async fn pass(&self, instance: &Instance, clock: &dyn Clock, targets: &[Arc<dyn CleanTarget>]) {
+        // The lock is taken at least once, also with nothing to clean: whoever holds it can be sure that no pass drops a table meanwhile.
         let mut rest = targets.iter();
         let mut step = rest.next().map(|target| (target, 0));
         loop {
@@ -577,15 +578,22 @@ impl Shared {
             if step.is_none() {
                 break;
             }
+            if further.is_some() && !instance.pause(clock).await {
+                return;
+            }
         }
+        // All tables were looked at: that is a pass, also if a stop drops the task while memory goes back.
+        let _counted = Counted(&self.passes);
         for target in targets {
             let mut next = Some(0);
             while let Some(from) = next.filter(|_| !instance.is_stopped()) {
                 let given_back = self.step(instance, target, |target| target.give_back(from));
                 next = given_back.flatten();
+                if next.is_some() {
+                    instance.pause(clock).await;
+                }
             }
         }
-        self.passes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A step of a pass, during which the cleaner is whoever runs it, on every host. `None`: it panicked.
@@ -598,10 +606,21 @@ impl Shared {
         let before = instance.set_runner(Some(self.host.owner()));
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| step(&**target)));
         if done.is_err() {
-            target.poison();
+            // The lock is held: nothing may unwind from here.
+            let poison = std::panic::AssertUnwindSafe(|| target.poison());
+            let _ = std::panic::catch_unwind(poison);
         }
         instance.set_runner(before);
         done.ok()
+    }
+}
+
+/// One more when it is dropped.
+struct Counted<'a>(&'a AtomicU64);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -679,6 +698,18 @@ impl Instance {
         !control.stop
     }
 
+    /// Lets the context have a turn; false if asked to stop.
+    async fn pause(&self, clock: &dyn Clock) -> bool {
+        let mut turn = Sleep::new(clock, clock.now_ns(), 0);
+        poll_fn(|cx| {
+            if !self.poll_not_stopped(cx) {
+                return Poll::Ready(false);
+            }
+            turn.poll_elapsed(cx).map(|()| true)
+        })
+        .await
+    }
+
     /// Sleeps for the interval; false if asked to stop. The timer is deleted on return.
     async fn sleep(&self, clock: &dyn Clock) -> bool {
         let start_ns = clock.now_ns();
@@ -739,6 +770,6 @@ async fn run(body: Body) {
     let EndReport { shared, instance } = &end;
     instance.set_runner(shared.host.cleaner_owner());
     while instance.sleep(&*clock).await {
-        shared.pass(instance, &targets).await;
+        shared.pass(instance, &*clock, &targets).await;
     }
 }

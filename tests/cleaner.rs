@@ -541,7 +541,8 @@ fn stepping(fixture: &dyn Fixture, steps: Steps) -> (Arc<Steps>, Cleaner) {
 fn between_two_steps_of_a_pass_others_have_the_lock(fixture: &dyn Fixture) {
     let (steps, cleaner) = stepping(fixture, Steps::default());
     until(|| steps.drops() > 0);
-    // The pass goes on until it is told to end: it would never come to its end if it kept the lock.
+    // The pass goes on until it is told to end: it would never come to its end if it kept the lock, or its thread.
+    fixture.run_in(0, Box::new(|| ()));
     for _ in 0..3 {
         cleaner.lock().unwrap();
         let dropped = steps.drops();
@@ -557,6 +558,7 @@ fn between_two_steps_of_a_pass_others_have_the_lock(fixture: &dyn Fixture) {
     let before = steps.given_back();
     until(|| steps.given_back() > before);
     cleaner.unlock().unwrap();
+    fixture.run_in(0, Box::new(|| ()));
     assert_eq!(cleaner.stats().passes, 0);
     steps.end_giving_back();
     until(|| cleaner.stats().passes > 0);

@@ -3,7 +3,8 @@
 //!
 //! A pass has two halves, each of several steps. First, group by group under the structure lock, resident, clean, unpinned, unused tables are
 //! dropped. Then free slots whose memory may be resident are taken out of circulation in runs, their pages given back without
-//! any lock, and the slots returned. A hit never waits for a pass; a miss waits for what is done under one hold of the structure lock, some µs.
+//! any lock, and the slots returned. A hit never waits for a pass; a miss waits for what is done under one hold of the structure lock, some µs;
+//! one that finds all other slots pinned or dirty waits for the slots that are being given back.
 
 use std::ops::Range;
 
@@ -14,8 +15,12 @@ use crate::primitives::{Ordering, fence};
 
 /// So many tables are dropped in one step of a pass, and the rest of the last 64: some µs.
 const STEP: usize = 256;
+/// So many groups are looked at in one: some µs, if nothing is there to drop.
+const STEP_GROUPS: usize = 1024;
 /// The most slots that are out of circulation at once while their memory is given back, besides half of all.
 const MAX_BATCH: usize = 1024;
+/// The most bytes that are given back in one call: it takes a quarter of a ms.
+const MAX_BYTES: usize = 4 << 20;
 /// So many groups are looked at while the structure lock is held, which takes about a µs.
 const GROUPS_AT_ONCE: usize = 256;
 /// So many bytes are given back in one call at least, whatever part of the cache they are: it takes some 20 µs.
@@ -27,7 +32,7 @@ impl CleanTarget for Cache {
         let mut next = None;
         if self.check_poison().is_ok() {
             for number in from..self.groups.len() {
-                if cleaned >= STEP {
+                if cleaned >= STEP || number - from == STEP_GROUPS {
                     next = Some(number);
                     break;
                 }
@@ -43,7 +48,8 @@ impl CleanTarget for Cache {
         let first = self.next_stale(from)?;
         let unit = self.tables.slots_per_page();
         let least = unit.max(MIN_BYTES >> self.table_shift);
-        let batch = (self.slots.len() / 2).clamp(least, MAX_BATCH.max(least));
+        let most = MAX_BATCH.min(MAX_BYTES >> self.table_shift).max(least);
+        let batch = (self.slots.len() / 2).clamp(least, most);
         let (runs, next) = self.take_runs(first, unit, batch);
         if runs.is_empty() {
             return Some(next);

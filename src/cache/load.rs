@@ -96,6 +96,8 @@ impl Cache {
 
     fn next_step(&self, offset: u64, access: Access, missed: &mut bool) -> Result<Step, Errno> {
         let mut inner = self.lock_inner();
+        // Here, too: who is not on the list yet when a panic's waiters are woken sees the flag.
+        self.check_poison()?;
         if let Some(slot) = self.find_unlocked(offset) {
             if self.slots[slot as usize].word().is_loading() {
                 self.count_miss(missed);
@@ -117,7 +119,7 @@ impl Cache {
             return Err(Errno::AGAIN);
         }
         if inner.releasing > 0 {
-            // Some µs, and there are free slots again: better than to write a table that could stay.
+            // A quarter of a ms at most, and there are free slots again: better than to write a table that could stay.
             return Ok(Step::Wait(Self::wait_for(&mut inner, Wait::Any)));
         }
         if let Some(slot) = self.find_dirty_victim(&mut inner) {

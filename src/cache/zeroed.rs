@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Arrays that begin as zeros: without touching the memory, and without an abort where there is not enough.
+//! Arrays that begin as zeros, without an abort where there is not enough memory; large ones without touching it.
 //!
 //! Large ones are mappings of their own. An allocator hands memory out again that was freed before, and has to fill it with zeros: a cache of
 //! 1 GiB took 1.5 ms to make where another one had been, 0.2 ms where none had.

@@ -15,7 +15,7 @@ use crate::cleaner::{CleanTarget, Cleaner};
 use crate::error::Errno;
 
 /// A cache cleaner: drops the tables that nobody used for an interval, again and again, and gives
-/// their memory back. With it comes the state lock, under which it cleans.
+/// their memory back. With it comes the state lock, under which it drops tables.
 ///
 /// Made by `q2c_cleaner_create` and destroyed by `q2c_cleaner_destroy`, or borrowed from a state.
 /// Each start makes an *instance*; one that was asked to stop may still be on its way out when the

@@ -135,8 +135,9 @@ fn wait_for(
 /// Several gets of one table pin it several times.
 ///
 /// State lock held, or calls serialised otherwise; may wait: for a load of the same table by
-/// somebody else, for a slot that is being loaded or written, for I/O. A dirty table that has to
-/// make room is written first, with what it depends on. A resident table takes no lock and no wait.
+/// somebody else, for a slot that is being loaded or written or whose memory is being given back,
+/// for I/O. A dirty table that has to make room is written first, with what it depends on. A
+/// resident table takes no lock and no wait.
 ///
 /// - `-EINVAL`: an argument is NULL; `table_offset` is 0.
 /// - `-EBUSY`: every slot is pinned, so that waiting would not help; or that table is pinned

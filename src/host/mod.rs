@@ -73,8 +73,8 @@ pub trait Host: Send + Sync {
     /// Who calls: the current coroutine, else the current thread (or its leader).
     fn owner(&self) -> Owner;
 
-    /// How the caller sleeps. `turn`: the contexts whose progress ends the wait (those of a stopped cleaner); an
-    /// event loop among them whose home is the calling thread is turned meanwhile.
+    /// How the caller sleeps. `turn`: the contexts whose progress ends the wait (those of a stopped cleaner), for a host whose tasks
+    /// cannot be ended from outside.
     fn sleeper(&self, turn: &[Context]) -> Box<dyn Sleeper>;
 
     /// Has `task` run in `context`, at once inside the call or later. An error: it never runs. On success, a way to end it

@@ -475,11 +475,15 @@ impl Clock for ModelClock {
         let mut timers = self.timers.lock().unwrap();
         let id = timers.next_id;
         timers.next_id += 1;
+        // What is due already fires at once, standing clock or not.
+        let due = (deadline_ns <= timers.now_ns).then(|| waker.clone());
         timers.armed.push(Armed {
             id,
             deadline_ns,
             waker,
         });
+        drop(timers);
+        due.into_iter().for_each(Waker::wake);
         Box::new(ModelTimer {
             timers: self.timers.clone(),
             freed: self.freed.clone(),
