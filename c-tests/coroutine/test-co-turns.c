@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* A pass over many tables is several steps, between which its own thread does other things and others have the state lock. */
+#include <stdatomic.h>
+
+#include "world.h"
+
+enum { TABLES = 2048 };
+
+static q2c_cache *cache;
+static q2c_cleaner *cleaner;
+static atomic_uint seen_between; /* looks that found some tables gone, and not all */
+static atomic_bool locked_between, over;
+
+static uint64_t tables_gone(void)
+{
+    q2c_cache_stats stats = {.struct_size = sizeof(stats)};
+
+    MUST(q2c_cache_get_stats(cache, &stats));
+    return stats.cleaned;
+}
+
+static bool is_between(void)
+{
+    uint64_t gone = tables_gone();
+
+    return gone > 0 && gone < TABLES;
+}
+
+static void fill(void *arg)
+{
+    (void)arg;
+    for (unsigned n = 1; n <= TABLES; n++) {
+        void *table;
+
+        MUST(q2c_cache_get(cache, AT(n), &table));
+        MUST(q2c_cache_put(cache, &table));
+    }
+    CHECK_INT(q2c_cache_clean_unused(cache), 0); /* forgets who was used */
+}
+
+static void take_the_lock(void *arg)
+{
+    (void)arg;
+    CHECK_INT(q2c_cleaner_lock(cleaner), 0);
+    if (is_between()) {
+        atomic_store(&locked_between, true);
+    }
+    CHECK_INT(q2c_cleaner_unlock(cleaner), 0);
+}
+
+/* In the cleaner's thread, once in each of its rounds. */
+static void look(void *arg)
+{
+    th_context *home = arg;
+
+    if (is_between() && atomic_fetch_add(&seen_between, 1) == 0) {
+        th_co_schedule(home, th_co_create(take_the_lock, NULL));
+    }
+    if (tables_gone() < TABLES) {
+        th_bh_schedule(home, look, home);
+    } else {
+        atomic_store(&over, true);
+    }
+}
+
+static void a_pass_lets_its_thread_do_other_things(void)
+{
+    th_context *home = world.io[0];
+    q2c_storage calls;
+    th_storage *storage = storage_new(TABLES + 1, TH_RESUME_INLINE, &calls);
+
+    atomic_store(&seen_between, 0);
+    atomic_store(&locked_between, false);
+    atomic_store(&over, false);
+    cache = cache_new(&calls, TABLES);
+    cleaner = cleaner_new(cache);
+    th_call(home, true, fill, NULL);
+    th_bh_schedule(home, look, home);
+    CHECK_INT(q2c_cleaner_start(cleaner, home, 1), 0);
+    TURN_UNTIL(atomic_load(&over));
+    CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0);
+    TURN_UNTIL(th_co_alive() == 0);
+    /* 256 tables and the rest of a group of 64 go in a step */
+    CHECK(atomic_load(&seen_between) >= 3);
+    CHECK(atomic_load(&locked_between));
+    CHECK_INT(q2c_cleaner_destroy(&cleaner), 0);
+    cache_drop(cache);
+    th_storage_free(storage);
+}
+
+int main(void)
+{
+    test_begin();
+    world_begin();
+    EACH(a_pass_lets_its_thread_do_other_things);
+    world_end();
+    return test_end();
+}
