@@ -3,28 +3,85 @@
 /*
  * libqcow2cache: the qcow2 metadata table cache and the cache cleaner of QEMU-like block drivers.
  *
- * Conventions. Functions that return int return 0 (or, where it says so, a number from 0 on), or
- * -errno; each lists its errnos and why. Set-up functions also tell the error in words, in a
- * q2c_error that the caller provides. Outputs are written on success alone. An argument that is
- * NULL where nothing says that it may be: -EINVAL; destroying or stopping NULL: 0. Structs begin
- * with struct_size, which the caller sets to sizeof the struct: a smaller one than the library's is
- * -EINVAL, a larger one (of a newer header) is accepted, and what the library does not know of it
- * is not looked at. Handles are opaque; a destroying function takes the address of the caller's
- * pointer and sets it to NULL. Structs that are passed in are copied; what their opaque pointers
- * lead to must live as long as what was made with them. Sizes and offsets are in bytes, times in
- * ns, except where an option of QEMU's has seconds. Strings are UTF-8.
+ * How to read the comments
+ * ------------------------
+ * A function's comment first says what the function does. Then come these parts, always in this
+ * order, each only where there is something to say:
  *
- * Context. "Any thread, never waits" is any thread or coroutine, with or without the state lock.
- * "May wait": in the host's way; threads park, coroutines yield, plain code of a coroutine host
- * polls. An event loop is turned by q2c_poll_until_done alone, in its home thread. The state lock
- * is that of q2c_state_lock or q2c_cleaner_lock; "held, or calls serialised otherwise" allows a
- * driver whose image is quiesced to do without. No lock of the library is held while a callback
- * runs, so that it may call back. No call needs more than 16 KiB of stack besides what callbacks
- * use.
+ *   Parameters:  units, shapes, and whether NULL is allowed, where that is not obvious.
+ *   Context:     where the function may be called: thread, coroutine or plain code; whether the
+ *                caller holds the state lock; whether the call may wait.
+ *   Returns:     the value on success, then every errno and when it is returned.
+ *   Ownership:   who owns or frees what, and how long it lives.
+ *   # Safety     what the caller promises and the library cannot check.
  *
- * Errors of storage pass through unchanged, so that any errno may come from a call that does I/O. A
- * cache inside which the library panicked is poisoned: it never writes again, and every call but
- * its destruction says -EIO.
+ * Conventions
+ * -----------
+ * Results. A function that returns int returns 0 on success, or a number that is not negative
+ * where its comment says so, or -errno. Two things hold for all of them and are not repeated:
+ * outputs are written only on success; and -EIO can also mean that the library panicked inside.
+ * Errors of storage callbacks pass through unchanged, so a call that does I/O can return any errno.
+ *
+ * q2c_error. A set-up function also tells an error in words, in a q2c_error that the caller
+ * provides, or NULL. It fills the q2c_error on success too, with code 0 and an empty message.
+ *
+ * NULL. An argument that is NULL is -EINVAL where no comment allows it. Destroying or stopping NULL
+ * returns 0.
+ *
+ * struct_size. Each struct that crosses the boundary, except q2c_error, begins with struct_size.
+ * The caller sets it to sizeof the struct before the call. A smaller value than the library's own
+ * size is -EINVAL. A larger value, of a newer header, is accepted; the library neither reads nor
+ * writes the fields that it does not know.
+ *
+ * Handles. Handles are opaque. A function that destroys one takes the address of the caller's
+ * pointer. On success it sets that pointer to NULL; on an error it frees nothing and leaves the
+ * pointer alone.
+ *
+ * Lifetimes. Structs that are passed in are copied and need not outlive the call. What their opaque
+ * pointers lead to must live as long as what was made with them.
+ *
+ * Units. Sizes and offsets are in bytes, times in ns, except the one option that QEMU has in
+ * seconds (cache_clean_interval). Strings are UTF-8.
+ *
+ * Callbacks. The library holds none of its own locks while a callback runs, so a callback may call
+ * the library. No call needs more than 16 KiB of stack besides what callbacks use.
+ *
+ * Poisoned caches. If the library panics inside a cache, that cache is poisoned: it never writes
+ * again. From then on each call on it returns -EIO (or -EINVAL for a wrong argument), except its
+ * destruction; q2c_cache_destroy tells the one case in which that fails, too.
+ *
+ * What "Context" says
+ * -------------------
+ * "Any thread": any thread, coroutine or plain code, with or without the state lock.
+ * "State lock held": the caller holds it. "Or calls serialised otherwise": a driver whose image is
+ *   quiesced may do without the lock.
+ * "Never waits": neither for I/O, nor for a table, nor for the state lock. The call may take a
+ *   mutex of the library that is only ever held for a moment, unless it "takes no lock".
+ * "May wait": in the host's way. A thread parks, a coroutine yields, and plain code of a coroutine
+ *   host polls. Only q2c_loop_poll, q2c_loop_dispatch and q2c_poll_until_done turn an event loop,
+ *   and only in its home thread; every other wait on an event loop host parks the thread.
+ *
+ * Words
+ * -----
+ * table        What a cache holds: table_size bytes of the image file at a multiple of table_size.
+ *              It is an L2 table, a slice of one, or a refcount block.
+ * slice        A part of an L2 table that is cached by itself: l2_cache_entry_size bytes, where
+ *              that is less than a cluster.
+ * slot         A place in a cache for one table.
+ * resident     In the cache, completely loaded.
+ * dirty        Changed since it was read or last written. Every other resident table is clean.
+ * pin          A caller's claim on a resident table. A get adds one, q2c_cache_put gives one back.
+ *              A pinned table keeps its address and its offset.
+ * host         The program around the library: its threads, event loops or coroutines (q2c_host).
+ * plain code   Code in a thread of a coroutine host, outside every coroutine.
+ * context      As a parameter: where a cleaner runs. The thread host has one, its background
+ *              thread; on an event loop host it is a q2c_loop; on a coroutine host it is the host's
+ *              own pointer, which the library hands to co_spawn.
+ * state lock   The lock that serialises changes of an image's tables. It is taken by q2c_state_lock
+ *              or q2c_cleaner_lock. It is built in, or the host's own coroutine mutex if q2c_host
+ *              has lock and unlock.
+ *
+ * docs/glossary.md explains more words.
  */
 
 
@@ -42,8 +99,8 @@
 #define Q2C_VERSION "0.1.0"
 
 /**
- * Version of the binary interface, and the number in `libqcow2cache.so.0`: grows when a function
- * or struct changes so that programs have to be built anew.
+ * Version of the binary interface, and the number in `libqcow2cache.so.0`. It grows when a
+ * function or struct changes in such a way that programs have to be built again.
  */
 #define Q2C_ABI_VERSION 0
 
@@ -97,11 +154,14 @@
 #define Q2C_OPTION_CACHE_CLEAN_INTERVAL 16
 
 /**
- * A cache of equally sized tables (L2 tables or slices of them, refcount blocks) of one image
+ * A cache of equally sized tables (L2 tables, slices of them, or refcount blocks) of one image
  * file.
  *
- * Made by `q2c_cache_create` and destroyed by `q2c_cache_destroy`, or borrowed from a state. Any
- * number of threads and coroutines may use it at once, but for its destruction.
+ * Context: any number of threads and coroutines may use it at the same time, except for its
+ * destruction.
+ *
+ * Ownership: made by `q2c_cache_create` and destroyed by `q2c_cache_destroy`, or borrowed from a
+ * state.
  */
 typedef struct q2c_cache q2c_cache;
 
@@ -137,29 +197,30 @@ typedef struct q2c_state q2c_state;
 typedef struct q2c_update q2c_update;
 
 /**
- * How a cache is made.
+ * How `q2c_cache_create` makes a cache.
  */
 typedef struct q2c_cache_options {
     /**
-     * sizeof(q2c_cache_options).
+     * `sizeof(q2c_cache_options)`.
      */
     size_t struct_size;
     /**
-     * How many tables it holds at most: 1 to `INT_MAX`.
+     * Number of slots, that is, the most tables that the cache can hold: 1 to `INT_MAX`.
      */
     size_t tables;
     /**
-     * Bytes of one table: a power of two from 512 to 2 MiB (2097152).
+     * Size of one table in bytes: a power of two from 512 to 2097152 (2 MiB).
      */
     size_t table_size;
     /**
-     * The caller's own number for what the tables are, handed to `pre_write_check` and
-     * `corruption`.
+     * The caller's own number for what the tables are; any value. The library passes it to
+     * `pre_write_check` and `corruption`.
      */
     int kind;
     /**
-     * How many of the slots `q2c_cache_get_unlocked` neither loads into nor pins, so that callers
-     * with the lock never starve: 1 for an L2 cache, 2 for refcount blocks; at most `tables`.
+     * Number of slots, 0 to `tables`, that `q2c_cache_get_unlocked` neither loads into nor pins,
+     * so that callers with the state lock never starve. Use 1 for an L2 cache and 2 for refcount
+     * blocks.
      */
     uint32_t reserved_tables;
 } q2c_cache_options;
@@ -324,76 +385,81 @@ typedef struct q2c_host {
 } q2c_host;
 
 /**
- * What went wrong, for a person. Allocated by the caller; set-up functions take NULL, too, and
- * then tell the errno alone. A function that takes one always fills it: on success with 0 and an
- * empty message.
+ * What went wrong, for a person.
+ *
+ * Set-up functions take a pointer to one, or NULL to get the errno alone. A function that takes
+ * one always fills it: on success with code 0 and an empty message.
+ *
+ * Ownership: the caller allocates it; the library does not keep the pointer.
  */
 typedef struct q2c_error {
     /**
-     * The errno, positive; the function returned its negative. 0: no error.
+     * The errno, as a positive number; the function returned its negative. 0: no error.
      */
     int code;
     /**
-     * One sentence, UTF-8, NUL-terminated, cut at a character's end where it would not fit. It
-     * names the option or argument, its value and what is allowed.
+     * One sentence in UTF-8, NUL-terminated. It names the option or argument, its value and what
+     * is allowed. A longer sentence is cut at the end of a character.
      */
     char message[256];
 } q2c_error;
 
 /**
- * What a cache did since its creation, and what it holds now.
+ * What a cache has done since its creation, and what it holds now.
  */
 typedef struct q2c_cache_stats {
     /**
-     * sizeof(q2c_cache_stats), set by the caller before the call.
+     * `sizeof(q2c_cache_stats)`, set by the caller before the call.
      */
     size_t struct_size;
     /**
-     * Pins of tables that were resident; copies by `q2c_cache_read` are not counted.
+     * Gets that found their table resident. Copies by `q2c_cache_read` are not counted.
      */
     uint64_t hits;
     /**
-     * Gets that had to load, or to wait for a load.
+     * Gets that found their table absent or being loaded, including those that then failed.
+     * `q2c_cache_try_get` counts no miss.
      */
     uint64_t misses;
     /**
-     * Tables read from storage.
+     * Tables that were read from storage.
      */
     uint64_t loads;
     /**
-     * Tables that gave their slot to another one.
+     * Tables that were dropped so that another table could take their slot.
      */
     uint64_t evictions;
     /**
-     * Tables written.
+     * Tables that were written.
      */
     uint64_t write_backs;
     /**
-     * Write requests that those took.
+     * Write requests that wrote these tables; one request can write several neighbours.
      */
     uint64_t writes;
     /**
-     * Tables dropped by cleaning.
+     * Tables that cleaning dropped.
      */
     uint64_t cleaned;
     /**
-     * Tables discarded.
+     * Tables that were discarded.
      */
     uint64_t discarded;
     /**
-     * Slots, as created.
+     * Number of slots, as created.
      */
     size_t tables;
     /**
-     * Bytes of one table, as created.
+     * Size of one table in bytes, as created.
      */
     size_t table_size;
     /**
-     * Slots that hold a table.
+     * Slots that hold a table, including a discarded one that is still pinned or being written.
      */
     size_t resident_tables;
     /**
-     * Slots that hold a dirty one.
+     * Slots that hold a dirty table. A table that is being written counts only if it was marked
+     * dirty again.
      */
     size_t dirty_tables;
     /**
@@ -401,11 +467,12 @@ typedef struct q2c_cache_stats {
      */
     size_t pinned_tables;
     /**
-     * Bytes of table memory that were used and have not been given back to the kernel.
+     * Bytes of table memory, in whole pages, that were used and have not been given back to the
+     * kernel.
      */
     uint64_t resident_bytes;
     /**
-     * Bytes of memory besides the tables.
+     * Bytes of memory for everything besides the tables.
      */
     uint64_t metadata_bytes;
 } q2c_cache_stats;
@@ -583,38 +650,51 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * The version of the library that runs, as `Q2C_VERSION` is that of the header:
- * "major.minor.patch".
+ * The version of the library that runs, "major.minor.patch". `Q2C_VERSION` is that of the header.
  *
- * Any thread, never waits, cannot fail. The string is the library's and valid as long as it is
- * loaded.
+ * Context: any thread; never waits.
+ *
+ * Returns: the string; never NULL.
+ *
+ * Ownership: the string belongs to the library and is valid as long as the library is loaded.
  */
 const char *q2c_version(void);
 
 /**
- * The version of the binary interface of the library that runs; to be compared with
+ * The version of the binary interface of the library that runs, to be compared with
  * `Q2C_ABI_VERSION`.
  *
- * Any thread, never waits, cannot fail.
+ * Context: any thread; never waits.
+ *
+ * Returns: the version; cannot fail.
  */
 uint32_t q2c_abi_version(void);
 
 /**
- * Makes a cache without a table in it. Table memory is taken from the kernel when it is first
- * used.
+ * Makes an empty cache. Table memory is taken from the kernel when it is first used.
  *
- * Any thread, never waits, calls neither storage nor host. `options`, `storage` and `host` are
- * copied and may go afterwards; what their `opaque`s lead to must live as long as the cache.
- * `host` NULL: threads. On success `*cache` is the caller's, for `q2c_cache_destroy`; on an error
- * it is left alone. `error` may be NULL.
+ * Parameters:
+ * - `options`, `storage`: must not be NULL.
+ * - `host`: NULL means `Q2C_HOST_THREADS`.
+ * - `cache`: receives the handle; must not be NULL.
+ * - `error`: may be NULL.
  *
+ * Context: any thread; never waits; calls neither storage nor host.
+ *
+ * Returns: 0 on success.
  * - `-EINVAL`: `options`, `storage` or `cache` is NULL; a `struct_size` is too small; an option is
- *   out of its range; a callback that must be there is NULL, or one is given that is not for the
- *   host's kind; `max_iov` is negative; unknown host kind.
- * - `-ENOMEM`: there is no address space for so many tables.
+ *   out of its range; `preadv`, `pwritev` or `flush` is NULL; `max_iov` is negative; the host's
+ *   `kind` is unknown; a callback that this kind needs is NULL, or one is set that it does not
+ *   take.
+ * - `-ENOMEM`: there is not enough address space for the tables, or not enough memory for what the
+ *   cache keeps about them.
+ *
+ * Ownership: `*cache` is the caller's, to be destroyed by `q2c_cache_destroy`. `options`,
+ * `storage` and `host` are copied and need not outlive the call. What the `opaque` pointers lead
+ * to must live as long as the cache.
  *
  * # Safety
- * Pointers are NULL or valid; callbacks keep the contracts of `q2c_storage` and `q2c_host`.
+ * Pointers are NULL or valid. Callbacks keep the contracts of `q2c_storage` and `q2c_host`.
  */
 int q2c_cache_create(const struct q2c_cache_options *options,
                      const struct q2c_storage *storage,
@@ -623,35 +703,50 @@ int q2c_cache_create(const struct q2c_cache_options *options,
                      struct q2c_error *error);
 
 /**
- * Destroys a cache and sets `*cache` to NULL. NULL, and a NULL in `*cache`, is 0.
+ * Destroys a cache. It never writes a table of this cache: dirty tables are an error. If other
+ * caches depend on this one, it satisfies their dependencies first, which flushes storage.
  *
- * State lock held, or calls serialised otherwise; may wait. Never writes a table of this cache:
- * dirty ones are an error. Caches that depend on this one are relieved of that first, which
- * flushes storage. On an error the cache is as it was. Not to be called while another call uses
- * the cache; a cleaner that still holds it, asked to stop or not, does no harm.
+ * Parameters:
+ * - `cache`: set to NULL on success. NULL, or a pointer to NULL, returns 0. On an error the cache
+ *   is as it was.
  *
+ * Context: state lock held, or calls serialised otherwise; may wait. No other call may use the
+ * cache meanwhile. A cleaner that still holds the cache, asked to stop or not, does no harm.
+ *
+ * Returns: 0 on success.
  * - `-EBUSY`: a table is pinned, being loaded or being written.
- * - `-ENOTEMPTY`: tables are dirty. Flush them, or give them up: `q2c_cache_discard_range(cache,
- *   0, UINT64_MAX)`.
+ * - `-ENOTEMPTY`: tables are dirty. Flush them, or give them up with
+ *   `q2c_cache_discard_range(cache, 0, UINT64_MAX)`. Dirty tables of a poisoned cache are no
+ *   obstacle.
  * - `-EPERM`: the cache belongs to a state, which will destroy it.
- * - `-EIO`, or storage's own: the flush for a dependent cache failed.
+ * - `-EIO`: the cache is poisoned and another cache depends on it. Destroy that one first.
+ * - any errno of `flush`: a dependency of another cache could not be satisfied.
+ *
+ * Ownership: frees the handle. A cleaner that was told of the cache keeps its memory until it lets
+ * go of it: an instance with its end, `q2c_cleaner_set_caches` with its next call or the cleaner's
+ * destruction.
  *
  * # Safety
- * `cache` is NULL or points to NULL or to a live cache, which nobody uses during the call or after
- * it.
+ * `cache` is NULL or points to NULL or to a live cache, which nobody else uses during the call and
+ * nobody uses after it succeeded.
  */
 int q2c_cache_destroy(struct q2c_cache **cache);
 
 /**
- * Fills `*stats`, whose `struct_size` the caller has set: a sum over moments, not one moment.
+ * Fills `*stats`. The numbers are read one after the other while the cache is in use, so they do
+ * not describe one single moment.
  *
- * Any thread, never waits, takes no lock; looks at every slot. On an error `*stats` is left alone.
+ * Parameters:
+ * - `stats`: its `struct_size` must be set; it stays as it is.
  *
+ * Context: any thread; never waits, takes no lock. Looks at every slot.
+ *
+ * Returns: 0 on success.
  * - `-EINVAL`: an argument is NULL, or `struct_size` is too small.
  * - `-EIO`: the cache is poisoned.
  *
  * # Safety
- * `cache` is NULL or a live cache; `stats` is NULL or writable.
+ * `cache` is NULL or a live cache. `stats` is NULL or writable as far as its `struct_size` says.
  */
 int q2c_cache_get_stats(struct q2c_cache *cache, struct q2c_cache_stats *stats);
 
