@@ -166,19 +166,25 @@
 typedef struct q2c_cache q2c_cache;
 
 /**
- * A cache cleaner: drops the tables that nobody used for an interval, again and again, and gives
- * their memory back. With it comes the state lock, under which it drops tables.
+ * A cache cleaner. Again and again it drops the tables that nobody used for an interval, and gives
+ * their memory back to the kernel. It comes with the state lock, under which it drops tables.
  *
- * Made by `q2c_cleaner_create` and destroyed by `q2c_cleaner_destroy`, or borrowed from a state.
- * Each start makes an *instance*; one that was asked to stop may still be on its way out when the
- * next one starts. Usable from any thread.
+ * Each start makes an *instance*. An instance that was asked to stop may still be on its way to
+ * its end when the next one starts.
+ *
+ * Context: usable from any thread, except for its destruction.
+ *
+ * Ownership: made by `q2c_cleaner_create` and destroyed by `q2c_cleaner_destroy`, or borrowed from
+ * a state.
  */
 typedef struct q2c_cleaner q2c_cleaner;
 
 /**
  * An event loop of the library, in which cleaners live as tasks. Its *home* is the thread that
- * made it, which turns it by `q2c_loop_poll`, or by `q2c_loop_dispatch` from inside a foreign loop
- * that watches the descriptor and the timeout.
+ * made it. That thread turns the loop by `q2c_loop_poll`; or by `q2c_loop_dispatch` from inside a
+ * foreign loop, which watches the loop's descriptor and timeout.
+ *
+ * Ownership: made by `q2c_loop_new` and freed by `q2c_loop_free`.
  */
 typedef struct q2c_loop q2c_loop;
 
@@ -413,7 +419,8 @@ typedef struct q2c_cache_stats {
      */
     size_t struct_size;
     /**
-     * Gets that found their table resident. Copies by `q2c_cache_read` are not counted.
+     * Pins of tables that were resident. A get that waited for another caller's load counts here
+     * and as a miss. Copies by `q2c_cache_read` are not counted.
      */
     uint64_t hits;
     /**
@@ -478,31 +485,33 @@ typedef struct q2c_cache_stats {
 } q2c_cache_stats;
 
 /**
- * What a cleaner did since its creation.
+ * What a cleaner has done since its creation.
  */
 typedef struct q2c_cleaner_stats {
     /**
-     * sizeof(q2c_cleaner_stats), set by the caller before the call.
+     * `sizeof(q2c_cleaner_stats)`, set by the caller before the call.
      */
     size_t struct_size;
     /**
-     * Instances started.
+     * Instances that were started, including those that `co_spawn` then refused.
      */
     uint64_t starts;
     /**
-     * Passes over the caches that looked at every table.
+     * Passes that looked at every table of the caches.
      */
     uint64_t passes;
     /**
-     * Tables that they dropped.
+     * Tables that passes dropped, including passes that a stop cut short.
      */
     uint64_t tables_cleaned;
     /**
-     * Interval of the newest instance in ns, kept after its stop.
+     * Interval in ns that was set last: by `q2c_cleaner_start` or `q2c_cleaner_set_interval` with
+     * a number above 0, or by the options of the state that the cleaner belongs to. A stop does
+     * not change it.
      */
     uint64_t interval_ns;
     /**
-     * Instances alive, those that were asked to stop included.
+     * Instances that are alive, including those that were asked to stop.
      */
     uint32_t instances;
 } q2c_cleaner_stats;
@@ -707,13 +716,12 @@ int q2c_cache_create(const struct q2c_cache_options *options,
  * caches depend on this one, it satisfies their dependencies first, which flushes storage.
  *
  * Parameters:
- * - `cache`: set to NULL on success. NULL, or a pointer to NULL, returns 0. On an error the cache
- *   is as it was.
+ * - `cache`: set to NULL on success. NULL, or a pointer to NULL, returns 0.
  *
  * Context: state lock held, or calls serialised otherwise; may wait. No other call may use the
  * cache meanwhile. A cleaner that still holds the cache, asked to stop or not, does no harm.
  *
- * Returns: 0 on success.
+ * Returns: 0 on success. On an error the cache is as it was.
  * - `-EBUSY`: a table is pinned, being loaded or being written.
  * - `-ENOTEMPTY`: tables are dirty. Flush them, or give them up with
  *   `q2c_cache_discard_range(cache, 0, UINT64_MAX)`. Dirty tables of a poisoned cache are no
@@ -723,8 +731,8 @@ int q2c_cache_create(const struct q2c_cache_options *options,
  * - any errno of `flush`: a dependency of another cache could not be satisfied.
  *
  * Ownership: frees the handle. A cleaner that was told of the cache keeps its memory until it lets
- * go of it: an instance with its end, `q2c_cleaner_set_caches` with its next call or the cleaner's
- * destruction.
+ * go of it: each instance when it ends, the cleaner itself at the next `q2c_cleaner_set_caches` or
+ * when it is destroyed.
  *
  * # Safety
  * `cache` is NULL or points to NULL or to a live cache, which nobody else uses during the call and
@@ -960,13 +968,13 @@ int q2c_cache_set_dependency(struct q2c_cache *cache, struct q2c_cache *dependen
 int q2c_cache_depends_on_flush(struct q2c_cache *cache);
 
 /**
- * Drops the tables that are clean, not pinned and not used since the previous call, and gives
- * their memory back to the kernel as far as whole pages are free. A cleaner does this; it may also
- * be called by hand.
+ * Drops the tables that are clean, not pinned and not used since the previous pass, and gives the
+ * memory of free slots back to the kernel as far as whole pages are free. A cleaner does this in
+ * its passes; this call is a whole pass by hand.
  *
- * Any thread, state lock held or not; never waits, never does I/O.
+ * Context: any thread; never waits, never does I/O.
  *
- * Returns how many tables were dropped (`INT_MAX` stands for more), or
+ * Returns: the number of tables dropped, 0 or more; `INT_MAX` stands for more than that.
  * - `-EINVAL`: `cache` is NULL.
  * - `-EIO`: the cache is poisoned.
  *
@@ -976,31 +984,39 @@ int q2c_cache_depends_on_flush(struct q2c_cache *cache);
 int q2c_cache_clean_unused(struct q2c_cache *cache);
 
 /**
- * Whether the table at `table_offset` is in the cache. If so, `*table` is its address; it is not
- * pinned, so that the address is only good for `q2c_cache_discard`. If not, `*table` is NULL.
+ * Tells whether the table at `table_offset` is in the cache, and where. The table is not pinned,
+ * so the address is only good for `q2c_cache_discard`.
  *
- * Any thread, state lock held or not, never waits.
+ * Parameters:
+ * - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+ * - `table`: receives the table's address, or NULL if the table is not there; must not be NULL.
  *
- * Returns 1: it is; 0: it is not, or is still being loaded; or
+ * Context: any thread; never waits.
+ *
+ * Returns: 1 if the table is in the cache, 0 if it is not or is still being loaded.
  * - `-EINVAL`: an argument is NULL; `table_offset` is 0.
- * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the
+ * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
  *   cache is poisoned.
  *
  * # Safety
- * `cache` is NULL or a live cache; `table` is NULL or writable.
+ * `cache` is NULL or a live cache. `table` is NULL or writable.
  */
 int q2c_cache_is_table_offset(struct q2c_cache *cache, uint64_t table_offset, void **table);
 
 /**
- * Discards the table at `table_offset`, dirty or not: its cluster was freed. It is out of the
- * cache at once, and nothing of it will be written; a next get reads anew. Those who have it
- * pinned keep it until they put it. A table that is not there: 0.
+ * Discards the table at `table_offset`, dirty or not, because its cluster was freed. It leaves the
+ * cache immediately: nothing of it will be written, and the next get reads it from storage again.
+ * Callers that have it pinned keep their bytes until their put.
  *
- * State lock held, or calls serialised otherwise: no write-back of the table may be under way.
- * Never waits.
+ * Parameters:
+ * - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
  *
+ * Context: state lock held, or calls serialised otherwise: no write-back of the table may be under
+ * way. Never waits.
+ *
+ * Returns: 0 on success, and if the table is not in the cache.
  * - `-EINVAL`: `cache` is NULL; `table_offset` is 0.
- * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the
+ * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
  *   cache is poisoned.
  *
  * # Safety
@@ -1009,10 +1025,17 @@ int q2c_cache_is_table_offset(struct q2c_cache *cache, uint64_t table_offset, vo
 int q2c_cache_discard_offset(struct q2c_cache *cache, uint64_t table_offset);
 
 /**
- * Discards every table that shares a byte with the `bytes` bytes from `offset` of the file on, as
- * `q2c_cache_discard_offset` does: all slices of a freed cluster, or with 0 and `UINT64_MAX` all
- * there are. A range need not be aligned, may reach over the end, and may be empty. Same context.
+ * Discards, as `q2c_cache_discard_offset` does, every table that shares a byte with a range of the
+ * file: all slices of a freed cluster, or the whole cache with 0 and `UINT64_MAX`.
  *
+ * Parameters:
+ * - `offset`, `bytes`: the range, in bytes. It need not be aligned, may reach beyond the largest
+ *   offset, and may be empty.
+ *
+ * Context: state lock held, or calls serialised otherwise: no write-back of these tables may be
+ * under way. Never waits.
+ *
+ * Returns: 0 on success, also if no table is there.
  * - `-EINVAL`: `cache` is NULL.
  * - `-EIO`: the cache is poisoned.
  *
@@ -1022,13 +1045,22 @@ int q2c_cache_discard_offset(struct q2c_cache *cache, uint64_t table_offset);
 int q2c_cache_discard_range(struct q2c_cache *cache, uint64_t offset, uint64_t bytes);
 
 /**
- * Discards the table at `table_offset` if it is still the one that `q2c_cache_is_table_offset`
- * found at the address `table`. Same context as `q2c_cache_discard_offset`.
+ * Discards, as `q2c_cache_discard_offset` does, the table at `table_offset` if it is still the one
+ * that `q2c_cache_is_table_offset` found at the address `table`.
  *
+ * Parameters:
+ * - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+ * - `table`: an address from `q2c_cache_is_table_offset`.
+ *
+ * Context: state lock held, or calls serialised otherwise: no write-back of the table may be under
+ * way. Never waits.
+ *
+ * Returns: 0 on success.
  * - `-EINVAL`: an argument is NULL; `table_offset` is 0; `table` is not the address of a table of
  *   this cache.
  * - `-ESTALE`: another table, or none, is at that address by now. Nothing was discarded.
- * - `-EIO`: as `q2c_cache_discard_offset`.
+ * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
+ *   cache is poisoned.
  *
  * # Safety
  * `cache` is NULL or a live cache. `table` may be any value.
@@ -1036,63 +1068,91 @@ int q2c_cache_discard_range(struct q2c_cache *cache, uint64_t offset, uint64_t b
 int q2c_cache_discard(struct q2c_cache *cache, uint64_t table_offset, const void *table);
 
 /**
- * Makes a cleaner on `host` (NULL: threads), with the host's own lock if it brought one, else with
- * a built-in one. Nothing is started, and it has no caches yet.
+ * Makes a cleaner on `host`. Its state lock is the host's own, if the host has one, else a
+ * built-in one. No instance is started, and the cleaner has no caches yet.
  *
- * Any thread, never waits, calls no callback. `host` is copied; what its `opaque` leads to must
- * live as long as the cleaner. On success `*cleaner` is the caller's, for `q2c_cleaner_destroy`;
- * on an error it is left alone. `error` may be NULL.
+ * Parameters:
+ * - `host`: NULL means `Q2C_HOST_THREADS`.
+ * - `cleaner`: receives the handle; must not be NULL.
+ * - `error`: may be NULL.
  *
- * - `-EINVAL`: `cleaner` is NULL; `host` is too small, of no known kind, lacks a callback or has
- *   one that is not for its kind.
+ * Context: any thread; never waits; calls no callback.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `cleaner` is NULL; the host's `struct_size` is too small; its `kind` is unknown; a
+ *   callback that this kind needs is NULL, or one is set that it does not take.
+ *
+ * Ownership: `*cleaner` is the caller's, to be destroyed by `q2c_cleaner_destroy`. `host` is
+ * copied and need not outlive the call. What its `opaque` leads to must live as long as the
+ * cleaner.
  *
  * # Safety
- * Pointers are NULL or valid; callbacks keep the contract of `q2c_host`.
+ * Pointers are NULL or valid. Callbacks keep the contract of `q2c_host`.
  */
 int q2c_cleaner_create(const struct q2c_host *host,
                        struct q2c_cleaner **cleaner,
                        struct q2c_error *error);
 
 /**
- * Destroys a cleaner and sets `*cleaner` to NULL. NULL, and a NULL in `*cleaner`, is 0.
+ * Destroys a cleaner.
  *
- * Any thread, state lock not held. On the thread host the last cleaner's end waits for the
- * background thread's. Not to be called while another call uses the cleaner.
+ * Parameters:
+ * - `cleaner`: set to NULL on success. NULL, or a pointer to NULL, returns 0.
  *
- * - `-EBUSY`: an instance is alive (stop it first), or the built-in lock is held. Nothing
- *   happened.
- * - `-EPERM`: the cleaner belongs to a state.
+ * Context: any thread, state lock not held. May wait on the thread host: the destruction of the
+ * last cleaner that was started waits for the end of the background thread. No other call may use
+ * the cleaner meanwhile.
+ *
+ * Returns: 0 on success. On an error nothing happened.
+ * - `-EBUSY`: an instance is alive (stop it first), or somebody holds the built-in lock.
+ * - `-EPERM`: the cleaner belongs to a state, which will destroy it.
+ *
+ * Ownership: frees the handle and lets go of the caches that it was told of.
  *
  * # Safety
- * `cleaner` is NULL or points to NULL or to a live cleaner, which nobody uses during the call or
- * after it.
+ * `cleaner` is NULL or points to NULL or to a live cleaner, which nobody else uses during the call
+ * and nobody uses after it succeeded.
  */
 int q2c_cleaner_destroy(struct q2c_cleaner **cleaner);
 
 /**
- * Sets the caches that the *next* start cleans. Each instance holds those it was started with,
- * also beyond their destruction by the caller.
+ * Sets the caches that the *next* start cleans. Instances that run keep those that they were
+ * started with.
  *
- * Any thread, never waits. The array is copied; `n` 0: none, and `caches` may be NULL.
+ * Parameters:
+ * - `caches`: array of `n` handles, none of them NULL. May be NULL if `n` is 0.
+ * - `n`: number of caches; 0 means none.
  *
- * - `-EINVAL`: `cleaner`, `caches` or one of them is NULL; `n` is no possible length.
+ * Context: any thread; never waits.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `cleaner` is NULL; `n` is not 0 and `caches` or one of the handles is NULL; `n` is
+ *   larger than any array can be.
+ *
+ * Ownership: the array is copied and need not outlive the call. The cleaner holds the caches, and
+ * each instance holds those that it was started with, even after the caller has destroyed them.
  *
  * # Safety
- * `cleaner` is NULL or a live cleaner; `caches` is NULL or an array of `n` pointers, NULL or to
- * live caches.
+ * `cleaner` is NULL or a live cleaner. `caches` is NULL or an array of `n` pointers, each NULL or
+ * to a live cache.
  */
 int q2c_cleaner_set_caches(struct q2c_cleaner *cleaner, struct q2c_cache *const *caches, size_t n);
 
 /**
  * Takes the state lock.
  *
- * Thread or coroutine that does not hold it; may wait in the host's way. On a coroutine host with
- * a lock of its own, from a coroutine only. Requests are served in order; the cleaner never goes
- * before them for long.
+ * The built-in lock serves waiting requests in order. A caller that runs may take a lock that was
+ * just released before the first waiting request has woken. Once a request has woken and found the
+ * lock taken, the next release hands the lock over to it. The cleaner takes the lock only when it
+ * is free, and holds it for a few us at a time. A host's own lock has the host's own order.
  *
+ * Context: a thread or coroutine that does not hold the lock; may wait. Plain code of a coroutine
+ * host can take the built-in lock, but not the host's own.
+ *
+ * Returns: 0 on success.
  * - `-EINVAL`: `cleaner` is NULL.
- * - `-EDEADLK`: the caller holds the built-in lock already.
- * - `-EPERM`: the host's own lock, from plain code.
+ * - `-EDEADLK`: the caller already holds the built-in lock.
+ * - `-EPERM`: the lock is the host's own and the caller is plain code.
  *
  * # Safety
  * `cleaner` is NULL or a live cleaner.
@@ -1100,42 +1160,61 @@ int q2c_cleaner_set_caches(struct q2c_cleaner *cleaner, struct q2c_cache *const 
 int q2c_cleaner_lock(struct q2c_cleaner *cleaner);
 
 /**
- * Lets the state lock go. By the thread or coroutine that took it; never waits, but may run the
- * next owner at once where the host's `co_wake` does.
+ * Releases the state lock.
  *
+ * Context: the thread or coroutine that took the lock. Never waits, but may run the next owner
+ * inside the call if the host's `co_wake` does so.
+ *
+ * Returns: 0 on success.
  * - `-EINVAL`: `cleaner` is NULL.
- * - `-EPERM`: the caller does not hold the built-in lock; the host's own lock, from plain code.
+ * - `-EPERM`: the caller does not hold the built-in lock; or the lock is the host's own and the
+ *   caller is plain code.
  *
  * # Safety
- * `cleaner` is NULL or a live cleaner.
+ * `cleaner` is NULL or a live cleaner. If the lock is the host's own, the caller holds it.
  */
 int q2c_cleaner_unlock(struct q2c_cleaner *cleaner);
 
 /**
- * Starts an instance that makes a pass over the caches every `interval_ns` ns. 0 starts none and
- * is no error. A pass drops what was not used since the one before. It takes the state lock for
- * some hundred tables at a time, some us, and gives their memory back to the kernel without it.
+ * Starts an instance that makes a pass over the caches every `interval_ns` ns. A pass drops the
+ * tables that were not used since the pass before. It takes the state lock for some hundred tables
+ * at a time, which is a few us, and gives memory back to the kernel without the lock.
  *
- * `context` says where it runs. Threads: NULL. Event loop: the `q2c_loop`, which lives on as long
- * as it is needed here. Coroutines: handed to `co_spawn`; NULL is the caller's current context.
- * Any thread, state lock held or not; never waits, but may run the new coroutine up to its first
- * wait.
+ * Parameters:
+ * - `context`: where the instance runs. Thread host: NULL. Event loop host: a `q2c_loop`, not
+ *   NULL. Coroutine host: passed to `co_spawn`; NULL means the caller's current context.
+ * - `interval_ns`: ns between two passes. 0 starts nothing and is no error.
  *
- * - `-EINVAL`: `cleaner` is NULL; `context` is none of this host.
- * - `-EALREADY`: an instance lives that was not asked to stop.
- * - `-ENOTSUP`: the interval is above 0, and the kernel takes no memory back.
- * - `-EAGAIN`, or `co_spawn`'s own: the host could not start it.
+ * Context: any thread. Never waits, but may run the new coroutine up to its first wait inside the
+ * call.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `cleaner` is NULL; `context` does not fit the host.
+ * - `-EALREADY`: an instance is alive that was not asked to stop.
+ * - `-ENOTSUP`: `interval_ns` is above 0, and the kernel takes no memory back.
+ * - `-EAGAIN`, `-EMFILE`, `-ENFILE`, `-ENOMEM`: thread host: the background thread or its
+ *   descriptor could not be made.
+ * - any errno of `co_spawn`: the coroutine could not be made.
+ *
+ * Ownership: the instance holds the cleaner's caches, and its loop, until it ends.
  *
  * # Safety
- * `cleaner` is NULL or a live cleaner; on an event loop host `context` is NULL or a live loop.
+ * `cleaner` is NULL or a live cleaner. On an event loop host, `context` is NULL or a live loop.
  */
 int q2c_cleaner_start(struct q2c_cleaner *cleaner, void *context, uint64_t interval_ns);
 
 /**
- * Asks every instance to stop, and does not wait: for places where waiting is forbidden. The
- * instances end by themselves. With none, and for NULL, it does nothing.
+ * Asks every instance to stop and does not wait: for places where waiting is forbidden. A stop
+ * request is never lost and cannot be taken back; the instances end by themselves. Without an
+ * instance it does nothing.
  *
- * Any thread, any lock held, never waits. Returns 0.
+ * Parameters:
+ * - `cleaner`: NULL returns 0.
+ *
+ * Context: any thread, with any lock held. Never waits, but may run a cleaner's coroutine inside
+ * the call if the host's `co_wake` does so.
+ *
+ * Returns: 0.
  *
  * # Safety
  * `cleaner` is NULL or a live cleaner.
@@ -1143,8 +1222,12 @@ int q2c_cleaner_start(struct q2c_cleaner *cleaner, void *context, uint64_t inter
 int q2c_cleaner_request_stop(struct q2c_cleaner *cleaner);
 
 /**
- * Returns 1 if an instance lives that was not asked to stop, else 0. Any thread, never waits.
- * `-EINVAL`: `cleaner` is NULL.
+ * Whether an instance is alive that was not asked to stop.
+ *
+ * Context: any thread; never waits.
+ *
+ * Returns: 1 if there is one, 0 if not.
+ * - `-EINVAL`: `cleaner` is NULL.
  *
  * # Safety
  * `cleaner` is NULL or a live cleaner.
@@ -1152,14 +1235,19 @@ int q2c_cleaner_request_stop(struct q2c_cleaner *cleaner);
 int q2c_cleaner_is_running(struct q2c_cleaner *cleaner);
 
 /**
- * Gives the running instance a new interval in ns, at once: its present sleep counts from where it
- * began. 0 asks it to stop.
+ * Gives the running instance a new interval. It takes effect immediately: the present sleep counts
+ * from where it began.
  *
- * Any thread, state lock held or not, never waits.
+ * Parameters:
+ * - `interval_ns`: ns between two passes. 0 asks the instance to stop.
  *
+ * Context: any thread. Never waits, but may run a cleaner's coroutine inside the call if the
+ * host's `co_wake` does so.
+ *
+ * Returns: 0 on success.
  * - `-EINVAL`: `cleaner` is NULL.
- * - `-ESRCH`: none runs that was not asked to stop.
- * - `-ENOTSUP`: as `q2c_cleaner_start`.
+ * - `-ESRCH`: no instance is alive that was not asked to stop.
+ * - `-ENOTSUP`: `interval_ns` is above 0, and the kernel takes no memory back.
  *
  * # Safety
  * `cleaner` is NULL or a live cleaner.
@@ -1167,36 +1255,55 @@ int q2c_cleaner_is_running(struct q2c_cleaner *cleaner);
 int q2c_cleaner_set_interval(struct q2c_cleaner *cleaner, uint64_t interval_ns);
 
 /**
- * Fills `*stats`, whose `struct_size` the caller has set. Any thread, never waits. `-EINVAL`: an
- * argument is NULL, or `struct_size` is too small; `*stats` is left alone then.
+ * Fills `*stats`.
+ *
+ * Parameters:
+ * - `stats`: its `struct_size` must be set; it stays as it is.
+ *
+ * Context: any thread; never waits.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: an argument is NULL, or `struct_size` is too small.
  *
  * # Safety
- * `cleaner` is NULL or a live cleaner; `stats` is NULL or writable.
+ * `cleaner` is NULL or a live cleaner. `stats` is NULL or writable as far as its `struct_size`
+ * says.
  */
 int q2c_cleaner_get_stats(struct q2c_cleaner *cleaner, struct q2c_cleaner_stats *stats);
 
 /**
- * Stops every instance and waits for their ends, with the state lock held: it is let go while
- * waiting. On return it is held again and no instance is alive, however many starts came between.
- * NULL: 0.
+ * Stops every instance and waits for their ends, for callers that hold the state lock. The lock is
+ * released while the call waits. When it returns 0, the lock is held again and no instance is
+ * alive, however many starts came in between. A start without the lock that races the return is
+ * ordered after it.
  *
- * Coroutine or thread that holds the state lock; may wait. Any number of stops may run at once.
+ * Parameters:
+ * - `cleaner`: NULL returns 0.
  *
- * - `-EPERM`: the caller does not hold the built-in lock; or it is plain code on a coroutine host.
- * - `-EDEADLK`: from the cleaner itself.
+ * Context: a thread or coroutine that holds the state lock; may wait. Any number of stops may run
+ * at the same time; all of them return.
+ *
+ * Returns: 0 on success.
+ * - `-EPERM`: the caller does not hold the built-in lock, or is plain code on a coroutine host.
+ * - `-EDEADLK`: the caller is the cleaner itself.
  *
  * # Safety
- * `cleaner` is NULL or a live cleaner. With a host's own lock, the caller holds it.
+ * `cleaner` is NULL or a live cleaner. If the lock is the host's own, the caller holds it.
  */
 int q2c_cleaner_co_locked_del_and_wait(struct q2c_cleaner *cleaner);
 
 /**
- * Stops every instance that is alive when it is called, those that were asked to stop before too,
- * and waits for their ends. A start that races it is ordered before or after it. When it returns,
- * they touch nothing any more. NULL: 0.
+ * Stops every instance that is alive when it is called, including those that were asked to stop
+ * before, and waits for their ends. A start that races it is ordered before or after it. When it
+ * returns 0, these instances touch nothing any more.
  *
- * Coroutine or thread, state lock not held; may wait. Any number of stops may run at once.
+ * Parameters:
+ * - `cleaner`: NULL returns 0.
  *
+ * Context: thread or coroutine, state lock not held; may wait. Any number of stops may run at the
+ * same time; all of them return. Plain code of a coroutine host calls `q2c_cleaner_del_and_wait`.
+ *
+ * Returns: 0 on success.
  * - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself. Nothing was stopped.
  *
  * # Safety
@@ -1205,8 +1312,17 @@ int q2c_cleaner_co_locked_del_and_wait(struct q2c_cleaner *cleaner);
 int q2c_cleaner_co_del_and_wait(struct q2c_cleaner *cleaner);
 
 /**
- * As `q2c_cleaner_co_del_and_wait`, from coroutine, thread, or plain code of a coroutine host,
- * which polls until done. Same errors.
+ * Stops every instance that is alive when it is called, including those that were asked to stop
+ * before, and waits for their ends. It is `q2c_cleaner_co_del_and_wait` for callers of every kind.
+ *
+ * Parameters:
+ * - `cleaner`: NULL returns 0.
+ *
+ * Context: thread, coroutine, or plain code of a coroutine host, which polls; state lock not held;
+ * may wait. Any number of stops may run at the same time; all of them return.
+ *
+ * Returns: 0 on success.
+ * - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself. Nothing was stopped.
  *
  * # Safety
  * `cleaner` is NULL or a live cleaner.
@@ -1494,11 +1610,17 @@ int q2c_run_until_done(struct q2c_state *state, void (*entry)(void *arg), void *
 /**
  * Makes an event loop whose home is the calling thread. It holds one file descriptor.
  *
- * Any thread, never waits. On success `*loop` is the caller's, for `q2c_loop_free`; on an error it
- * is left alone. `error` may be NULL.
+ * Parameters:
+ * - `loop`: receives the handle; must not be NULL.
+ * - `error`: may be NULL.
  *
+ * Context: any thread; never waits.
+ *
+ * Returns: 0 on success.
  * - `-EINVAL`: `loop` is NULL.
- * - `-EMFILE`, `-ENFILE`, `-ENOMEM`: there is no descriptor to be had.
+ * - `-EMFILE`, `-ENFILE`, `-ENOMEM`, or another errno of `eventfd`: no descriptor could be made.
+ *
+ * Ownership: `*loop` is the caller's, to be freed by `q2c_loop_free`.
  *
  * # Safety
  * Pointers are NULL or valid.
@@ -1506,30 +1628,41 @@ int q2c_run_until_done(struct q2c_state *state, void (*entry)(void *arg), void *
 int q2c_loop_new(struct q2c_loop **loop, struct q2c_error *error);
 
 /**
- * Frees a loop and sets `*loop` to NULL. NULL, and a NULL in `*loop`, is 0.
+ * Frees a loop.
  *
- * Home thread, never waits. Not to be called while another call uses the loop, or from inside its
- * dispatch.
+ * Parameters:
+ * - `loop`: set to NULL on success. NULL, or a pointer to NULL, returns 0.
  *
- * - `-EPERM`: not the home thread.
- * - `-EBUSY`: a cleaner lives in it, asked to stop or not: a loop has to be turned until its last
- *   one has ended.
+ * Context: home thread; never waits. Not from inside the loop's own dispatch, and no other call
+ * may use the loop meanwhile.
+ *
+ * Returns: 0 on success.
+ * - `-EPERM`: the caller is not the home thread.
+ * - `-EBUSY`: a cleaner lives in the loop, asked to stop or not. Stop it and wait for its end
+ *   first; a stop ends it without the loop being turned.
+ *
+ * Ownership: frees the handle and closes the descriptor as soon as no cleaner and no state refers
+ * to the loop.
  *
  * # Safety
- * `loop` is NULL or points to NULL or to a live loop, which nobody uses during the call or after
- * it.
+ * `loop` is NULL or points to NULL or to a live loop, which nobody else uses during the call and
+ * nobody uses after it succeeded.
  */
 int q2c_loop_free(struct q2c_loop **loop);
 
 /**
- * Waits at most `timeout_ns` ns (-1: without limit, 0: not at all) until there is something to
- * dispatch, and dispatches it. A kick or a signal ends the wait, too.
+ * Waits until there is something to dispatch, and dispatches it. A kick or a signal ends the wait,
+ * too.
  *
- * Home thread, state lock not held; waits.
+ * Parameters:
+ * - `timeout_ns`: the longest wait in ns; 0: do not wait; -1: without limit.
  *
- * Returns how many tasks and timers ran, perhaps 0, or
+ * Context: home thread, state lock not held; waits.
+ *
+ * Returns: the number of tasks and timers that ran, perhaps 0; `INT_MAX` stands for more than
+ * that.
  * - `-EINVAL`: `loop` is NULL; `timeout_ns` is below -1.
- * - `-EPERM`: not the home thread.
+ * - `-EPERM`: the caller is not the home thread.
  *
  * # Safety
  * `loop` is NULL or a live loop.
@@ -1537,11 +1670,15 @@ int q2c_loop_free(struct q2c_loop **loop);
 int q2c_loop_poll(struct q2c_loop *loop, int64_t timeout_ns);
 
 /**
- * The loop's file descriptor, for `poll` and its like: readable when there is something to
- * dispatch, but for timers, which `q2c_loop_timeout_ns` tells of. It stays the loop's: neither
- * read nor close it.
+ * The loop's file descriptor, for `poll` and similar calls. It is readable when there is something
+ * to dispatch, except for timers: ask `q2c_loop_timeout_ns` about those.
  *
- * Any thread, never waits. Returns the descriptor, 0 or more, or `-EINVAL`: `loop` is NULL.
+ * Context: any thread; never waits.
+ *
+ * Returns: the descriptor, 0 or more.
+ * - `-EINVAL`: `loop` is NULL.
+ *
+ * Ownership: the descriptor belongs to the loop; neither read nor close it.
  *
  * # Safety
  * `loop` is NULL or a live loop.
@@ -1549,26 +1686,33 @@ int q2c_loop_poll(struct q2c_loop *loop, int64_t timeout_ns);
 int q2c_loop_fd(struct q2c_loop *loop);
 
 /**
- * Sets `*timeout_ns` to how long a foreign loop may wait before the next dispatch is due: ns; 0:
- * now; -1: until the descriptor is readable. It changes with whatever runs in between: ask before
- * each wait.
+ * Tells how long a foreign loop may wait before the next dispatch is due. The answer changes with
+ * whatever runs in between, so ask before each wait.
  *
- * Any thread, never waits. `-EINVAL`: an argument is NULL.
+ * Parameters:
+ * - `timeout_ns`: receives the time in ns; 0: a dispatch is due now; -1: wait until the descriptor
+ *   is readable. Must not be NULL.
+ *
+ * Context: any thread; never waits.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: an argument is NULL.
  *
  * # Safety
- * `loop` is NULL or a live loop; `timeout_ns` is NULL or writable.
+ * `loop` is NULL or a live loop. `timeout_ns` is NULL or writable.
  */
 int q2c_loop_timeout_ns(struct q2c_loop *loop, int64_t *timeout_ns);
 
 /**
- * Runs the timers that are due and the tasks that are ready, and makes the descriptor unreadable
- * until there is more.
+ * Runs the timers that are due and the tasks that are ready. The descriptor is unreadable then
+ * until there is more to dispatch.
  *
- * Home thread, state lock not held; never waits.
+ * Context: home thread, state lock not held; never waits.
  *
- * Returns how many tasks and timers ran, perhaps 0, or
+ * Returns: the number of tasks and timers that ran, perhaps 0; `INT_MAX` stands for more than
+ * that.
  * - `-EINVAL`: `loop` is NULL.
- * - `-EPERM`: not the home thread.
+ * - `-EPERM`: the caller is not the home thread.
  *
  * # Safety
  * `loop` is NULL or a live loop.
@@ -1576,9 +1720,13 @@ int q2c_loop_timeout_ns(struct q2c_loop *loop, int64_t *timeout_ns);
 int q2c_loop_dispatch(struct q2c_loop *loop);
 
 /**
- * Makes the descriptor readable, so that a `q2c_loop_poll` that waits, or the next one, returns.
+ * Makes the descriptor readable, so that a `q2c_loop_poll` that waits, or else the next one,
+ * returns.
  *
- * Any thread, never waits. `-EINVAL`: `loop` is NULL.
+ * Context: any thread; never waits.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `loop` is NULL.
  *
  * # Safety
  * `loop` is NULL or a live loop.
@@ -1586,13 +1734,14 @@ int q2c_loop_dispatch(struct q2c_loop *loop);
 int q2c_loop_kick(struct q2c_loop *loop);
 
 /**
- * Stops the loop's clock, as a virtual machine's stands still while it is stopped. Cleaners in the
- * loop sleep on, and can be stopped.
+ * Stops the loop's clock, as the clock of a virtual machine stands still while the machine is
+ * stopped. Cleaners in the loop sleep on, and can still be stopped.
  *
- * Any thread, never waits.
+ * Context: any thread; never waits.
  *
+ * Returns: 0 on success.
  * - `-EINVAL`: `loop` is NULL.
- * - `-EALREADY`: it stands already.
+ * - `-EALREADY`: the clock already stands still.
  *
  * # Safety
  * `loop` is NULL or a live loop.
@@ -1600,12 +1749,13 @@ int q2c_loop_kick(struct q2c_loop *loop);
 int q2c_loop_clock_pause(struct q2c_loop *loop);
 
 /**
- * Lets the loop's clock go on from where it stands.
+ * Lets the loop's clock run on from where it stands.
  *
- * Any thread, never waits.
+ * Context: any thread; never waits.
  *
+ * Returns: 0 on success.
  * - `-EINVAL`: `loop` is NULL.
- * - `-EALREADY`: it runs already.
+ * - `-EALREADY`: the clock already runs.
  *
  * # Safety
  * `loop` is NULL or a live loop.
@@ -1613,10 +1763,16 @@ int q2c_loop_clock_pause(struct q2c_loop *loop);
 int q2c_loop_clock_resume(struct q2c_loop *loop);
 
 /**
- * Moves a paused clock forward by `ns` ns, for tests, to `INT64_MAX - 1` at most. What becomes due
- * runs in the home thread's next dispatch.
+ * Moves a paused clock forward, for tests. What becomes due runs in the home thread's next
+ * dispatch.
  *
- * Any thread, never waits. `-EINVAL`: `loop` is NULL, or its clock runs.
+ * Parameters:
+ * - `ns`: how far, in ns. The clock goes no further than `INT64_MAX - 1`.
+ *
+ * Context: any thread; never waits.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `loop` is NULL, or its clock runs.
  *
  * # Safety
  * `loop` is NULL or a live loop.
