@@ -111,14 +111,14 @@
 
 /**
  * Callers are operating system threads, which park where they wait. One background thread for the
- * whole process runs all cleaners; it comes with the first start of one and goes with the last
- * cleaner's handle.
+ * whole process runs all cleaners. It comes with the first start of a cleaner and goes with the
+ * last handle of a cleaner that was started.
  */
 #define Q2C_HOST_THREADS 0
 
 /**
- * Callers are threads; cleaners are tasks of a `q2c_loop`, which is turned while its home thread
- * waits for the end of one.
+ * Callers are threads, which park where they wait. Cleaners are tasks of a `q2c_loop`. A wait for
+ * the end of a cleaner does not turn its loop: whoever stops a cleaner takes it out of the loop.
  */
 #define Q2C_HOST_EVENT_LOOP 1
 
@@ -234,59 +234,63 @@ typedef struct q2c_cache_options {
 /**
  * The image file below a cache: the caller's callbacks.
  *
- * They are called in the caller's own coroutine or thread, never in one that the library made,
- * with no lock of the library held, from several threads at once for different tables. They may
- * block or yield, and may come back on another thread if the host's coroutines do. They must not
- * throw or `longjmp` out, and must not call functions on the same cache that wait for the table at
- * hand.
+ * `preadv` and `pwritev` get buffers of one table each. A buffer is aligned to the table size or
+ * to the page size, whichever is less.
  *
- * Each buffer is one table, aligned to its size or to a page, whichever is less.
+ * Two storages with the same `opaque` and the same `flush` count as one: a flush of one makes the
+ * other's writes stable, too.
  *
- * Copied at creation. `opaque` and what it leads to must live as long as the cache or state. Two
- * storages with the same `opaque` and the same `flush` count as one: a flush of one makes the
- * other's writes stable.
+ * Context: callbacks are called in the caller's own coroutine or thread, never in one that the
+ * library made, and with no lock of the library held. They can be called from several threads at
+ * the same time for different tables. They may block or yield, and may return in another thread if
+ * the host's coroutines do. They must not throw or `longjmp` out. They must not call functions on
+ * the same cache that wait for the table at hand.
+ *
+ * Ownership: copied when something is made with it. `opaque` and what it leads to must live as
+ * long as the cache or state. Buffers belong to the library and are valid during the call.
  */
 typedef struct q2c_storage {
     /**
-     * sizeof(q2c_storage).
+     * `sizeof(q2c_storage)`.
      */
     size_t struct_size;
     /**
-     * The caller's own pointer, first argument of each callback; may be NULL.
+     * The caller's own pointer, passed as first argument of each callback; may be NULL.
      */
     void *opaque;
     /**
-     * Reads into the `iovcnt` (1 to 1024) buffers from byte `offset` of the file on. 0 or more:
-     * every byte was read; what lies behind the end of the file has to be filled with zeros.
-     * `-errno`: passed to the caller of the get unchanged, and the table is not in the cache. Must
-     * not be NULL.
+     * Reads into `iovcnt` buffers (1 to 1024) from byte `offset` of the file on. Bytes behind the
+     * end of the file must be filled with zeros. Must not be NULL. 0 or more: every byte was read.
+     * `-errno`: passed unchanged to the caller of the get, and the table is not in the cache.
      */
     int (*preadv)(void *opaque, uint64_t offset, const struct iovec *iov, int iovcnt);
     /**
-     * Writes the `iovcnt` buffers to byte `offset` of the file on. 0 or more: every byte was
-     * written. `-errno`: passed on unchanged, and the tables stay dirty. The callback must not
-     * change the buffers; whoever has a table pinned may. Must not be NULL.
+     * Writes `iovcnt` buffers (1 to 1024, 1 GiB in all) to byte `offset` of the file on. Must not
+     * be NULL, and must not change the buffers; callers that have the table pinned may do so
+     * meanwhile. 0 or more: every byte was written. `-errno`: passed on unchanged, and the tables
+     * stay dirty.
      */
     int (*pwritev)(void *opaque, uint64_t offset, const struct iovec *iov, int iovcnt);
     /**
-     * Makes stable what was written before it was called. 0 or more: done. `-errno`: passed on
-     * unchanged, and what had to wait for the flush still waits. Must not be NULL.
+     * Makes stable everything that was written before the call. Must not be NULL. 0 or more: done.
+     * `-errno`: passed on unchanged, and what had to wait for the flush still waits.
      */
     int (*flush)(void *opaque);
     /**
      * Asked once for each table before it is written: may `bytes` bytes of `kind` be written at
-     * `offset`? For overlap checks. 0 or more: yes. `-errno`: that table is not written and stays
-     * dirty, others are. NULL: always yes.
+     * `offset`? For overlap checks. NULL: always yes. 0 or more: yes. `-errno`: passed on
+     * unchanged; that table is not written and stays dirty, others are written.
      */
     int (*pre_write_check)(void *opaque, int kind, uint64_t offset, uint64_t bytes);
     /**
-     * Told about a damaged image, before the call that found it returns `-EIO`. `reason`:
-     * `Q2C_CORRUPTION_*`, more may come; `kind`: the cache's; `offset`: bytes in the file;
-     * `message`: UTF-8, valid during the call. NULL: nobody is told.
+     * Told about a damaged image before the call that found it returns `-EIO`. NULL: nobody is
+     * told. `reason`: one of `Q2C_CORRUPTION_*`; more may come. `kind`: that of the cache.
+     * `offset`: bytes from the start of the file. `message`: UTF-8, valid during the call.
      */
     void (*corruption)(void *opaque, int reason, int kind, uint64_t offset, const char *message);
     /**
-     * The most tables that one write may join. 0: 1024, which is also the most. 1: no joining.
+     * The most tables that one write may join, 0 or more. 0 means 1024, which is also the most. 1
+     * means no joining. No write joins more than 1 GiB.
      */
     int max_iov;
 } q2c_storage;
@@ -294,83 +298,85 @@ typedef struct q2c_storage {
 /**
  * Where callers wait and where cleaners run. A NULL host is `Q2C_HOST_THREADS`.
  *
- * `kind` says who the callers are; the callbacks are for `Q2C_HOST_COROUTINES` alone, where all
- * must be there but for `lock` and `unlock`, which come as a pair or not at all. For the other
- * kinds they must be NULL.
+ * `kind` says who the callers are. The callbacks are for `Q2C_HOST_COROUTINES` alone. There all of
+ * them must be set, except `lock` and `unlock`, which are both set or both NULL. For the other
+ * kinds all callbacks must be NULL.
  *
- * Callbacks are called from any thread unless they say otherwise, with no lock of the library
- * held, so that they may call back into it. They must not throw or `longjmp` out. No call of the
- * library needs more than 16 KiB of the caller's stack, besides what callbacks use.
+ * Context: callbacks are called from any thread unless they say otherwise, with no lock of the
+ * library held, so they may call the library. They must not throw or `longjmp` out. No call of the
+ * library needs more than 16 KiB of the caller's stack besides what callbacks use.
  *
- * Copied at creation. `opaque` and what it leads to must live as long as everything that was
- * created with it.
+ * Ownership: copied when something is made with it. `opaque` and what it leads to must live as
+ * long as everything that was made with it.
  */
 typedef struct q2c_host {
     /**
-     * sizeof(q2c_host).
+     * `sizeof(q2c_host)`.
      */
     size_t struct_size;
     /**
-     * `Q2C_HOST_*`.
+     * One of `Q2C_HOST_*`.
      */
     uint32_t kind;
     /**
-     * The caller's own pointer, first argument of each callback; may be NULL.
+     * The caller's own pointer, passed as first argument of each callback; may be NULL.
      */
     void *opaque;
     /**
-     * Whether the caller runs in a coroutine; false: in plain code of a thread.
+     * Whether the caller runs in a coroutine. False: it is plain code of a thread.
      */
     bool (*in_coroutine)(void *opaque);
     /**
      * The current coroutine, or, in plain code, something that stands for the thread. Never NULL.
-     * Different for any two that live at the same time.
+     * No two that live at the same time have the same value.
      */
     void *(*co_self)(void *opaque);
     /**
-     * Suspends the current coroutine until `co_wake`. In a coroutine only. May return in another
-     * thread. (What hosts call yield; `co_yield` is a word that C++20 keeps for itself.)
+     * Suspends the current coroutine until `co_wake`. Called in a coroutine only. May return in
+     * another thread. (Hosts call this yield; `co_yield` is a keyword of C++20.)
      */
     void (*co_suspend)(void *opaque);
     /**
-     * Resumes the coroutine `co` (of `co_self`), which has announced that it yields, once for each
-     * yield. From any thread, perhaps before `co` has come to its `co_suspend`: the host defers it
-     * to the coroutine's home then. May run `co` at once.
+     * Resumes the coroutine `co`, a value of `co_self`. Called exactly once for each wait in which
+     * `co` suspends, from any thread, and perhaps before `co` has reached its `co_suspend`: then
+     * the host defers the wake-up to the coroutine's home. May run `co` inside the call.
      */
     void (*co_wake)(void *opaque, void *co);
     /**
-     * Has `entry(arg)` run in a new coroutine in `context` (NULL: the caller's current one), at
-     * once inside the call up to its first yield, or later; once. 0 or more: it will. `-errno`: it
-     * never will; passed on to the caller of the start.
+     * Makes a new coroutine in `context` that calls `entry(arg)` once. `context` NULL means the
+     * caller's current one. The coroutine may run inside the call up to its first yield, or later.
+     * 0 or more: it will run. `-errno`: it never will; the errno is passed on to the caller that
+     * needed the coroutine.
      */
     int (*co_spawn)(void *opaque, void *context, void (*entry)(void *arg), void *arg);
     /**
      * Takes the host's own coroutine mutex, which then is the state lock in place of the built-in
-     * one; may yield. In a coroutine only. NULL, and `unlock` too: the built-in one.
+     * one. Called in a coroutine only; may yield. NULL together with `unlock`: the built-in lock
+     * is used.
      */
     void (*lock)(void *opaque);
     /**
-     * Lets that mutex go, in the coroutine that took it.
+     * Releases that mutex. Called in the coroutine that took it.
      */
     void (*unlock)(void *opaque);
     /**
-     * The host's clock in ns since a moment of its choice, 0 or more. May stand still; then
-     * cleaning does, too, but no stop.
+     * The host's clock in ns since a moment of its choice, 0 or more. It may stand still; then
+     * cleaning does too, but stops still work.
      */
     int64_t (*now_ns)(void *opaque);
     /**
-     * A timer, not armed, that will call `cb(arg)` in the thread that makes it; never NULL. This
-     * and the other `timer_*` are called in the cleaner's coroutine, hence in its home thread
-     * only.
+     * Makes a timer, not armed, that calls `cb(arg)` in the thread that makes it. Never returns
+     * NULL. This and the other `timer_*` callbacks are called in the cleaner's coroutine, hence
+     * only in its home thread.
      */
     void *(*timer_new)(void *opaque, void (*cb)(void *arg), void *arg);
     /**
-     * Arms the timer: its callback is called once when `now_ns` has reached `deadline_ns`.
+     * Arms the timer: its callback is called once, when `now_ns` has reached `deadline_ns`.
      */
     void (*timer_mod)(void *opaque, void *timer, int64_t deadline_ns);
     /**
-     * Disarms the timer: no callback begins from now on. Also for one that has fired, perhaps from
-     * inside its callback.
+     * Disarms the timer: no call of its callback begins from now on. Also called for a timer that
+     * has fired, perhaps from inside its callback.
      */
     void (*timer_del)(void *opaque, void *timer);
     /**
@@ -378,14 +384,14 @@ typedef struct q2c_host {
      */
     void (*timer_free)(void *opaque, void *timer);
     /**
-     * Dispatches the calling thread's events while `cond(arg)` is true; looks at it first, after
-     * each event, and after each `kick`. From plain code only; `cond` is called in the calling
-     * thread.
+     * Dispatches the calling thread's events while `cond(arg)` is true. It calls `cond` first,
+     * after each event, and after each `kick`, always in the calling thread. Called in plain code
+     * only.
      */
     void (*poll_while)(void *opaque, bool (*cond)(void *arg), void *arg);
     /**
-     * Makes every `poll_while`, in whatever thread, look at its condition again, also if it is
-     * only about to wait.
+     * Makes every `poll_while`, in whatever thread, call its condition again, including one that
+     * is only about to wait.
      */
     void (*kick)(void *opaque);
 } q2c_host;
@@ -1029,8 +1035,8 @@ int q2c_cache_discard_offset(struct q2c_cache *cache, uint64_t table_offset);
  * file: all slices of a freed cluster, or the whole cache with 0 and `UINT64_MAX`.
  *
  * Parameters:
- * - `offset`, `bytes`: the range, in bytes. It need not be aligned, may reach beyond the largest
- *   offset, and may be empty.
+ * - `offset`, `bytes`: the range, in bytes. It need not be aligned, may reach beyond the end of
+ *   the file, and may be empty.
  *
  * Context: state lock held, or calls serialised otherwise: no write-back of these tables may be
  * under way. Never waits.

@@ -92,8 +92,8 @@ pub unsafe extern "C" fn q2c_cache_discard_offset(
 /// file: all slices of a freed cluster, or the whole cache with 0 and `UINT64_MAX`.
 ///
 /// Parameters:
-/// - `offset`, `bytes`: the range, in bytes. It need not be aligned, may reach beyond the largest
-///   offset, and may be empty.
+/// - `offset`, `bytes`: the range, in bytes. It need not be aligned, may reach beyond the end of
+///   the file, and may be empty.
 ///
 /// Context: state lock held, or calls serialised otherwise: no write-back of these tables may be
 /// under way. Never waits.
