@@ -129,27 +129,27 @@
 #define Q2C_HOST_COROUTINES 2
 
 /**
- * `cache_size` is set.
+ * Bit of `q2c_options.set`: `cache_size` is set.
  */
 #define Q2C_OPTION_CACHE_SIZE 1
 
 /**
- * `l2_cache_size` is set.
+ * Bit of `q2c_options.set`: `l2_cache_size` is set.
  */
 #define Q2C_OPTION_L2_CACHE_SIZE 2
 
 /**
- * `refcount_cache_size` is set.
+ * Bit of `q2c_options.set`: `refcount_cache_size` is set.
  */
 #define Q2C_OPTION_REFCOUNT_CACHE_SIZE 4
 
 /**
- * `l2_cache_entry_size` is set.
+ * Bit of `q2c_options.set`: `l2_cache_entry_size` is set.
  */
 #define Q2C_OPTION_L2_CACHE_ENTRY_SIZE 8
 
 /**
- * `cache_clean_interval` is set.
+ * Bit of `q2c_options.set`: `cache_clean_interval` is set.
  */
 #define Q2C_OPTION_CACHE_CLEAN_INTERVAL 16
 
@@ -259,38 +259,63 @@ typedef struct q2c_storage {
      */
     void *opaque;
     /**
-     * Reads into `iovcnt` buffers (1 to 1024) from byte `offset` of the file on. Bytes behind the
-     * end of the file must be filled with zeros. Must not be NULL. 0 or more: every byte was read.
-     * `-errno`: passed unchanged to the caller of the get, and the table is not in the cache.
+     * Reads tables. Must not be NULL.
+     *
+     * Parameters:
+     * - `offset`: where the first buffer begins in the file, in bytes.
+     * - `iov`, `iovcnt`: 1 to 1024 buffers to fill. Bytes behind the end of the file must be
+     *   filled with zeros.
+     *
+     * Returns: 0 or more if every byte was read.
+     * - `-errno`: passed unchanged to the caller of the get; the table is not in the cache.
      */
     int (*preadv)(void *opaque, uint64_t offset, const struct iovec *iov, int iovcnt);
     /**
-     * Writes `iovcnt` buffers (1 to 1024, 1 GiB in all) to byte `offset` of the file on. Must not
-     * be NULL, and must not change the buffers; callers that have the table pinned may do so
-     * meanwhile. 0 or more: every byte was written. `-errno`: passed on unchanged, and the tables
-     * stay dirty.
+     * Writes tables. Must not be NULL. It must not change the buffers; callers that have one of
+     * the tables pinned may change it meanwhile.
+     *
+     * Parameters:
+     * - `offset`: where the first buffer goes in the file, in bytes.
+     * - `iov`, `iovcnt`: 1 to 1024 buffers, not more than 1 GiB in all.
+     *
+     * Returns: 0 or more if every byte was written.
+     * - `-errno`: passed on unchanged; the tables stay dirty.
      */
     int (*pwritev)(void *opaque, uint64_t offset, const struct iovec *iov, int iovcnt);
     /**
-     * Makes stable everything that was written before the call. Must not be NULL. 0 or more: done.
-     * `-errno`: passed on unchanged, and what had to wait for the flush still waits.
+     * Makes stable everything that was written before the call. Must not be NULL.
+     *
+     * Returns: 0 or more when that is done.
+     * - `-errno`: passed on unchanged; what had to wait for the flush still waits.
      */
     int (*flush)(void *opaque);
     /**
-     * Asked once for each table before it is written: may `bytes` bytes of `kind` be written at
-     * `offset`? For overlap checks. NULL: always yes. 0 or more: yes. `-errno`: passed on
-     * unchanged; that table is not written and stays dirty, others are written.
+     * Asked once for each table before it is written, for overlap checks. NULL means that every
+     * write is allowed.
+     *
+     * Parameters:
+     * - `kind`: the cache's `kind`.
+     * - `offset`, `bytes`: the part of the file that is about to be written, in bytes.
+     *
+     * Returns: 0 or more to allow the write.
+     * - `-errno`: passed on unchanged; this table is not written and stays dirty, others are
+     *   written.
      */
     int (*pre_write_check)(void *opaque, int kind, uint64_t offset, uint64_t bytes);
     /**
-     * Told about a damaged image before the call that found it returns `-EIO`. NULL: nobody is
-     * told. `reason`: one of `Q2C_CORRUPTION_*`; more may come. `kind`: that of the cache.
-     * `offset`: bytes from the start of the file. `message`: UTF-8, valid during the call.
+     * Told about a damaged image, before the call that found it returns `-EIO`. NULL means that
+     * nobody is told.
+     *
+     * Parameters:
+     * - `reason`: one of `Q2C_CORRUPTION_*`; more may come.
+     * - `kind`: the cache's `kind`.
+     * - `offset`: the table's offset in the file, in bytes.
+     * - `message`: one sentence in UTF-8, valid during the call.
      */
     void (*corruption)(void *opaque, int reason, int kind, uint64_t offset, const char *message);
     /**
      * The most tables that one write may join, 0 or more. 0 means 1024, which is also the most. 1
-     * means no joining. No write joins more than 1 GiB.
+     * means no joining. A write never joins more than 1 GiB.
      */
     int max_iov;
 } q2c_storage;
@@ -302,8 +327,8 @@ typedef struct q2c_storage {
  * them must be set, except `lock` and `unlock`, which are both set or both NULL. For the other
  * kinds all callbacks must be NULL.
  *
- * Context: callbacks are called from any thread unless they say otherwise, with no lock of the
- * library held, so they may call the library. They must not throw or `longjmp` out. No call of the
+ * Context: a callback is called from any thread unless its comment says otherwise, with no lock of
+ * the library held, so it may call the library. It must not throw or `longjmp` out. No call of the
  * library needs more than 16 KiB of the caller's stack besides what callbacks use.
  *
  * Ownership: copied when something is made with it. `opaque` and what it leads to must live as
@@ -323,70 +348,93 @@ typedef struct q2c_host {
      */
     void *opaque;
     /**
-     * Whether the caller runs in a coroutine. False: it is plain code of a thread.
+     * Tells whether the caller runs in a coroutine.
+     *
+     * Returns: true in a coroutine, false in plain code of a thread.
      */
     bool (*in_coroutine)(void *opaque);
     /**
-     * The current coroutine, or, in plain code, something that stands for the thread. Never NULL.
-     * No two that live at the same time have the same value.
+     * Names the caller.
+     *
+     * Returns: the current coroutine, or, in plain code, something that stands for the thread.
+     * Never NULL, and never the same for two that live at the same time.
      */
     void *(*co_self)(void *opaque);
     /**
-     * Suspends the current coroutine until `co_wake`. Called in a coroutine only. May return in
-     * another thread. (Hosts call this yield; `co_yield` is a keyword of C++20.)
+     * Suspends the current coroutine until `co_wake`. May return in another thread. (Hosts call
+     * this yield; `co_yield` is a keyword of C++20.)
+     *
+     * Context: in a coroutine only.
      */
     void (*co_suspend)(void *opaque);
     /**
-     * Resumes the coroutine `co`, a value of `co_self`. Called exactly once for each wait in which
-     * `co` suspends, from any thread, and perhaps before `co` has reached its `co_suspend`: then
-     * the host defers the wake-up to the coroutine's home. May run `co` inside the call.
+     * Resumes a coroutine. Called exactly once for each wait in which it suspends, perhaps before
+     * it has reached its `co_suspend`: then the host defers the wake-up to the coroutine's home.
+     * May run the coroutine inside the call.
+     *
+     * Parameters:
+     * - `co`: the coroutine, a value of `co_self`.
      */
     void (*co_wake)(void *opaque, void *co);
     /**
-     * Makes a new coroutine in `context` that calls `entry(arg)` once. `context` NULL means the
-     * caller's current one. The coroutine may run inside the call up to its first yield, or later.
-     * 0 or more: it will run. `-errno`: it never will; the errno is passed on to the caller that
-     * needed the coroutine.
+     * Makes a new coroutine that calls `entry(arg)` once. It may run inside the call up to its
+     * first yield, or later.
+     *
+     * Parameters:
+     * - `context`: where it runs, from the caller of the library; NULL means the current context.
+     *
+     * Returns: 0 or more: the coroutine will run.
+     * - `-errno`: it never will. Passed on to the caller that needed the coroutine.
      */
     int (*co_spawn)(void *opaque, void *context, void (*entry)(void *arg), void *arg);
     /**
      * Takes the host's own coroutine mutex, which then is the state lock in place of the built-in
-     * one. Called in a coroutine only; may yield. NULL together with `unlock`: the built-in lock
-     * is used.
+     * one. May yield. NULL, together with `unlock`, means the built-in lock.
+     *
+     * Context: in a coroutine only.
      */
     void (*lock)(void *opaque);
     /**
-     * Releases that mutex. Called in the coroutine that took it.
+     * Releases the host's own coroutine mutex.
+     *
+     * Context: in the coroutine that took it.
      */
     void (*unlock)(void *opaque);
     /**
-     * The host's clock in ns since a moment of its choice, 0 or more. It may stand still; then
-     * cleaning does too, but stops still work.
+     * The host's clock. It may stand still; then cleaning does too, but stops still work.
+     *
+     * Returns: ns since a moment of the host's choice, 0 or more.
      */
     int64_t (*now_ns)(void *opaque);
     /**
-     * Makes a timer, not armed, that calls `cb(arg)` in the thread that makes it. Never returns
-     * NULL. This and the other `timer_*` callbacks are called in the cleaner's coroutine, hence
+     * Makes a timer, not armed, that calls `cb(arg)` in the thread that makes it.
+     *
+     * Context: this and the other `timer_*` callbacks are called in the cleaner's coroutine, hence
      * only in its home thread.
+     *
+     * Returns: the timer; never NULL.
+     *
+     * Ownership: the library frees it with `timer_free`.
      */
     void *(*timer_new)(void *opaque, void (*cb)(void *arg), void *arg);
     /**
-     * Arms the timer: its callback is called once, when `now_ns` has reached `deadline_ns`.
+     * Arms a timer: its callback is called once, when `now_ns` has reached `deadline_ns`.
      */
     void (*timer_mod)(void *opaque, void *timer, int64_t deadline_ns);
     /**
-     * Disarms the timer: no call of its callback begins from now on. Also called for a timer that
+     * Disarms a timer: no call of its callback begins from now on. Also called for a timer that
      * has fired, perhaps from inside its callback.
      */
     void (*timer_del)(void *opaque, void *timer);
     /**
-     * Frees the timer, after `timer_del`; perhaps from inside its callback.
+     * Frees a timer, after `timer_del`; perhaps from inside its callback.
      */
     void (*timer_free)(void *opaque, void *timer);
     /**
      * Dispatches the calling thread's events while `cond(arg)` is true. It calls `cond` first,
-     * after each event, and after each `kick`, always in the calling thread. Called in plain code
-     * only.
+     * after each event, and after each `kick`, always in the calling thread.
+     *
+     * Context: in plain code only.
      */
     void (*poll_while)(void *opaque, bool (*cond)(void *arg), void *arg);
     /**
@@ -524,60 +572,71 @@ typedef struct q2c_cleaner_stats {
 
 /**
  * The cache options that the user set, as QEMU's qcow2 driver has them. Begin with
- * `q2c_options_init`; set a field and its bit in `set`.
+ * `q2c_options_init`; then set a field and its bit in `set`.
+ *
+ * *Need* is what the L2 tables of the whole disk take. If `cache_size` is set and neither of the
+ * other two sizes, the L2 cache gets its need, at most what `cache_size` leaves after 4 clusters,
+ * and the refcount cache gets the rest. Whatever the options say, the L2 cache has 2 tables at
+ * least and the refcount cache 4 blocks.
  */
 typedef struct q2c_options {
     /**
-     * sizeof(q2c_options).
+     * `sizeof(q2c_options)`.
      */
     size_t struct_size;
     /**
-     * `Q2C_OPTION_*` bits of the fields that count; the others may hold anything. Bits that are
-     * none: `-EINVAL`.
+     * `Q2C_OPTION_*` bits of the fields that count; the other fields may hold anything. Unknown
+     * bits are `-EINVAL`.
      */
     uint32_t set;
     /**
-     * `cache-size`: bytes of both caches together.
+     * `cache-size`: bytes of both caches together. May not be set together with both of the next
+     * two.
      */
     uint64_t cache_size;
     /**
-     * `l2-cache-size`: most bytes of the L2 cache; an image that needs less gets less. Default: 32
-     * MiB.
+     * `l2-cache-size`: most bytes of the L2 cache, at most `cache_size` if that is set. An image
+     * that needs less gets less. Default without `cache_size`: 32 MiB (8 MiB where the kernel
+     * takes no memory back). Default with `cache_size` and `refcount_cache_size`: what the latter
+     * leaves, even if that is more than the need. With `cache_size` alone: see above.
      */
     uint64_t l2_cache_size;
     /**
-     * `refcount-cache-size`: bytes of the refcount cache. Default: 4 clusters.
+     * `refcount-cache-size`: bytes of the refcount cache, at most `cache_size` if that is set.
+     * Default without `cache_size`: 4 clusters. Default with it: what the L2 cache leaves of it.
      */
     uint64_t refcount_cache_size;
     /**
      * `l2-cache-entry-size`: bytes of one table in the L2 cache, a power of two from 512 to the
-     * cluster size. Default: the cluster size if the cache covers the disk, else 4 KiB at most.
+     * cluster size. Default: the cluster size if the cache covers the disk, else 4 KiB, or the
+     * cluster size if that is less.
      */
     uint64_t l2_cache_entry_size;
     /**
-     * `cache-clean-interval`: seconds, 0 to `UINT_MAX`; 0 is never. Default: 600.
+     * `cache-clean-interval`: seconds between two cleaning passes, 0 to `UINT_MAX`; 0 means never.
+     * Default: 600 (0 where the kernel takes no memory back).
      */
     uint64_t cache_clean_interval;
 } q2c_options;
 
 /**
- * What the options depend on in an image.
+ * The properties of an image that its caches depend on.
  */
 typedef struct q2c_geometry {
     /**
-     * sizeof(q2c_geometry).
+     * `sizeof(q2c_geometry)`.
      */
     size_t struct_size;
     /**
-     * Bytes of the virtual disk; any value.
+     * Size of the virtual disk in bytes; any value.
      */
     uint64_t virtual_size;
     /**
-     * Bytes of a cluster: a power of two from 512 to 2 MiB.
+     * Size of a cluster in bytes: a power of two from 512 to 2097152 (2 MiB).
      */
     uint32_t cluster_size;
     /**
-     * Bytes of an L2 entry: 8, or 16 in an image with extended L2 entries.
+     * Size of an L2 entry in bytes: 8, or 16 in an image with extended L2 entries.
      */
     uint32_t l2_entry_size;
 } q2c_geometry;
@@ -587,27 +646,27 @@ typedef struct q2c_geometry {
  */
 typedef struct q2c_resolved_options {
     /**
-     * sizeof(q2c_resolved_options), set by the caller before the call.
+     * `sizeof(q2c_resolved_options)`, set by the caller before the call.
      */
     size_t struct_size;
     /**
-     * Tables in the L2 cache: 2 to `INT_MAX`.
+     * Number of tables in the L2 cache: 2 to `INT_MAX`.
      */
     size_t l2_tables;
     /**
-     * Bytes of each: a power of two from 512 to the cluster size.
+     * Size of each in bytes: a power of two from 512 to the cluster size.
      */
     size_t l2_table_size;
     /**
-     * Blocks in the refcount cache: 4 to `INT_MAX`.
+     * Number of blocks in the refcount cache: 4 to `INT_MAX`.
      */
     size_t refcount_tables;
     /**
-     * Bytes of each: the cluster size.
+     * Size of each in bytes: the cluster size.
      */
     size_t refcount_table_size;
     /**
-     * Time between two cleaning passes in ns; 0 is never.
+     * Time between two cleaning passes in ns; 0 means never.
      */
     uint64_t clean_interval_ns;
 } q2c_resolved_options;
@@ -1336,27 +1395,38 @@ int q2c_cleaner_co_del_and_wait(struct q2c_cleaner *cleaner);
 int q2c_cleaner_del_and_wait(struct q2c_cleaner *cleaner);
 
 /**
- * Sets `struct_size`, and no option.
+ * Sets `struct_size`, and marks every option as not set.
  *
- * Any thread, never waits. `-EINVAL`: `options` is NULL.
+ * Context: any thread; never waits.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `options` is NULL.
  *
  * # Safety
- * `options` is NULL or has room for a `q2c_options`; nothing need be in it.
+ * `options` is NULL or has room for a `q2c_options`, which need not be initialised.
  */
 int q2c_options_init(struct q2c_options *options);
 
 /**
  * Works out the caches that `options` give an image of this geometry, with the defaults and limits
- * of QEMU's qcow2 driver. `options` NULL: nothing set.
+ * of QEMU's qcow2 driver.
  *
- * Any thread, never waits. On an error `*resolved` is left alone, and the message names the
- * option, its value and what is allowed. `error` may be NULL.
+ * Parameters:
+ * - `options`: NULL means that no option is set.
+ * - `geometry`: must not be NULL.
+ * - `resolved`: receives the result; its `struct_size` must be set and stays as it is. Must not be
+ *   NULL.
+ * - `error`: may be NULL. Its message names the option, its value and what is allowed.
  *
- * - `-EINVAL`: `geometry` or `resolved` is NULL; a `struct_size` is too small; unknown bits in
- *   `set`; a geometry out of its range; all three sizes are set; the L2 or the refcount size is
- *   above the combined one; an entry size that is not a power of two from 512 to the cluster size;
- *   more than `INT_MAX` tables in a cache; an interval above `UINT_MAX` seconds.
- * - `-ENOTSUP`: an interval other than 0 on a system whose kernel takes no memory back.
+ * Context: any thread; never waits.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `geometry` or `resolved` is NULL; a `struct_size` is too small; `set` has unknown
+ *   bits; a field of the geometry is out of its range; all three sizes are set; the L2 or the
+ *   refcount size is above the combined one; the entry size is not a power of two from 512 to the
+ *   cluster size; a cache would have more than `INT_MAX` tables; the interval is above `UINT_MAX`
+ *   seconds.
+ * - `-ENOTSUP`: the interval is not 0, and the kernel takes no memory back.
  *
  * # Safety
  * Pointers are NULL or valid.

@@ -203,7 +203,7 @@ pub unsafe extern "C" fn q2c_cache_destroy(cache: *mut *mut q2c_cache) -> c_int 
     // SAFETY: the pointer came from `Arc::into_raw` in `q2c_cache_create`, since the cache belongs
     // to no state. Only this call gives its count back: the caller's pointer is NULL from now on.
     let free = |cache: *mut Cache| drop(unsafe { Arc::from_raw(cache) });
-    // SAFETY: the caller's promise about `cache`.
+    // SAFETY: the caller keeps this function's contract for `cache`.
     unsafe { call_destroy(cache, check, free) }
 }
 

@@ -66,7 +66,7 @@ unsafe fn call_cleaner<T: Code>(
     cleaner: *const q2c_cleaner,
     body: impl FnOnce(&Cleaner) -> Result<T, Errno>,
 ) -> c_int {
-    // SAFETY: the caller keeps the contract of `value`; the borrow ends with this call.
+    // SAFETY: the caller keeps this function's contract; the borrow ends with this call.
     call(|| body(unsafe { value(cleaner) }?))
 }
 
@@ -81,7 +81,7 @@ unsafe fn call_stop(
     if cleaner.is_null() {
         return 0;
     }
-    // SAFETY: the caller keeps the contract of `value`.
+    // SAFETY: the caller keeps this function's contract.
     unsafe { call_cleaner(cleaner, stop) }
 }
 
@@ -164,7 +164,7 @@ pub unsafe extern "C" fn q2c_cleaner_destroy(cleaner: *mut *mut q2c_cleaner) -> 
     // SAFETY: the pointer came from `Box::into_raw` in `q2c_cleaner_create`, since the cleaner
     // belongs to no state.
     let free = |cleaner: *mut Cleaner| drop(unsafe { Box::from_raw(cleaner) });
-    // SAFETY: the caller's promise about `cleaner`.
+    // SAFETY: the caller keeps this function's contract for `cleaner`.
     unsafe { call_destroy(cleaner, check, free) }
 }
 

@@ -49,7 +49,7 @@ unsafe fn call_loop<T: Code>(
     event_loop: *const q2c_loop,
     body: impl FnOnce(&EventLoop) -> Result<T, Errno>,
 ) -> c_int {
-    // SAFETY: the caller keeps the contract of `value`; the borrow ends with this call.
+    // SAFETY: the caller keeps this function's contract; the borrow ends with this call.
     call(|| body(unsafe { value(event_loop) }?))
 }
 
@@ -116,7 +116,7 @@ pub unsafe extern "C" fn q2c_loop_free(r#loop: *mut *mut q2c_loop) -> c_int {
     // SAFETY: the pointer came from `Arc::into_raw` in `q2c_loop_new`; only this call gives its
     // count back.
     let free = |event_loop: *mut EventLoop| drop(unsafe { Arc::from_raw(event_loop) });
-    // SAFETY: the caller's promise about `loop`.
+    // SAFETY: the caller keeps this function's contract for `loop`.
     unsafe { call_destroy(r#loop, check, free) }
 }
 
@@ -243,7 +243,7 @@ unsafe fn call_clock(
     otherwise: Errno,
     change: impl FnOnce(&EventLoop) -> bool,
 ) -> c_int {
-    // SAFETY: the caller keeps the contract of `value`.
+    // SAFETY: the caller keeps this function's contract.
     unsafe {
         call_loop(event_loop, |event_loop| {
             change(event_loop).then_some(()).ok_or(otherwise)

@@ -31,8 +31,8 @@ pub const Q2C_HOST_COROUTINES: u32 = 2;
 /// them must be set, except `lock` and `unlock`, which are both set or both NULL. For the other
 /// kinds all callbacks must be NULL.
 ///
-/// Context: callbacks are called from any thread unless they say otherwise, with no lock of the
-/// library held, so they may call the library. They must not throw or `longjmp` out. No call of the
+/// Context: a callback is called from any thread unless its comment says otherwise, with no lock of
+/// the library held, so it may call the library. It must not throw or `longjmp` out. No call of the
 /// library needs more than 16 KiB of the caller's stack besides what callbacks use.
 ///
 /// Ownership: copied when something is made with it. `opaque` and what it leads to must live as
@@ -46,22 +46,35 @@ pub struct q2c_host {
     pub kind: u32,
     /// The caller's own pointer, passed as first argument of each callback; may be NULL.
     pub opaque: *mut c_void,
-    /// Whether the caller runs in a coroutine. False: it is plain code of a thread.
+    /// Tells whether the caller runs in a coroutine.
+    ///
+    /// Returns: true in a coroutine, false in plain code of a thread.
     pub in_coroutine: Option<unsafe extern "C" fn(opaque: *mut c_void) -> bool>,
-    /// The current coroutine, or, in plain code, something that stands for the thread. Never NULL.
-    /// No two that live at the same time have the same value.
+    /// Names the caller.
+    ///
+    /// Returns: the current coroutine, or, in plain code, something that stands for the thread.
+    /// Never NULL, and never the same for two that live at the same time.
     pub co_self: Option<unsafe extern "C" fn(opaque: *mut c_void) -> *mut c_void>,
-    /// Suspends the current coroutine until `co_wake`. Called in a coroutine only. May return in
-    /// another thread. (Hosts call this yield; `co_yield` is a keyword of C++20.)
+    /// Suspends the current coroutine until `co_wake`. May return in another thread. (Hosts call
+    /// this yield; `co_yield` is a keyword of C++20.)
+    ///
+    /// Context: in a coroutine only.
     pub co_suspend: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
-    /// Resumes the coroutine `co`, a value of `co_self`. Called exactly once for each wait in which
-    /// `co` suspends, from any thread, and perhaps before `co` has reached its `co_suspend`: then
-    /// the host defers the wake-up to the coroutine's home. May run `co` inside the call.
+    /// Resumes a coroutine. Called exactly once for each wait in which it suspends, perhaps before
+    /// it has reached its `co_suspend`: then the host defers the wake-up to the coroutine's home.
+    /// May run the coroutine inside the call.
+    ///
+    /// Parameters:
+    /// - `co`: the coroutine, a value of `co_self`.
     pub co_wake: Option<unsafe extern "C" fn(opaque: *mut c_void, co: *mut c_void)>,
-    /// Makes a new coroutine in `context` that calls `entry(arg)` once. `context` NULL means the
-    /// caller's current one. The coroutine may run inside the call up to its first yield, or later.
-    /// 0 or more: it will run. `-errno`: it never will; the errno is passed on to the caller that
-    /// needed the coroutine.
+    /// Makes a new coroutine that calls `entry(arg)` once. It may run inside the call up to its
+    /// first yield, or later.
+    ///
+    /// Parameters:
+    /// - `context`: where it runs, from the caller of the library; NULL means the current context.
+    ///
+    /// Returns: 0 or more: the coroutine will run.
+    /// - `-errno`: it never will. Passed on to the caller that needed the coroutine.
     pub co_spawn: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -71,17 +84,26 @@ pub struct q2c_host {
         ) -> c_int,
     >,
     /// Takes the host's own coroutine mutex, which then is the state lock in place of the built-in
-    /// one. Called in a coroutine only; may yield. NULL together with `unlock`: the built-in lock
-    /// is used.
+    /// one. May yield. NULL, together with `unlock`, means the built-in lock.
+    ///
+    /// Context: in a coroutine only.
     pub lock: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
-    /// Releases that mutex. Called in the coroutine that took it.
+    /// Releases the host's own coroutine mutex.
+    ///
+    /// Context: in the coroutine that took it.
     pub unlock: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
-    /// The host's clock in ns since a moment of its choice, 0 or more. It may stand still; then
-    /// cleaning does too, but stops still work.
+    /// The host's clock. It may stand still; then cleaning does too, but stops still work.
+    ///
+    /// Returns: ns since a moment of the host's choice, 0 or more.
     pub now_ns: Option<unsafe extern "C" fn(opaque: *mut c_void) -> i64>,
-    /// Makes a timer, not armed, that calls `cb(arg)` in the thread that makes it. Never returns
-    /// NULL. This and the other `timer_*` callbacks are called in the cleaner's coroutine, hence
+    /// Makes a timer, not armed, that calls `cb(arg)` in the thread that makes it.
+    ///
+    /// Context: this and the other `timer_*` callbacks are called in the cleaner's coroutine, hence
     /// only in its home thread.
+    ///
+    /// Returns: the timer; never NULL.
+    ///
+    /// Ownership: the library frees it with `timer_free`.
     pub timer_new: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -89,17 +111,18 @@ pub struct q2c_host {
             arg: *mut c_void,
         ) -> *mut c_void,
     >,
-    /// Arms the timer: its callback is called once, when `now_ns` has reached `deadline_ns`.
+    /// Arms a timer: its callback is called once, when `now_ns` has reached `deadline_ns`.
     pub timer_mod:
         Option<unsafe extern "C" fn(opaque: *mut c_void, timer: *mut c_void, deadline_ns: i64)>,
-    /// Disarms the timer: no call of its callback begins from now on. Also called for a timer that
+    /// Disarms a timer: no call of its callback begins from now on. Also called for a timer that
     /// has fired, perhaps from inside its callback.
     pub timer_del: Option<unsafe extern "C" fn(opaque: *mut c_void, timer: *mut c_void)>,
-    /// Frees the timer, after `timer_del`; perhaps from inside its callback.
+    /// Frees a timer, after `timer_del`; perhaps from inside its callback.
     pub timer_free: Option<unsafe extern "C" fn(opaque: *mut c_void, timer: *mut c_void)>,
     /// Dispatches the calling thread's events while `cond(arg)` is true. It calls `cond` first,
-    /// after each event, and after each `kick`, always in the calling thread. Called in plain code
-    /// only.
+    /// after each event, and after each `kick`, always in the calling thread.
+    ///
+    /// Context: in plain code only.
     pub poll_while: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,

@@ -131,7 +131,7 @@ unsafe fn call_cache<T: Code>(
     cache: *const q2c_cache,
     body: impl FnOnce(&Cache) -> Result<T, Errno>,
 ) -> c_int {
-    // SAFETY: the caller's promise; the borrow ends with this call.
+    // SAFETY: the caller keeps this function's contract; the borrow ends with this call.
     outcome(unsafe { value(cache) }.and_then(|cache| on_cache(cache, body)))
 }
 
@@ -157,7 +157,7 @@ unsafe fn call_state<T: Code>(
     state: *const q2c_state,
     body: impl FnOnce(&State) -> Result<T, Errno>,
 ) -> c_int {
-    // SAFETY: the caller's promise; the borrow ends with this call.
+    // SAFETY: the caller keeps this function's contract; the borrow ends with this call.
     outcome(unsafe { value(state) }.and_then(|state| on_state(state, body)))
 }
 
@@ -171,7 +171,7 @@ unsafe fn call_set_up(
     body: impl FnOnce() -> Result<(), Error>,
 ) -> c_int {
     let result = guard(body).unwrap_or_else(|panic| Err(internal_error(what, &*panic)));
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps this function's contract.
     unsafe { error::fill(error, result.as_ref().err()) };
     outcome(result.map_err(|error| error.errno()))
 }
@@ -247,7 +247,7 @@ unsafe fn out<T>(place: *mut T) -> Result<Out<T>, Errno> {
 /// # Safety
 /// As [`out`].
 unsafe fn named_out<T>(place: *mut T, name: &str) -> Result<Out<T>, Error> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps this function's contract.
     unsafe { out(place) }.map_err(|errno| {
         Error::new(
             errno,
@@ -300,7 +300,7 @@ unsafe fn struct_size<T: CStruct>(at: *const T) -> Result<usize, Error> {
 /// # Safety
 /// As [`struct_size`].
 unsafe fn read_struct<T: CStruct>(at: *const T) -> Result<T, Error> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps this function's contract.
     unsafe { struct_size(at) }?;
     // SAFETY: readable as far as `struct_size` says, which was checked to cover T; any bytes are a
     // T (`CStruct`).
@@ -315,7 +315,7 @@ unsafe fn read_optional_struct<T: CStruct>(at: *const T) -> Result<Option<T>, Er
     if at.is_null() {
         return Ok(None);
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps this function's contract.
     unsafe { read_struct(at) }.map(Some)
 }
 
@@ -330,9 +330,9 @@ struct OutStruct<T> {
 /// # Safety
 /// As [`struct_size`], and writable as long as the result is in use.
 unsafe fn out_struct<T: CStruct>(place: *mut T) -> Result<OutStruct<T>, Error> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps this function's contract.
     let struct_size = unsafe { struct_size(place) }?;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps this function's contract.
     let place = unsafe { out(place) }?;
     Ok(OutStruct { place, struct_size })
 }

@@ -174,7 +174,7 @@ pub unsafe extern "C" fn q2c_state_close(state: *mut *mut q2c_state) -> c_int {
     };
     // SAFETY: the pointer came from `Box::into_raw` in `q2c_state_open`, and is freed here alone.
     let free = |state: *mut State| drop(unsafe { Box::from_raw(state) });
-    // SAFETY: the caller's promise about `state`.
+    // SAFETY: the caller keeps this function's contract for `state`.
     unsafe { call_destroy(state, check, free) }
 }
 
@@ -216,7 +216,7 @@ pub unsafe extern "C" fn q2c_state_attach_context(
     context: *mut c_void,
 ) -> c_int {
     let attach = |state: &State| {
-        // SAFETY: the caller's promise about `context`.
+        // SAFETY: the caller keeps this function's contract for `context`.
         let context = unsafe { context_from(&**state.cleaner().host(), context) }?;
         state.attach(context)
     };
@@ -267,7 +267,7 @@ pub unsafe extern "C" fn q2c_state_unlock(state: *mut q2c_state) -> c_int {
 /// # Safety
 /// As [`value`].
 unsafe fn part<H>(state: *const q2c_state, part: impl FnOnce(&State) -> *const H) -> *mut H {
-    // SAFETY: the caller's promise; the borrow ends with this call.
+    // SAFETY: the caller keeps this function's contract; the borrow ends with this call.
     let Ok(state) = (unsafe { value(state) }) else {
         return std::ptr::null_mut();
     };

@@ -51,9 +51,15 @@ pub struct q2c_storage {
     pub struct_size: usize,
     /// The caller's own pointer, passed as first argument of each callback; may be NULL.
     pub opaque: *mut c_void,
-    /// Reads into `iovcnt` buffers (1 to 1024) from byte `offset` of the file on. Bytes behind the
-    /// end of the file must be filled with zeros. Must not be NULL. 0 or more: every byte was read.
-    /// `-errno`: passed unchanged to the caller of the get, and the table is not in the cache.
+    /// Reads tables. Must not be NULL.
+    ///
+    /// Parameters:
+    /// - `offset`: where the first buffer begins in the file, in bytes.
+    /// - `iov`, `iovcnt`: 1 to 1024 buffers to fill. Bytes behind the end of the file must be
+    ///   filled with zeros.
+    ///
+    /// Returns: 0 or more if every byte was read.
+    /// - `-errno`: passed unchanged to the caller of the get; the table is not in the cache.
     pub preadv: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -62,10 +68,15 @@ pub struct q2c_storage {
             iovcnt: c_int,
         ) -> c_int,
     >,
-    /// Writes `iovcnt` buffers (1 to 1024, 1 GiB in all) to byte `offset` of the file on. Must not
-    /// be NULL, and must not change the buffers; callers that have the table pinned may do so
-    /// meanwhile. 0 or more: every byte was written. `-errno`: passed on unchanged, and the tables
-    /// stay dirty.
+    /// Writes tables. Must not be NULL. It must not change the buffers; callers that have one of
+    /// the tables pinned may change it meanwhile.
+    ///
+    /// Parameters:
+    /// - `offset`: where the first buffer goes in the file, in bytes.
+    /// - `iov`, `iovcnt`: 1 to 1024 buffers, not more than 1 GiB in all.
+    ///
+    /// Returns: 0 or more if every byte was written.
+    /// - `-errno`: passed on unchanged; the tables stay dirty.
     pub pwritev: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -74,18 +85,32 @@ pub struct q2c_storage {
             iovcnt: c_int,
         ) -> c_int,
     >,
-    /// Makes stable everything that was written before the call. Must not be NULL. 0 or more: done.
-    /// `-errno`: passed on unchanged, and what had to wait for the flush still waits.
+    /// Makes stable everything that was written before the call. Must not be NULL.
+    ///
+    /// Returns: 0 or more when that is done.
+    /// - `-errno`: passed on unchanged; what had to wait for the flush still waits.
     pub flush: Option<unsafe extern "C" fn(opaque: *mut c_void) -> c_int>,
-    /// Asked once for each table before it is written: may `bytes` bytes of `kind` be written at
-    /// `offset`? For overlap checks. NULL: always yes. 0 or more: yes. `-errno`: passed on
-    /// unchanged; that table is not written and stays dirty, others are written.
+    /// Asked once for each table before it is written, for overlap checks. NULL means that every
+    /// write is allowed.
+    ///
+    /// Parameters:
+    /// - `kind`: the cache's `kind`.
+    /// - `offset`, `bytes`: the part of the file that is about to be written, in bytes.
+    ///
+    /// Returns: 0 or more to allow the write.
+    /// - `-errno`: passed on unchanged; this table is not written and stays dirty, others are
+    ///   written.
     pub pre_write_check: Option<
         unsafe extern "C" fn(opaque: *mut c_void, kind: c_int, offset: u64, bytes: u64) -> c_int,
     >,
-    /// Told about a damaged image before the call that found it returns `-EIO`. NULL: nobody is
-    /// told. `reason`: one of `Q2C_CORRUPTION_*`; more may come. `kind`: that of the cache.
-    /// `offset`: bytes from the start of the file. `message`: UTF-8, valid during the call.
+    /// Told about a damaged image, before the call that found it returns `-EIO`. NULL means that
+    /// nobody is told.
+    ///
+    /// Parameters:
+    /// - `reason`: one of `Q2C_CORRUPTION_*`; more may come.
+    /// - `kind`: the cache's `kind`.
+    /// - `offset`: the table's offset in the file, in bytes.
+    /// - `message`: one sentence in UTF-8, valid during the call.
     pub corruption: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -96,7 +121,7 @@ pub struct q2c_storage {
         ),
     >,
     /// The most tables that one write may join, 0 or more. 0 means 1024, which is also the most. 1
-    /// means no joining. No write joins more than 1 GiB.
+    /// means no joining. A write never joins more than 1 GiB.
     pub max_iov: c_int,
 }
 

@@ -183,6 +183,6 @@ pub unsafe extern "C" fn q2c_update_options_abort(
 ) -> c_int {
     // SAFETY: live, as the caller promised; the borrow ends before the update does.
     let check = |handle: *mut q2c_update| unsafe { value(handle) }?.check_state(state);
-    // SAFETY: the caller's promise about `update`.
+    // SAFETY: the caller keeps this function's contract for `update`.
     unsafe { call_destroy(update, check, free) }
 }
