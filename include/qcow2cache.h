@@ -191,14 +191,17 @@ typedef struct q2c_loop q2c_loop;
 /**
  * An open image's metadata: state lock, L2 cache, refcount cache, cleaner, options.
  *
- * Made by `q2c_state_open` and destroyed by `q2c_state_close`. Usable from any thread, but for its
- * closing.
+ * Context: usable from any thread, except for its closing.
+ *
+ * Ownership: made by `q2c_state_open` and destroyed by `q2c_state_close`.
  */
 typedef struct q2c_state q2c_state;
 
 /**
- * A prepared change of options, with the new caches, not in use yet. Ends by
- * `q2c_update_options_commit` or `q2c_update_options_abort`, before its state is closed.
+ * A prepared change of options, with the new caches, which are not in use yet.
+ *
+ * Ownership: made by `q2c_update_options_prepare`. It must be committed or aborted before its
+ * state is closed.
  */
 typedef struct q2c_update q2c_update;
 
@@ -672,49 +675,54 @@ typedef struct q2c_resolved_options {
 } q2c_resolved_options;
 
 /**
- * What a state is opened with. All of it is copied.
+ * What a state is opened with.
+ *
+ * Ownership: all structs are copied and need not outlive the call. A `q2c_loop` in `context` is
+ * not copied; the state keeps it alive while it is attached to it.
  */
 typedef struct q2c_state_config {
     /**
-     * sizeof(q2c_state_config).
+     * `sizeof(q2c_state_config)`.
      */
     size_t struct_size;
     /**
-     * Where callers wait and the cleaner runs. NULL: threads.
+     * Where callers wait and the cleaner runs. NULL means `Q2C_HOST_THREADS`.
      */
     const struct q2c_host *host;
     /**
-     * Below the L2 cache. Must not be NULL.
+     * The storage below the L2 cache. Must not be NULL.
      */
     const struct q2c_storage *l2_storage;
     /**
-     * Below the refcount cache. NULL: `l2_storage`.
+     * The storage below the refcount cache. NULL means `l2_storage`.
      */
     const struct q2c_storage *refcount_storage;
     /**
-     * The caller's own number for L2 tables, handed to `pre_write_check` and `corruption`.
+     * The caller's own number for L2 tables; any value. The library passes it to `pre_write_check`
+     * and `corruption`.
      */
     int l2_kind;
     /**
-     * The same for refcount blocks.
+     * The caller's own number for refcount blocks; any value. The library passes it to
+     * `pre_write_check` and `corruption`.
      */
     int refcount_kind;
     /**
-     * The image's. Must not be NULL.
+     * The image's geometry. Must not be NULL.
      */
     const struct q2c_geometry *geometry;
     /**
-     * What the user set. NULL: nothing.
+     * What the user set. NULL means that no option is set.
      */
     const struct q2c_options *options;
     /**
      * Time between two cleaning passes in ns, in place of `cache_clean_interval`, for intervals
-     * below a second (tests). 0: by the options.
+     * below a second (tests). 0 means the interval of the options.
      */
     uint64_t clean_interval_ns;
     /**
-     * Where the cleaner runs. Threads: NULL. Event loop: the `q2c_loop`. Coroutines: handed to
-     * `co_spawn`, NULL is the caller's current context.
+     * Where the cleaner runs. Thread host: NULL. Event loop host: a `q2c_loop`, not NULL.
+     * Coroutine host: passed to `co_spawn`; NULL means the caller's current context.
      */
     void *context;
 } q2c_state_config;
@@ -1440,59 +1448,82 @@ int q2c_options_resolve(const struct q2c_options *options,
  * Makes the state of an image that is being opened: both caches, empty, and the cleaner, which is
  * started last, when every option is set.
  *
- * Any thread; never waits, calls no storage, but may run the cleaner's new coroutine up to its
- * first wait. What the `opaque`s lead to must live as long as the state. On success `*state` is
- * the caller's, for `q2c_state_close`; on an error it is left alone, nothing is left behind, and
- * the message says which option or argument it was. `error` may be NULL.
+ * Parameters:
+ * - `config`: must not be NULL.
+ * - `state`: receives the handle; must not be NULL.
+ * - `error`: may be NULL. Its message says which option or argument was refused.
  *
- * - `-EINVAL`: `config`, `l2_storage`, `geometry` or `state` is NULL; what `q2c_cache_create`
- *   refuses of storage and host; what `q2c_options_resolve` refuses; `context` is none of this
- *   host.
- * - `-ENOMEM`: there is no address space for so many tables.
- * - `-ENOTSUP`: an interval above 0, and the kernel takes no memory back.
- * - `-EAGAIN`, or `co_spawn`'s own: the cleaner could not be started.
+ * Context: any thread. Never waits and calls no storage, but may run the cleaner's new coroutine
+ * up to its first wait inside the call.
+ *
+ * Returns: 0 on success. On an error nothing is left behind.
+ * - `-EINVAL`: `config`, `state`, `l2_storage` or `geometry` is NULL; a `struct_size` is too
+ *   small; `q2c_cache_create` would refuse the host or a storage; `q2c_options_resolve` would
+ *   refuse the options or the geometry; `context` does not fit the host.
+ * - `-ENOMEM`: there is not enough address space for the tables, or not enough memory for what the
+ *   caches keep about them.
+ * - `-ENOTSUP`: an interval is above 0, and the kernel takes no memory back.
+ * - `-EAGAIN`, `-EMFILE`, `-ENFILE`, `-ENOMEM`: thread host: the background thread for the cleaner
+ *   or its descriptor could not be made.
+ * - any errno of `co_spawn`: the cleaner's coroutine could not be made.
+ *
+ * Ownership: `*state` is the caller's, to be destroyed by `q2c_state_close`. What the `opaque`
+ * pointers lead to must live as long as the state.
  *
  * # Safety
- * Pointers are NULL or valid, those in `config` too; callbacks keep the contracts of `q2c_storage`
- * and `q2c_host`; on an event loop host `context` is NULL or a live loop.
+ * Pointers are NULL or valid, including those in `config`. Callbacks keep the contracts of
+ * `q2c_storage` and `q2c_host`. On an event loop host, `context` is NULL or a live loop.
  */
 int q2c_state_open(const struct q2c_state_config *config,
                    struct q2c_state **state,
                    struct q2c_error *error);
 
 /**
- * Closes a state: stops the cleaner and waits for its end, writes what is dirty, flushes, frees
- * everything, and sets `*state` to NULL. NULL, and a NULL in `*state`, is 0.
+ * Closes a state: stops the cleaner and waits for its end, writes what is dirty, flushes storage,
+ * and frees everything.
  *
- * Coroutine, thread or plain code, state lock not held; may wait. Not to be called while another
- * call uses the state or one of its parts.
+ * Parameters:
+ * - `state`: set to NULL on success. NULL, or a pointer to NULL, returns 0.
  *
- * On an error the state stays open and nothing is lost, but its cleaner is stopped. Call it again,
- * or give dirty tables up with `q2c_state_invalidate` first.
+ * Context: thread, coroutine, or plain code of a coroutine host, which polls; state lock not held;
+ * may wait. No other call may use the state or one of its parts meanwhile.
  *
- * - `-EBUSY`: a table is in use, or the state lock is held by somebody else.
- * - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself.
+ * Returns: 0 on success. On an error the state stays open and nothing is lost, but its cleaner is
+ * stopped, unless the list says otherwise. Call it again, or give dirty tables up with
+ * `q2c_state_invalidate` first.
+ * - `-EBUSY`: a table is pinned, being loaded or being written; somebody else holds the built-in
+ *   lock; or a cleaner was started meanwhile, and runs.
+ * - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself. Nothing was stopped.
  * - `-ENOTEMPTY`: tables were dirtied meanwhile.
- * - `-EIO`: a cache is poisoned; storage's own: of a write or flush.
+ * - `-EIO`: a cache is poisoned, and that cache or one that depends on it has dirty tables.
+ * - any errno of `pwritev`, `flush` or `pre_write_check`.
+ *
+ * Ownership: frees the handle, both caches and the cleaner. Handles that were borrowed from the
+ * state are invalid from then on.
  *
  * # Safety
- * `state` is NULL or points to NULL or to a live state, which nobody uses during the call or, once
- * it is 0, after it; no prepared change of it is left.
+ * `state` is NULL or points to NULL or to a live state, which nobody else uses during the call and
+ * nobody uses after it succeeded. No prepared change of the state is left.
  */
 int q2c_state_close(struct q2c_state **state);
 
 /**
- * Another process wrote the image: stops the cleaner, drops every table, dirty ones too, and
- * starts the cleaner again.
+ * Takes notice that another process wrote the image: stops the cleaner, drops every table, dirty
+ * ones too, and starts the cleaner again. It never writes.
  *
- * Coroutine, thread or plain code, state lock not held (it is taken inside, except by plain code
- * where it is the host's: there the image has to be quiesced); may wait. Never writes.
+ * Context: thread, coroutine, or plain code of a coroutine host, which polls; state lock not held;
+ * may wait. The call takes the lock itself. Plain code cannot take a host's own lock: there the
+ * image must be quiesced.
  *
+ * Returns: 0 on success.
  * - `-EINVAL`: `state` is NULL.
- * - `-EBUSY`: a table is in use. Tables of neither cache were dropped for that, and the cleaner
- *   runs again.
- * - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself.
- * - as `q2c_cleaner_start`: every table was dropped, but the cleaner could not be started again.
+ * - `-EBUSY`: a table is pinned, being loaded or being written. Nothing was dropped, and the
+ *   cleaner was started again if the host could start it. One exception: if a table of the L2
+ *   cache came into use during the call, by a get without the state lock, the tables of the
+ *   refcount cache may have been dropped.
+ * - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself. Nothing was stopped.
+ * - `-EAGAIN`, `-EMFILE`, `-ENFILE`, `-ENOMEM`, any errno of `co_spawn`: every table was dropped,
+ *   but the cleaner could not be started again; see `q2c_cleaner_start`.
  *
  * # Safety
  * `state` is NULL or a live state.
@@ -1500,26 +1531,39 @@ int q2c_state_close(struct q2c_state **state);
 int q2c_state_invalidate(struct q2c_state *state);
 
 /**
- * The image has come to `context`: starts the cleaner there (see `q2c_cleaner_start`), with the
+ * Tells the state that the image has come to `context`: starts the cleaner there, with the
  * interval that was set last.
  *
- * Any thread, state lock held or not; never waits, but may run the new coroutine up to its first
- * wait.
+ * Parameters:
+ * - `context`: where the cleaner runs. Thread host: NULL. Event loop host: a `q2c_loop`, not NULL.
+ *   Coroutine host: passed to `co_spawn`; NULL means the caller's current context.
  *
- * - `-EINVAL`: `state` is NULL; `context` is none of this host.
+ * Context: any thread. Never waits, but may run the cleaner's new coroutine up to its first wait
+ * inside the call.
+ *
+ * Returns: 0 on success. On an error other than `-EALREADY` the image is still detached.
+ * - `-EINVAL`: `state` is NULL; `context` does not fit the host.
  * - `-EALREADY`: the image is attached.
- * - as `q2c_cleaner_start`: the cleaner could not be started; the image is still detached.
+ * - `-EAGAIN`, `-EMFILE`, `-ENFILE`, `-ENOMEM`: thread host: the background thread or its
+ *   descriptor could not be made.
+ * - any errno of `co_spawn`: the coroutine could not be made.
+ *
+ * Ownership: the state keeps a `q2c_loop` alive while it is attached to it.
  *
  * # Safety
- * `state` is NULL or a live state; on an event loop host `context` is NULL or a live loop.
+ * `state` is NULL or a live state. On an event loop host, `context` is NULL or a live loop.
  */
 int q2c_state_attach_context(struct q2c_state *state, void *context);
 
 /**
- * The image leaves its context: asks the cleaner to stop, and does not wait. Its interval is kept
- * for the next attach. If it is detached already: 0.
+ * Tells the state that the image leaves its context: asks the cleaner to stop and does not wait
+ * for its end. The interval is kept for the next attach.
  *
- * Any thread, any lock held, never waits. `-EINVAL`: `state` is NULL.
+ * Context: any thread, with any lock held. Never waits, but may run the cleaner's coroutine inside
+ * the call if the host's `co_wake` does so.
+ *
+ * Returns: 0 on success, and if the image is detached already.
+ * - `-EINVAL`: `state` is NULL.
  *
  * # Safety
  * `state` is NULL or a live state.
@@ -1527,7 +1571,16 @@ int q2c_state_attach_context(struct q2c_state *state, void *context);
 int q2c_state_detach_context(struct q2c_state *state);
 
 /**
- * Takes the state lock: `q2c_cleaner_lock` of the state's cleaner, with its context and errors.
+ * Takes the state lock. It is `q2c_cleaner_lock` of the state's cleaner; the order in which
+ * callers get the lock is described there.
+ *
+ * Context: a thread or coroutine that does not hold the lock; may wait. Plain code of a coroutine
+ * host can take the built-in lock, but not the host's own.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `state` is NULL.
+ * - `-EDEADLK`: the caller already holds the built-in lock.
+ * - `-EPERM`: the lock is the host's own and the caller is plain code.
  *
  * # Safety
  * `state` is NULL or a live state.
@@ -1535,19 +1588,30 @@ int q2c_state_detach_context(struct q2c_state *state);
 int q2c_state_lock(struct q2c_state *state);
 
 /**
- * Lets the state lock go: `q2c_cleaner_unlock` of the state's cleaner, with its context and
- * errors.
+ * Releases the state lock. It is `q2c_cleaner_unlock` of the state's cleaner.
+ *
+ * Context: the thread or coroutine that took the lock. Never waits, but may run the next owner
+ * inside the call if the host's `co_wake` does so.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `state` is NULL.
+ * - `-EPERM`: the caller does not hold the built-in lock; or the lock is the host's own and the
+ *   caller is plain code.
  *
  * # Safety
- * `state` is NULL or a live state.
+ * `state` is NULL or a live state. If the lock is the host's own, the caller holds it.
  */
 int q2c_state_unlock(struct q2c_state *state);
 
 /**
- * The L2 cache. Borrowed: valid until the next `q2c_update_options_commit`, `q2c_state_invalidate`
- * or `q2c_state_close`; not to be destroyed.
+ * The state's L2 cache.
  *
- * Any thread, never waits. NULL for NULL.
+ * Context: any thread; never waits.
+ *
+ * Returns: the handle; NULL if `state` is NULL, or if the library panicked inside.
+ *
+ * Ownership: borrowed; not to be destroyed. Valid until the next `q2c_update_options_commit`,
+ * `q2c_state_invalidate` or `q2c_state_close`.
  *
  * # Safety
  * `state` is NULL or a live state.
@@ -1555,9 +1619,14 @@ int q2c_state_unlock(struct q2c_state *state);
 struct q2c_cache *q2c_state_l2_cache(struct q2c_state *state);
 
 /**
- * The refcount cache. Borrowed, as the L2 cache is.
+ * The state's refcount cache.
  *
- * Any thread, never waits. NULL for NULL.
+ * Context: any thread; never waits.
+ *
+ * Returns: the handle; NULL if `state` is NULL, or if the library panicked inside.
+ *
+ * Ownership: borrowed; not to be destroyed. Valid until the next `q2c_update_options_commit`,
+ * `q2c_state_invalidate` or `q2c_state_close`.
  *
  * # Safety
  * `state` is NULL or a live state.
@@ -1565,9 +1634,13 @@ struct q2c_cache *q2c_state_l2_cache(struct q2c_state *state);
 struct q2c_cache *q2c_state_refcount_cache(struct q2c_state *state);
 
 /**
- * The cleaner, with the state lock. Borrowed: valid until `q2c_state_close`; not to be destroyed.
+ * The state's cleaner, which comes with the state lock.
  *
- * Any thread, never waits. NULL for NULL.
+ * Context: any thread; never waits.
+ *
+ * Returns: the handle; NULL if `state` is NULL, or if the library panicked inside.
+ *
+ * Ownership: borrowed; not to be destroyed. Valid until `q2c_state_close`.
  *
  * # Safety
  * `state` is NULL or a live state.
@@ -1578,18 +1651,30 @@ struct q2c_cleaner *q2c_state_cleaner(struct q2c_state *state);
  * Works out new options, allocates their caches and flushes the old ones. Nothing else changes,
  * and the cleaner runs on.
  *
- * State lock held, or calls serialised otherwise; may wait, writes. `options` NULL: nothing set,
- * that is, the defaults. `geometry` NULL: as it is. `clean_interval_ns`: as in `q2c_state_config`.
- * On success `*update` is the caller's, for commit or abort; on an error it is left alone, and the
- * message says what it was. `error` may be NULL.
+ * Parameters:
+ * - `options`: NULL means that no option is set, that is, the defaults.
+ * - `geometry`: NULL means that the geometry stays as it is.
+ * - `clean_interval_ns`: time between two cleaning passes in ns, in place of the options'
+ *   interval; 0 means the interval of the options.
+ * - `update`: receives the handle; must not be NULL.
+ * - `error`: may be NULL. Its message says what was refused or what failed.
  *
- * - `-EINVAL`: `state` or `update` is NULL; what `q2c_options_resolve` refuses.
- * - `-ENOMEM`: there is no address space for so many tables.
- * - `-ENOTSUP`: an interval above 0, and the kernel takes no memory back.
- * - `-EIO`: a cache is poisoned; storage's own: the old caches could not be flushed.
+ * Context: state lock held, or calls serialised otherwise; may wait. Writes what is dirty.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `state` or `update` is NULL; a `struct_size` is too small; `q2c_options_resolve`
+ *   would refuse the options or the geometry.
+ * - `-ENOMEM`: there is not enough address space for the tables, or not enough memory for what the
+ *   caches keep about them.
+ * - `-ENOTSUP`: an interval is above 0, and the kernel takes no memory back.
+ * - `-EIO`: an old cache is poisoned, and that cache or one that depends on it has dirty tables.
+ * - any errno of `pwritev`, `flush` or `pre_write_check`: the old caches could not be flushed.
+ *
+ * Ownership: `*update` is the caller's, to be ended by `q2c_update_options_commit` or
+ * `q2c_update_options_abort`. `options` and `geometry` are copied and need not outlive the call.
  *
  * # Safety
- * Pointers are NULL or valid; `state` is NULL or a live state.
+ * Pointers are NULL or valid. `state` is NULL or a live state.
  */
 int q2c_update_options_prepare(struct q2c_state *state,
                                const struct q2c_options *options,
@@ -1599,44 +1684,59 @@ int q2c_update_options_prepare(struct q2c_state *state,
                                struct q2c_error *error);
 
 /**
- * Puts a prepared change into effect: stops the cleaner and waits for its end, swaps the caches,
- * sets every option, starts the cleaner. Frees the update and sets `*update` to NULL. Caches that
- * were borrowed from the state are gone.
- *
- * `locked` tells whether the caller holds the state lock. True: coroutine or thread that holds it;
- * it is let go while waiting for the cleaner. False: coroutine, thread or plain code; the lock is
- * taken inside, except by plain code where the lock is the host's: there the image has to be
- * quiesced. May wait, may write. No request may use the old caches.
- *
- * On an error nothing changed, the cleaner is as it was, and `*update` stays, to be committed
- * again or aborted. A cleaner that the host cannot start is no error and does not undo the change:
+ * Puts a prepared change into effect: stops the cleaner and waits for its end, flushes the old
+ * caches, swaps the caches, sets every option, and starts the cleaner if the image is attached. If
+ * the host cannot start the cleaner, that is no error and does not undo the change:
  * `q2c_cleaner_is_running` tells.
  *
- * - `-EINVAL`: `state`, `update` or `*update` is NULL; the update is of another state.
- * - `-EBUSY`: a table of an old cache is in use.
+ * Parameters:
+ * - `update`: set to NULL on success.
+ * - `locked`: whether the caller holds the state lock.
+ *
+ * Context: may wait, and may write. No request may use the old caches. With `locked` true: a
+ * thread or coroutine that holds the state lock, which is released while the call waits for the
+ * cleaner. With `locked` false: thread, coroutine, or plain code of a coroutine host, which polls;
+ * the state lock is not held. The call takes it itself. Plain code cannot take a host's own lock:
+ * there the image must be quiesced.
+ *
+ * Returns: 0 on success. On an error caches and options are as they were, and `*update` stays, to
+ * be committed again or aborted. The cleaner was not touched after `-EINVAL`, `-EPERM` and
+ * `-EDEADLK`; after any other error it was stopped, and started again if the image is attached and
+ * the host could start it.
+ * - `-EINVAL`: `state`, `update` or `*update` is NULL; the update was prepared for another state.
+ * - `-EBUSY`: a table of an old cache is pinned, being loaded or being written.
  * - `-ENOTEMPTY`: a table of an old cache was dirtied meanwhile.
- * - `-EPERM`: `locked`, and the caller does not hold the built-in lock, or is plain code on a
- *   coroutine host.
- * - `-EDEADLK`: not `locked`, and the caller holds the built-in lock; or the caller is the cleaner
- *   itself.
- * - `-EIO`: a cache is poisoned; storage's own: an old cache could not be flushed.
+ * - `-EPERM`: `locked` is true, and the caller does not hold the built-in lock, or is plain code
+ *   on a coroutine host.
+ * - `-EDEADLK`: `locked` is false, and the caller holds the built-in lock; or the caller is the
+ *   cleaner itself.
+ * - `-EIO`: an old cache is poisoned.
+ * - any errno of `pwritev`, `flush` or `pre_write_check`: an old cache could not be flushed.
+ *
+ * Ownership: frees the update. Caches that were borrowed from the state before are invalid from
+ * then on.
  *
  * # Safety
- * `state` is NULL or a live state; `update` is NULL or points to NULL or to a live update, which
+ * `state` is NULL or a live state. `update` is NULL or points to NULL or to a live update, which
  * nobody else uses.
  */
 int q2c_update_options_commit(struct q2c_state *state, struct q2c_update **update, bool locked);
 
 /**
- * Gives a prepared change up: frees the new caches and sets `*update` to NULL. NULL, and a NULL in
- * `*update`, is 0.
+ * Gives a prepared change up.
  *
- * Any thread, state lock held or not, never waits.
+ * Parameters:
+ * - `update`: set to NULL on success. NULL, or a pointer to NULL, returns 0.
  *
- * - `-EINVAL`: the update is of another state.
+ * Context: any thread; never waits.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: the update was prepared for another state, or `state` is NULL.
+ *
+ * Ownership: frees the update and its new caches.
  *
  * # Safety
- * `state` is NULL or a live state; `update` is NULL or points to NULL or to a live update, which
+ * `state` is NULL or a live state. `update` is NULL or points to NULL or to a live update, which
  * nobody else uses.
  */
 int q2c_update_options_abort(struct q2c_state *state, struct q2c_update **update);
