@@ -56,7 +56,8 @@
  * "State lock held": the caller holds it. "Or calls serialised otherwise": a driver whose image is
  *   quiesced may do without the lock.
  * "Never waits": neither for I/O, nor for a table, nor for the state lock. The call may take a
- *   mutex of the library that is only ever held for a moment, unless it "takes no lock".
+ *   mutex of the library that is only ever held for a moment, unless it "takes no lock". It can end
+ *   the wait of a coroutine, and a host's co_wake may run that coroutine inside the call.
  * "May wait": in the host's way. A thread parks, a coroutine yields, and plain code of a coroutine
  *   host polls. Only q2c_loop_poll, q2c_loop_dispatch and q2c_poll_until_done turn an event loop,
  *   and only in its home thread; every other wait on an event loop host parks the thread.
@@ -832,87 +833,151 @@ int q2c_cache_destroy(struct q2c_cache **cache);
 int q2c_cache_get_stats(struct q2c_cache *cache, struct q2c_cache_stats *stats);
 
 /**
- * Gives access to the table at `table_offset` (bytes in the image file), reading it from storage
- * if it is not in the cache. On success `*table` is its address, `table_size` bytes in memory, and
- * the table is pinned: it stays where it is, and what it is, until the caller's `q2c_cache_put`.
- * Several gets of one table pin it several times.
+ * Pins the table at `table_offset` and gives its address. A table that is not in the cache is read
+ * from storage first. If a dirty table has to make room, it is written before that, after what it
+ * depends on was flushed.
  *
- * State lock held, or calls serialised otherwise; may wait: for a load of the same table by
- * somebody else, for a slot that is being loaded or written or whose memory is being given back,
- * for I/O. A dirty table that has to make room is written first, with what it depends on. A
- * resident table takes no lock and no wait.
+ * A pinned table stays where it is, and what it is, until `q2c_cache_put`. Several gets of one
+ * table pin it several times.
  *
+ * Parameters:
+ * - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+ * - `table`: receives the address of the table's `table_size` bytes; must not be NULL.
+ *
+ * Context: state lock held, or calls serialised otherwise; may wait: for another caller's load of
+ * the same table, for a slot that is being loaded or written or whose memory is being given back,
+ * and for I/O. A hit takes no lock and does not wait.
+ *
+ * Returns: 0 on success. On an error no dirty table is lost, and the next call tries again.
  * - `-EINVAL`: an argument is NULL; `table_offset` is 0.
- * - `-EBUSY`: every slot is pinned, so that waiting would not help; or that table is pinned
+ * - `-EBUSY`: every slot is pinned, so that waiting would not help; or this table is pinned
  *   1048575 times.
  * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the
- *   cache is poisoned.
- * - storage's own: of `preadv`, or of the write-back that was to make room. Nothing changed; the
- *   next call tries again.
+ *   cache is poisoned; or a dirty table has to make room and the cache that it depends on is
+ *   poisoned.
+ * - any errno of `preadv`.
+ * - any errno of `flush`, `pre_write_check` or `pwritev`, for a dirty table that has to make room.
+ *
+ * Ownership: the caller owns one pin, to be given back by `q2c_cache_put`. The memory belongs to
+ * the cache.
  *
  * # Safety
- * `cache` is NULL or a live cache; `table` is NULL or writable.
+ * `cache` is NULL or a live cache. `table` is NULL or writable.
  */
 int q2c_cache_get(struct q2c_cache *cache, uint64_t table_offset, void **table);
 
 /**
- * As `q2c_cache_get`, for a table that the caller is about to write whole: an absent one is not
- * read but enters filled with zeros, and clean; a resident one comes as it is. Same context, same
- * errors, but none of `preadv`.
+ * Pins the table at `table_offset`, as `q2c_cache_get` does, for a caller that is about to write
+ * all of it. A table that is not in the cache is not read: it enters the cache filled with zeros,
+ * and clean. A table that is in the cache comes as it is.
+ *
+ * Parameters:
+ * - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+ * - `table`: receives the address of the table's `table_size` bytes; must not be NULL.
+ *
+ * Context: state lock held, or calls serialised otherwise; may wait: for another caller's load of
+ * the same table, for a slot that is being loaded or written or whose memory is being given back,
+ * and for the write-back of a dirty table. A hit takes no lock and does not wait.
+ *
+ * Returns: 0 on success. On an error no dirty table is lost, and the next call tries again.
+ * - `-EINVAL`: an argument is NULL; `table_offset` is 0.
+ * - `-EBUSY`: every slot is pinned, so that waiting would not help; or this table is pinned
+ *   1048575 times.
+ * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the
+ *   cache is poisoned; or a dirty table has to make room and the cache that it depends on is
+ *   poisoned.
+ * - any errno of `flush`, `pre_write_check` or `pwritev`, for a dirty table that has to make room.
+ *
+ * Ownership: the caller owns one pin, to be given back by `q2c_cache_put`. The memory belongs to
+ * the cache.
  *
  * # Safety
- * As `q2c_cache_get`.
+ * `cache` is NULL or a live cache. `table` is NULL or writable.
  */
 int q2c_cache_get_empty(struct q2c_cache *cache, uint64_t table_offset, void **table);
 
 /**
- * As `q2c_cache_get`, for callers without the state lock: hits, and loads that need no write-back.
+ * Pins the table at `table_offset`, as `q2c_cache_get` does, for callers without the state lock.
+ * It loads a table if that needs no write-back. It never writes, and leaves `reserved_tables`
+ * slots to callers with the lock.
  *
- * State lock not held; may wait, for a load. Never writes, and leaves `reserved_tables` slots to
- * those who hold the lock.
+ * Parameters:
+ * - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+ * - `table`: receives the address of the table's `table_size` bytes; must not be NULL.
  *
- * - `-EAGAIN`: not without the lock: only dirty or pinned tables could make room, those of the
- *   reserve, or slots whose memory is just being given back. Take the state lock and call
- *   `q2c_cache_get`.
- * - `-EINVAL`, `-EIO`, storage's own: as `q2c_cache_get`.
- * - `-EBUSY`: that table is pinned 1048575 times.
+ * Context: state lock not held; may wait for a load: its own, or another caller's load of the same
+ * table. A hit takes no lock and does not wait.
+ *
+ * Returns: 0 on success. On an error the next call tries again.
+ * - `-EAGAIN`: not possible without the state lock: take it and call `q2c_cache_get`. Either the
+ *   table is absent and there is no slot for it: every slot outside the reserve holds a table that
+ *   is dirty, pinned, being loaded or being written, or its memory is being given back; or only
+ *   slots of the reserve are free. Or the table is in a slot of the reserve and cannot be moved
+ *   out of it: it is dirty, pinned or being written, or there is no other slot for it.
+ * - `-EINVAL`: an argument is NULL; `table_offset` is 0.
+ * - `-EBUSY`: this table is pinned 1048575 times.
+ * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
+ *   cache is poisoned.
+ * - any errno of `preadv`.
+ *
+ * Ownership: the caller owns one pin, to be given back by `q2c_cache_put`. The memory belongs to
+ * the cache.
  *
  * # Safety
- * As `q2c_cache_get`.
+ * `cache` is NULL or a live cache. `table` is NULL or writable.
  */
 int q2c_cache_get_unlocked(struct q2c_cache *cache, uint64_t table_offset, void **table);
 
 /**
- * Pins a table that is in the cache, as `q2c_cache_get` does, or says `-EAGAIN`.
+ * Pins the table at `table_offset`, as `q2c_cache_get` does, if it is in the cache.
  *
- * Any thread, state lock held or not, never waits, takes no lock.
+ * Parameters:
+ * - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+ * - `table`: receives the address of the table's `table_size` bytes; must not be NULL.
  *
- * - `-EAGAIN`: the table is not in the cache, or is just coming or going.
- *   Or it is in one of the reserved slots, which are left to those who hold the lock.
+ * Context: any thread; never waits. Takes no lock, unless the table's slot changes hands during
+ * the call and is discarded right then.
+ *
+ * Returns: 0 on success.
+ * - `-EAGAIN`: the table is not in the cache; it is being loaded, dropped or moved; it is in one
+ *   of the reserved slots, which are left to callers with the state lock; or it is pinned 1048575
+ *   times.
  * - `-EINVAL`: an argument is NULL; `table_offset` is 0.
- * - `-EIO`: as `q2c_cache_get`.
+ * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
+ *   cache is poisoned.
+ *
+ * Ownership: the caller owns one pin, to be given back by `q2c_cache_put`. The memory belongs to
+ * the cache.
  *
  * # Safety
- * As `q2c_cache_get`.
+ * `cache` is NULL or a live cache. `table` is NULL or writable.
  */
 int q2c_cache_try_get(struct q2c_cache *cache, uint64_t table_offset, void **table);
 
 /**
  * Copies `bytes` bytes from byte `at` of a table that is in the cache to `buf`, without a pin.
- * Each 8-byte word is read atomically (it meets `q2c_cache_store`), and all of them are of that
- * table. The order of bytes is the table's own.
+ * This is how a driver maps an offset on its hot path.
  *
- * Any thread, state lock held or not, never waits, takes no lock. This is how a driver maps an
- * offset on its hot path.
+ * Each 8-byte word is read atomically, which pairs with `q2c_cache_store`, and all words are of
+ * that table. The order of bytes is the table's own.
  *
- * - `-EAGAIN`: the table is not in the cache, or left while it was copied; what `buf` holds then
- *   means nothing. The one output of the library that may be written without success.
+ * Parameters:
+ * - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+ * - `at`, `bytes`: the part of the table, in bytes; both multiples of 8, and inside the table.
+ * - `buf`: room for `bytes` bytes; must not be NULL. It is the one output that may be written
+ *   without success: after `-EAGAIN` its contents mean nothing.
+ *
+ * Context: any thread; never waits, takes no lock.
+ *
+ * Returns: 0 on success.
+ * - `-EAGAIN`: the table is not in the cache, or left it during the copy.
  * - `-EINVAL`: `cache` or `buf` is NULL; `table_offset` is 0; `at` or `bytes` is not a multiple of
  *   8, or they reach beyond the table.
- * - `-EIO`: as `q2c_cache_get`.
+ * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
+ *   cache is poisoned.
  *
  * # Safety
- * `cache` is NULL or a live cache; `buf` is NULL or has room for `bytes` bytes, which nobody else
+ * `cache` is NULL or a live cache. `buf` is NULL or has room for `bytes` bytes, which nobody else
  * uses during the call.
  */
 int q2c_cache_read(struct q2c_cache *cache,
@@ -922,16 +987,21 @@ int q2c_cache_read(struct q2c_cache *cache,
                    size_t bytes);
 
 /**
- * Stores eight bytes at byte `at` of a pinned table, atomically, for those who change a table that
- * others read at the same time with `q2c_cache_read`. `value_as_stored` goes to memory as it is:
- * for an entry that qcow2 keeps in big-endian order, convert it first. Does not mark the table
- * dirty.
+ * Stores eight bytes at byte `at` of a pinned table, atomically, so that others can read the table
+ * with `q2c_cache_read` at the same time. Does not mark the table dirty. Everything that the
+ * caller wrote before is visible to a caller that reads this value.
  *
- * Any thread that has the table pinned, never waits, takes no lock. What the caller wrote before
- * is visible to whoever reads this value.
+ * Parameters:
+ * - `table`: an address from a get; the caller has it pinned.
+ * - `at`: in bytes; a multiple of 8 inside the table.
+ * - `value_as_stored`: goes to memory as it is. Convert it first if qcow2 keeps the entry in
+ *   big-endian order.
  *
+ * Context: any thread that has the table pinned; never waits, takes no lock.
+ *
+ * Returns: 0 on success.
  * - `-EINVAL`: an argument is NULL; `table` is not the address of a table of this cache, or nobody
- *   has it pinned; `at` is not a multiple of 8, or beyond the table.
+ *   has it pinned; `at` is not a multiple of 8, or is beyond the table.
  * - `-EIO`: the cache is poisoned.
  *
  * # Safety
@@ -940,27 +1010,40 @@ int q2c_cache_read(struct q2c_cache *cache,
 int q2c_cache_store(struct q2c_cache *cache, void *table, size_t at, uint64_t value_as_stored);
 
 /**
- * Gives one pin back and sets `*table` to NULL.
+ * Gives one pin back.
  *
- * Any thread, also another one than that of the get; state lock held or not; never waits.
+ * Parameters:
+ * - `table`: points to an address from a get; set to NULL on success.
  *
- * - `-EINVAL`: an argument or `*table` is NULL; it is not the address of a table of this cache, or
- *   nobody has it pinned.
- * - `-EIO`: the cache is poisoned. The pin is given back all the same, `*table` stays.
+ * Context: any thread, also another one than that of the get; never waits.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: an argument or `*table` is NULL; `*table` is not the address of a table of this
+ *   cache, or nobody has it pinned.
+ * - `-EIO`: the cache is poisoned. The pin is given back all the same, but `*table` is not set to
+ *   NULL.
+ *
+ * Ownership: takes the caller's pin.
  *
  * # Safety
- * `cache` is NULL or a live cache; `table` is NULL or readable and writable. The caller has pinned
- * the table, and uses it no more.
+ * `cache` is NULL or a live cache. `table` is NULL or readable and writable. The caller has pinned
+ * the table, and does not use it any more.
  */
 int q2c_cache_put(struct q2c_cache *cache, void **table);
 
 /**
- * Marks a pinned table as changed: it will be written before its slot is used for another one, or
- * by the next write or flush. Call it after the change, or hold the state lock over both: a
- * write-back in between would otherwise write the old bytes and forget the mark.
+ * Marks a pinned table as changed. It will be written before its slot is used for another table,
+ * or by the next write or flush. If the table was discarded, the call returns 0, but the table is
+ * not written.
  *
- * Any thread that has the table pinned, never waits, takes no lock.
+ * Parameters:
+ * - `table`: an address from a get; the caller has it pinned.
  *
+ * Context: any thread that has the table pinned; never waits, takes no lock. Call it after the
+ * change, or hold the state lock over both: otherwise a write-back in between writes the old bytes
+ * and forgets the mark.
+ *
+ * Returns: 0 on success.
  * - `-EINVAL`: an argument is NULL; `table` is not the address of a table of this cache, or nobody
  *   has it pinned.
  * - `-EIO`: the cache is poisoned.
@@ -971,18 +1054,21 @@ int q2c_cache_put(struct q2c_cache *cache, void **table);
 int q2c_cache_mark_dirty(struct q2c_cache *cache, void *table);
 
 /**
- * Writes every dirty table, in the order of their offsets and neighbours joined, but does not
- * flush storage. What the tables depend on is flushed first. Waits for those that somebody else is
- * writing.
+ * Writes every dirty table, in the order of their offsets and with neighbours joined, but does not
+ * flush storage. What the tables depend on is flushed first. A table that is marked dirty again
+ * during its write stays dirty.
  *
- * State lock held, or calls serialised otherwise; may wait. A table that is changed meanwhile
- * stays dirty.
+ * Context: state lock held, or calls serialised otherwise; may wait, also for writes that somebody
+ * else has begun.
  *
+ * Returns: 0 on success. On an error, what was not written is still dirty. Of several errors the
+ * call returns the first, but `-ENOSPC` before all others.
  * - `-EINVAL`: `cache` is NULL.
- * - `-EIO`: the cache is poisoned.
- * - storage's own: of a write, a flush or `pre_write_check`. Every table was tried; of several
- *   errors this is the first, but `-ENOSPC` before all others. What was not written is still
- *   dirty.
+ * - `-EIO`: the cache is poisoned, or it has dirty tables and the cache that it depends on is
+ *   poisoned.
+ * - any errno of `pwritev` or `pre_write_check`: these tables were not written; all the others
+ *   were tried.
+ * - any errno of a flush of what the tables depend on: no table was written from then on.
  *
  * # Safety
  * `cache` is NULL or a live cache.
@@ -990,8 +1076,22 @@ int q2c_cache_mark_dirty(struct q2c_cache *cache, void *table);
 int q2c_cache_write(struct q2c_cache *cache);
 
 /**
- * As `q2c_cache_write`, and then flushes storage: when it returns 0, what was dirty when it was
- * called is stable. Storage is not flushed if a write failed. Same context, same errors.
+ * Writes every dirty table, as `q2c_cache_write` does, and then flushes storage. When it returns
+ * 0, everything that was dirty when it was called is stable. Storage is not flushed if a write
+ * failed.
+ *
+ * Context: state lock held, or calls serialised otherwise; may wait, also for writes that somebody
+ * else has begun.
+ *
+ * Returns: 0 on success. On an error, what was not written is still dirty. Of several errors of
+ * writes the call returns the first, but `-ENOSPC` before all others.
+ * - `-EINVAL`: `cache` is NULL.
+ * - `-EIO`: the cache is poisoned, or it has dirty tables and the cache that it depends on is
+ *   poisoned.
+ * - any errno of `pwritev` or `pre_write_check`: these tables were not written; all the others
+ *   were tried.
+ * - any errno of a flush of what the tables depend on: no table was written from then on.
+ * - any errno of `flush`: every table was written, but is not known to be stable.
  *
  * # Safety
  * `cache` is NULL or a live cache.
@@ -999,10 +1099,25 @@ int q2c_cache_write(struct q2c_cache *cache);
 int q2c_cache_flush(struct q2c_cache *cache);
 
 /**
- * As `q2c_cache_flush`, and then drops every table, or none. Same context, same errors, and
+ * Writes every dirty table, flushes storage, as `q2c_cache_flush` does, and then drops every
+ * table.
  *
- * - `-EBUSY`: a table is pinned, being loaded or written, or was dirtied again. Everything was
- *   written, nothing dropped.
+ * Context: state lock held, or calls serialised otherwise; may wait, also for writes that somebody
+ * else has begun.
+ *
+ * Returns: 0 on success. On an error other than `-EBUSY` no table was dropped, and what was not
+ * written is still dirty. Of several errors of writes the call returns the first, but `-ENOSPC`
+ * before all others.
+ * - `-EINVAL`: `cache` is NULL.
+ * - `-EBUSY`: a table is pinned, being loaded or being written, or was dirtied again. Everything
+ *   was written, nothing was dropped. One exception: if a get without the state lock pinned a
+ *   table during the call, other tables may have been dropped.
+ * - `-EIO`: the cache is poisoned, or it has dirty tables and the cache that it depends on is
+ *   poisoned.
+ * - any errno of `pwritev` or `pre_write_check`: these tables were not written; all the others
+ *   were tried.
+ * - any errno of a flush of what the tables depend on: no table was written from then on.
+ * - any errno of `flush`: every table was written, but is not known to be stable.
  *
  * # Safety
  * `cache` is NULL or a live cache.
@@ -1010,28 +1125,36 @@ int q2c_cache_flush(struct q2c_cache *cache);
 int q2c_cache_empty(struct q2c_cache *cache);
 
 /**
- * From now on `dependency` is flushed before a table of `cache` is written, once; then the
- * dependency is gone.
+ * Makes `cache` depend on `dependency`: before the next write of a table of `cache`, `dependency`
+ * is flushed. That happens once; then the dependency is gone. Setting what is already set changes
+ * nothing and returns 0.
  *
- * State locks of both held, or calls serialised otherwise; may wait: what would become a chain or
- * a ring of dependencies, or a second one, is flushed first. Setting what is set already is 0.
+ * There are no chains, no rings, and no second dependency of a cache: what would become one is
+ * flushed first, inside this call.
  *
+ * Context: state locks of both caches held, or calls serialised otherwise; may wait.
+ *
+ * Returns: 0 on success. On an error the dependency was not set.
  * - `-EINVAL`: an argument is NULL, or both are the same cache.
- * - `-EIO`: one of the caches is poisoned.
- * - storage's own, of such a flush; the dependency was not set then.
+ * - `-EIO`: one of the caches is poisoned, or a cache that had to be flushed first is.
+ * - any errno of `pwritev`, `flush` or `pre_write_check`: what had to be flushed first could not
+ *   be.
+ *
+ * Ownership: `cache` holds `dependency` until the dependency is gone. Either may be destroyed
+ * before that: the destruction of `dependency` satisfies the dependency.
  *
  * # Safety
- * `cache` and `dependency` are NULL or live caches. A cache that others depend on may be
- * destroyed; its destruction relieves them.
+ * `cache` and `dependency` are NULL or live caches.
  */
 int q2c_cache_set_dependency(struct q2c_cache *cache, struct q2c_cache *dependency);
 
 /**
- * From now on storage is flushed before a table of `cache` is written, once. Asked for while a
- * flush runs, it means another one.
+ * Makes `cache` depend on a flush: before the next write of a table of `cache`, its storage is
+ * flushed, once. If this is asked for while a flush runs, that flush does not count.
  *
- * Any thread, state lock held or not, never waits.
+ * Context: any thread; never waits.
  *
+ * Returns: 0 on success.
  * - `-EINVAL`: `cache` is NULL.
  * - `-EIO`: the cache is poisoned.
  *
@@ -1742,13 +1865,19 @@ int q2c_update_options_commit(struct q2c_state *state, struct q2c_update **updat
 int q2c_update_options_abort(struct q2c_state *state, struct q2c_update **update);
 
 /**
- * Waits until `done(arg)` is true. It is looked at first, then after each event that the host
- * dispatches meanwhile, and after each `q2c_poll_kick`, perhaps more often.
+ * Waits until `done(arg)` is true. `done` is called first, after each event that the host
+ * dispatches meanwhile, after each `q2c_poll_kick`, and perhaps more often.
  *
- * Coroutine, thread or plain code, state lock not held; waits: the home thread of the state's
- * event loop turns it, plain code of a coroutine host polls, a coroutine yields, anybody else
- * sleeps until a kick. `done` is called in the caller's own context.
+ * Parameters:
+ * - `done`: called in the caller's own context; must not be NULL.
+ * - `arg`: passed to `done`; may be NULL.
  *
+ * Context: thread, coroutine or plain code, state lock not held; waits. The home thread of an
+ * event loop turns the loop if the state is attached to it or a cleaner of the state lives in it.
+ * Plain code of a coroutine host polls, a coroutine yields, and any other caller sleeps until a
+ * kick.
+ *
+ * Returns: 0 on success.
  * - `-EINVAL`: `state` or `done` is NULL.
  *
  * # Safety
@@ -1757,10 +1886,14 @@ int q2c_update_options_abort(struct q2c_state *state, struct q2c_update **update
 int q2c_poll_until_done(struct q2c_state *state, bool (*done)(void *arg), void *arg);
 
 /**
- * Has every `q2c_poll_until_done` of the state look at its condition again, after whatever may
- * have made it true.
+ * Makes every `q2c_poll_until_done` of the state call its condition again. Call it after whatever
+ * may have made the condition true.
  *
- * Any thread, any lock held, never waits. `-EINVAL`: `state` is NULL.
+ * Context: any thread, with any lock held. Never waits, but may run a waiting coroutine inside the
+ * call if the host's `co_wake` does so.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `state` is NULL.
  *
  * # Safety
  * `state` is NULL or a live state.
@@ -1768,17 +1901,22 @@ int q2c_poll_until_done(struct q2c_state *state, bool (*done)(void *arg), void *
 int q2c_poll_kick(struct q2c_state *state);
 
 /**
- * Runs `entry(arg)` to its end. Plain code of a coroutine host: in a new coroutine, while the
- * caller polls. Everybody else: right here.
+ * Runs `entry(arg)` to its end. If the caller is plain code of a coroutine host, `entry` runs in a
+ * new coroutine while the caller polls. For every other caller it runs inside the call.
  *
- * Coroutine, thread or plain code, state lock not held; waits.
+ * Parameters:
+ * - `entry`: must not be NULL.
+ * - `arg`: passed to `entry`; may be NULL.
  *
+ * Context: thread, coroutine or plain code, state lock not held; waits.
+ *
+ * Returns: 0 on success. On an error `entry` was not called.
  * - `-EINVAL`: `state` or `entry` is NULL.
  * - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself.
- * - `co_spawn`'s own: the coroutine could not be made. `entry` was not called.
+ * - any errno of `co_spawn`: the coroutine could not be made.
  *
  * # Safety
- * `state` is NULL or a live state. `entry` takes `arg` and does not throw; on a coroutine host it
+ * `state` is NULL or a live state. `entry` takes `arg` and does not throw. On a coroutine host it
  * may run in another thread.
  */
 int q2c_run_until_done(struct q2c_state *state, void (*entry)(void *arg), void *arg);
