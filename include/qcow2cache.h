@@ -935,8 +935,8 @@ int q2c_cache_get_unlocked(struct q2c_cache *cache, uint64_t table_offset, void 
  * - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
  * - `table`: receives the address of the table's `table_size` bytes; must not be NULL.
  *
- * Context: any thread; never waits. Takes no lock, unless the table's slot changes hands during
- * the call and is discarded right then.
+ * Context: any thread; never waits. Takes no lock, except when the slot went to another table
+ * during the call and that table was discarded right then.
  *
  * Returns: 0 on success.
  * - `-EAGAIN`: the table is not in the cache; it is being loaded, dropped or moved; it is in one
