@@ -18,9 +18,10 @@
  * Conventions
  * -----------
  * Results. A function that returns int returns 0 on success, or a number that is not negative
- * where its comment says so, or -errno. Two things hold for all of them and are not repeated:
- * outputs are written only on success; and -EIO can also mean that the library panicked inside.
- * Errors of storage callbacks pass through unchanged, so a call that does I/O can return any errno.
+ * where its comment says so, or -errno. Two things hold for all of them and are not repeated.
+ * Outputs are written only on success (q2c_cache_read is the one exception). And -EIO can also mean
+ * that the library panicked inside. Errors of storage callbacks pass through unchanged, so a call
+ * that does I/O can return any errno.
  *
  * q2c_error. A set-up function also tells an error in words, in a q2c_error that the caller
  * provides, or NULL. It fills the q2c_error on success too, with code 0 and an empty message.
@@ -70,11 +71,16 @@
  *              that is less than a cluster.
  * slot         A place in a cache for one table.
  * resident     In the cache, completely loaded.
- * dirty        Changed since it was read or last written. Every other resident table is clean.
+ * dirty        Marked as changed (q2c_cache_mark_dirty) since it was read or last written.
+ * clean        Resident, neither dirty nor being written.
+ * write-back   The write of a dirty table to storage, after what it depends on was flushed.
+ * discard      To drop a table without writing it, dirty or not, because its cluster was freed.
  * pin          A caller's claim on a resident table. A get adds one, q2c_cache_put gives one back.
  *              A pinned table keeps its address and its offset.
  * host         The program around the library: its threads, event loops or coroutines (q2c_host).
  * plain code   Code in a thread of a coroutine host, outside every coroutine.
+ * instance     What one start of a cleaner makes. It ends by itself after a stop was asked for.
+ * pass         One round of a cleaner over its caches, in which it drops unused tables.
  * context      As a parameter: where a cleaner runs. The thread host has one, its background
  *              thread; on an event loop host it is a q2c_loop; on a coroutine host it is the host's
  *              own pointer, which the library hands to co_spawn.
@@ -119,7 +125,7 @@
 
 /**
  * Callers are threads, which park where they wait. Cleaners are tasks of a `q2c_loop`. A wait for
- * the end of a cleaner does not turn its loop: whoever stops a cleaner takes it out of the loop.
+ * the end of a cleaner does not turn its loop: a stop takes the cleaner out of the loop.
  */
 #define Q2C_HOST_EVENT_LOOP 1
 
@@ -1509,7 +1515,9 @@ int q2c_cleaner_co_del_and_wait(struct q2c_cleaner *cleaner);
 
 /**
  * Stops every instance that is alive when it is called, including those that were asked to stop
- * before, and waits for their ends. It is `q2c_cleaner_co_del_and_wait` for callers of every kind.
+ * before, and waits for their ends. A start that races it is ordered before or after it. When it
+ * returns 0, these instances touch nothing any more. It is `q2c_cleaner_co_del_and_wait` for
+ * callers of every kind.
  *
  * Parameters:
  * - `cleaner`: NULL returns 0.

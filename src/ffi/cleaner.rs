@@ -456,7 +456,9 @@ pub unsafe extern "C" fn q2c_cleaner_co_del_and_wait(cleaner: *mut q2c_cleaner) 
 }
 
 /// Stops every instance that is alive when it is called, including those that were asked to stop
-/// before, and waits for their ends. It is `q2c_cleaner_co_del_and_wait` for callers of every kind.
+/// before, and waits for their ends. A start that races it is ordered before or after it. When it
+/// returns 0, these instances touch nothing any more. It is `q2c_cleaner_co_del_and_wait` for
+/// callers of every kind.
 ///
 /// Parameters:
 /// - `cleaner`: NULL returns 0.

@@ -19,7 +19,7 @@ use crate::sync::sleep::Timer;
 /// last handle of a cleaner that was started.
 pub const Q2C_HOST_THREADS: u32 = 0;
 /// Callers are threads, which park where they wait. Cleaners are tasks of a `q2c_loop`. A wait for
-/// the end of a cleaner does not turn its loop: whoever stops a cleaner takes it out of the loop.
+/// the end of a cleaner does not turn its loop: a stop takes the cleaner out of the loop.
 pub const Q2C_HOST_EVENT_LOOP: u32 = 1;
 /// Callers are the host's own stackful coroutines, which yield where they wait, and plain code of
 /// its threads, which polls.
@@ -312,7 +312,7 @@ unsafe extern "C" fn look_at_condition(arg: *mut c_void) -> bool {
     guard(condition).unwrap_or(false)
 }
 
-/// Wakes whoever armed the timer.
+/// Wakes the cleaner that armed the timer.
 ///
 /// # Safety
 /// `arg` is the waker of a [`CTimer`] that has not been deleted when this call begins.
