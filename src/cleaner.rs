@@ -33,11 +33,11 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker};
 
 use crate::error::Errno;
-use crate::host::{Cancel, Context, Host, block_on};
+use crate::host::{CancelHandle, Context, Host, block_on};
 use crate::primitives::{AtomicU64, Mutex, Ordering};
 use crate::sync::lock::{Owner, StateLock};
 use crate::sync::sleep::{Clock, Sleep};
-use crate::sync::wait_list::{Ticket, WaitList};
+use crate::sync::wait_list::{WaitList, Waiter};
 
 /// Something with tables to clean: a cache. A pass is a number of short steps; never one that does I/O, never one that waits.
 pub trait CleanTarget: Send + Sync {
@@ -46,7 +46,7 @@ pub trait CleanTarget: Send + Sync {
     fn drop_unused(&self, from: usize) -> (usize, Option<usize>);
 
     /// Gives a part of the memory of what was dropped back to the kernel; likewise.
-    fn give_back(&self, from: usize) -> Option<usize>;
+    fn release_memory(&self, from: usize) -> Option<usize>;
 
     /// A pass panicked inside: never write again.
     fn poison(&self);
@@ -71,7 +71,7 @@ pub struct CleanerStats {
 pub struct Cleaner {
     shared: Arc<Shared>,
     lease: Mutex<Option<Box<dyn std::any::Any + Send + Sync>>>,
-    belongs_to_state: bool,
+    is_owned_by_state: bool,
 }
 
 struct Shared {
@@ -112,7 +112,7 @@ struct Control {
     waker: Option<Waker>,
     runner: Option<Owner>,
     /// Where the host can end the task from outside.
-    cancel: Option<Box<dyn Cancel>>,
+    cancel: Option<Box<dyn CancelHandle>>,
 }
 
 impl Cleaner {
@@ -127,20 +127,20 @@ impl Cleaner {
                 tables_cleaned: AtomicU64::new(0),
             }),
             lease: Mutex::new(None),
-            belongs_to_state: false,
+            is_owned_by_state: false,
         }
     }
 
     /// A cleaner that is part of a state.
     pub fn for_state(host: Arc<dyn Host>) -> Self {
         let mut cleaner = Self::new(host);
-        cleaner.belongs_to_state = true;
+        cleaner.is_owned_by_state = true;
         cleaner
     }
 
     /// Whether a state owns it: not to be destroyed by itself.
-    pub fn belongs_to_state(&self) -> bool {
-        self.belongs_to_state
+    pub fn is_owned_by_state(&self) -> bool {
+        self.is_owned_by_state
     }
 
     /// The caches that the *next* start cleans; each instance holds its own.
@@ -159,7 +159,7 @@ impl Cleaner {
 
     /// As [`Cleaner::start`], over `targets`, with the interval that was set last, and only if no stop was asked for since
     /// [`Cleaner::epoch`] was `epoch`; else `ESTALE`, and what the caller knew then may be outdated.
-    pub fn start_since(
+    pub fn start_unless_stopped_since(
         &self,
         epoch: u64,
         targets: Vec<Arc<dyn CleanTarget>>,
@@ -178,13 +178,13 @@ impl Cleaner {
         self.shared.registry.lock().epoch
     }
 
-    /// The interval in ns that was set last, by a start, by [`Cleaner::set_interval`] or by [`Cleaner::plan_interval`].
+    /// The interval in ns that was set last, by a start, by [`Cleaner::set_interval`] or by [`Cleaner::set_next_interval`].
     pub fn interval_ns(&self) -> u64 {
         self.shared.registry.lock().interval_ns
     }
 
-    /// The interval for the next [`Cleaner::start_since`]; the running instance keeps its own.
-    pub fn plan_interval(&self, interval_ns: u64) {
+    /// The interval for the next [`Cleaner::start_unless_stopped_since`]; the running instance keeps its own.
+    pub fn set_next_interval(&self, interval_ns: u64) {
         self.shared.registry.lock().interval_ns = interval_ns;
     }
 
@@ -207,7 +207,7 @@ impl Cleaner {
             }),
         });
         let targets = shared.register(&instance, plan, interval_ns)?;
-        let end = EndReport {
+        let end = EndNotice {
             shared: shared.clone(),
             instance: instance.clone(),
         };
@@ -234,13 +234,13 @@ impl Cleaner {
 
     /// The first half of [`Cleaner::request_stop`], which calls nothing: from now on every instance is asked to stop. For
     /// callers that change something of their own at the same moment, under a lock of theirs.
-    pub(crate) fn flag_stop(&self) -> StopFlagged {
-        self.shared.flag_stop()
+    pub(crate) fn set_stop_flag(&self) -> PendingStops {
+        self.shared.set_stop_flag()
     }
 
     /// Whether an instance lives that was not asked to stop.
     pub fn is_running(&self) -> bool {
-        self.shared.forget_lost();
+        self.shared.forget_lost_in_fork();
         let registry = self.shared.registry.lock();
         registry.instances.iter().any(|i| !i.is_stopped())
     }
@@ -248,7 +248,7 @@ impl Cleaner {
     /// Gives the running instance a new interval, counted from the beginning of its present sleep. 0 asks it to stop.
     /// `ESRCH`: none runs. Any thread; does not wait.
     pub fn set_interval(&self, interval_ns: u64) -> Result<(), Errno> {
-        self.shared.forget_lost();
+        self.shared.forget_lost_in_fork();
         let running = {
             let mut registry = self.shared.registry.lock();
             let running = registry
@@ -273,7 +273,7 @@ impl Cleaner {
     /// Counters.
     pub fn stats(&self) -> CleanerStats {
         let shared = &self.shared;
-        shared.forget_lost();
+        shared.forget_lost_in_fork();
         let registry = shared.registry.lock();
         CleanerStats {
             starts: registry.starts,
@@ -359,7 +359,7 @@ impl Cleaner {
 
     /// `EBUSY` while an instance is alive or the built-in lock is held.
     pub fn check_idle(&self) -> Result<(), Errno> {
-        self.shared.forget_lost();
+        self.shared.forget_lost_in_fork();
         let alive = !self.shared.registry.lock().instances.is_empty();
         if alive || self.shared.lock.is_held() {
             return Err(Errno::BUSY);
@@ -374,7 +374,7 @@ impl Cleaner {
 
     /// The contexts of the instances that are alive.
     pub fn contexts(&self) -> Vec<Context> {
-        self.shared.forget_lost();
+        self.shared.forget_lost_in_fork();
         let registry = self.shared.registry.lock();
         let contexts = registry.instances.iter().map(|i| i.context.clone());
         contexts.collect()
@@ -416,7 +416,7 @@ impl Shared {
         plan: &Plan,
         interval_ns: u64,
     ) -> Result<Vec<Arc<dyn CleanTarget>>, Errno> {
-        self.forget_lost();
+        self.forget_lost_in_fork();
         let mut registry = self.registry.lock();
         if plan.epoch.is_some_and(|epoch| epoch != registry.epoch) {
             return Err(Errno::STALE);
@@ -435,17 +435,17 @@ impl Shared {
 
     /// Asks every instance to stop; returns them.
     fn request_stop(&self) -> Vec<Arc<Instance>> {
-        let flagged = self.flag_stop();
+        let flagged = self.set_stop_flag();
         flagged.deliver();
         flagged.0
     }
 
-    fn flag_stop(&self) -> StopFlagged {
-        self.forget_lost();
+    fn set_stop_flag(&self) -> PendingStops {
+        self.forget_lost_in_fork();
         let mut registry = self.registry.lock();
         registry.epoch += 1;
-        registry.instances.iter().for_each(|i| i.flag_stop());
-        StopFlagged(registry.instances.clone())
+        registry.instances.iter().for_each(|i| i.set_stop_flag());
+        PendingStops(registry.instances.clone())
     }
 
     fn lock(&self) -> Result<(), Errno> {
@@ -493,24 +493,24 @@ impl Shared {
     }
 
     fn wait_for_end(&self, stop: Stop) {
-        while let Some(ticket) = self.ticket_for(&stop) {
-            block_on(&*self.host, &stop.contexts, ticket);
+        while let Some(waiter) = self.waiter_for(&stop) {
+            block_on(&*self.host, &stop.contexts, waiter);
         }
     }
 
-    fn ticket_for(&self, stop: &Stop) -> Option<Ticket> {
+    fn waiter_for(&self, stop: &Stop) -> Option<Waiter> {
         let mut registry = self.registry.lock();
         let mut awaited = stop.instances.iter();
         let alive = awaited.any(|i| registry.instances.iter().any(|j| Arc::ptr_eq(i, j)));
-        alive.then(|| registry.ended.enrol(()))
+        alive.then(|| registry.ended.register(()))
     }
 
     /// The child of a fork does not have its parent's background thread, nor the tasks in it.
-    fn forget_lost(&self) {
+    fn forget_lost_in_fork(&self) {
         let mut registry = self.registry.lock();
         registry
             .instances
-            .retain(|i| !self.host.lost_cleaners_of(i.pid));
+            .retain(|i| !self.host.lost_in_fork(i.pid));
     }
 
     /// The cleaner's way to the lock; false if it was asked to stop instead.
@@ -578,7 +578,7 @@ impl Shared {
             if step.is_none() {
                 break;
             }
-            if further.is_some() && !instance.pause(clock).await {
+            if further.is_some() && !instance.yield_to_context(clock).await {
                 return;
             }
         }
@@ -587,10 +587,10 @@ impl Shared {
         for target in targets {
             let mut next = Some(0);
             while let Some(from) = next.filter(|_| !instance.is_stopped()) {
-                let given_back = self.step(instance, target, |target| target.give_back(from));
+                let given_back = self.step(instance, target, |target| target.release_memory(from));
                 next = given_back.flatten();
                 if next.is_some() {
-                    instance.pause(clock).await;
+                    instance.yield_to_context(clock).await;
                 }
             }
         }
@@ -626,10 +626,10 @@ impl Drop for Counted<'_> {
 
 /// Instances that were asked to stop and do not know it yet.
 #[must_use = "those that sleep go on sleeping until `deliver`"]
-pub(crate) struct StopFlagged(Vec<Arc<Instance>>);
+pub(crate) struct PendingStops(Vec<Arc<Instance>>);
 
-impl StopFlagged {
-    /// Wakes or ends them. Calls the host: no lock held.
+impl PendingStops {
+    /// WakeList or ends them. Calls the host: no lock held.
     pub(crate) fn deliver(&self) {
         self.0.iter().for_each(|i| i.deliver_stop());
     }
@@ -646,7 +646,7 @@ impl Instance {
     }
 
     /// Sticky.
-    fn flag_stop(&self) {
+    fn set_stop_flag(&self) {
         self.control.lock().stop = true;
     }
 
@@ -664,7 +664,7 @@ impl Instance {
     }
 
     /// A stop that came before finds nothing to cancel with: it is done here then.
-    fn set_cancel(&self, cancel: Option<Box<dyn Cancel>>) {
+    fn set_cancel(&self, cancel: Option<Box<dyn CancelHandle>>) {
         let stopped = {
             let mut control = self.control.lock();
             control.cancel = cancel;
@@ -699,7 +699,7 @@ impl Instance {
     }
 
     /// Lets the context have a turn; false if asked to stop.
-    async fn pause(&self, clock: &dyn Clock) -> bool {
+    async fn yield_to_context(&self, clock: &dyn Clock) -> bool {
         let mut turn = Sleep::new(clock, clock.now_ns(), 0);
         poll_fn(|cx| {
             if !self.poll_not_stopped(cx) {
@@ -734,12 +734,12 @@ impl Instance {
 
 /// Takes the instance out of the registry and wakes those who wait for it: its last act, also if the task was never
 /// run or is dropped.
-struct EndReport {
+struct EndNotice {
     shared: Arc<Shared>,
     instance: Arc<Instance>,
 }
 
-impl Drop for EndReport {
+impl Drop for EndNotice {
     fn drop(&mut self) {
         let wakes = {
             let mut registry = self.shared.registry.lock();
@@ -757,7 +757,7 @@ impl Drop for EndReport {
 struct Body {
     targets: Vec<Arc<dyn CleanTarget>>,
     clock: Arc<dyn Clock>,
-    end: EndReport,
+    end: EndNotice,
 }
 
 async fn run(body: Body) {
@@ -767,7 +767,7 @@ async fn run(body: Body) {
         clock,
         targets,
     } = body;
-    let EndReport { shared, instance } = &end;
+    let EndNotice { shared, instance } = &end;
     instance.set_runner(shared.host.cleaner_owner());
     while instance.sleep(&*clock).await {
         shared.pass(instance, &*clock, &targets).await;

@@ -203,13 +203,13 @@ fn a_wake_up_that_comes_while_a_task_is_polled_is_kept() {
             }
             cx.waker().wake_by_ref();
             // A task that waits by turning the loop that it lives in.
-            executor.turn();
+            executor.run_ready();
             std::task::Poll::Pending
         })
     };
     let _handle = executor.spawn(Box::pin(task));
     for _ in 0..3 {
-        executor.turn();
+        executor.run_ready();
     }
     assert_eq!(polls.load(Ordering::SeqCst), 3);
     assert!(!executor.has_tasks());

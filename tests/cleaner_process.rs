@@ -21,7 +21,7 @@ impl CleanTarget for Passes {
         (0, None)
     }
 
-    fn give_back(&self, _from: usize) -> Option<usize> {
+    fn release_memory(&self, _from: usize) -> Option<usize> {
         None
     }
 

@@ -14,7 +14,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::{Mutex, MutexGuard};
 use qcow2cache::cache::dirty::DirtySet;
 use qcow2cache::cache::group::Group;
-use qcow2cache::cache::slot::{Discard, Put, Slot};
+use qcow2cache::cache::slot::{Discard, Slot, UnpinResult};
 use qcow2cache::model::{AtomicU64, Ordering};
 
 const A: u64 = 0xA000;
@@ -76,15 +76,15 @@ impl Table {
     }
 
     fn put(&self) {
-        match self.slot.put() {
-            Put::Done => {}
-            Put::LastOfDiscarded => self.reclaim(&self.lock()),
-            Put::NotPinned => panic!("a pin was lost"),
+        match self.slot.unpin() {
+            UnpinResult::Unpinned => {}
+            UnpinResult::LastOfDiscarded => self.free_discarded(&self.lock()),
+            UnpinResult::NotPinned => panic!("a pin was lost"),
         }
     }
 
-    fn reclaim(&self, _structure: &MutexGuard<'_, ()>) {
-        if self.slot.reclaim().is_some() {
+    fn free_discarded(&self, _structure: &MutexGuard<'_, ()>) {
+        if self.slot.free_discarded().is_some() {
             self.count_freed();
         }
     }
@@ -111,12 +111,12 @@ impl Table {
     }
 
     /// The same in a straight line, as nearly every hit goes; no answer where that one looks further.
-    fn read_at_once(&self, offset: u64) -> Option<u64> {
-        if self.slot.offset() != offset || !self.slot.pin_at_once() {
+    fn read_fast(&self, offset: u64) -> Option<u64> {
+        if self.slot.offset() != offset || !self.slot.pin_fast() {
             return None;
         }
         let found = (self.slot.offset() == offset).then(|| self.contents());
-        if !self.slot.put_at_once() {
+        if !self.slot.unpin_fast() {
             self.put();
         }
         found
@@ -216,7 +216,7 @@ struct Answers([AtomicUsize; 2]);
 
 impl Answers {
     fn expect_own(&self, table: &Table, offset: u64) {
-        if let Some(found) = table.read_at_once(offset) {
+        if let Some(found) = table.read_fast(offset) {
             assert_eq!(found, offset, "a pin of the wrong table");
             self.0[usize::from(offset == B)].fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
@@ -300,7 +300,7 @@ fn a_discarded_table_that_is_being_written_is_freed_once() {
             assert_eq!(t.contents(), A);
             let structure = t.lock();
             t.slot.end_write(false);
-            t.reclaim(&structure);
+            t.free_discarded(&structure);
             drop(structure);
         });
         let discard = run(&table, |t| {
@@ -378,12 +378,12 @@ fn a_load_that_is_discarded_or_fails_frees_its_slot_once_and_is_never_pinned() {
 }
 
 /// A table's word in memory, changed while others may write it back, and the same word in the image.
-struct Contents {
+struct Fill {
     memory: loom::sync::atomic::AtomicU64,
     image: Mutex<u64>,
 }
 
-impl Contents {
+impl Fill {
     fn new() -> Arc<Self> {
         Arc::new(Self {
             memory: loom::sync::atomic::AtomicU64::new(0),
@@ -416,7 +416,7 @@ impl Contents {
 fn mark_against_write_back(failed: bool) {
     explore(None, move || {
         let table = Table::pinned(A);
-        let contents = Contents::new();
+        let contents = Fill::new();
         contents.change(1);
         assert!(table.slot.mark_dirty());
         let marker = run(&table, {
@@ -452,7 +452,7 @@ fn a_failed_write_back_leaves_the_table_dirty() {
 
 #[test]
 fn nothing_dirty_is_evicted_cleaned_or_moved() {
-    for how in [Slot::drop_clean, Slot::lift, |slot: &Slot| {
+    for how in [Slot::drop_clean, Slot::begin_move, |slot: &Slot| {
         slot.evict_for(B)
     }] {
         explore(None, move || {
@@ -511,8 +511,10 @@ impl Set {
         let structure = self.table.lock();
         let slot = &self.table.slot;
         let begin_write = || slot.begin_write();
-        let is_dirty = || slot.is_dirty_in_order();
-        let begun = self.dirty.claim(&self.groups, 0, begin_write, is_dirty);
+        let is_dirty = || slot.is_dirty_seq_cst();
+        let begun = self
+            .dirty
+            .claim_for_write(&self.groups, 0, begin_write, is_dirty);
         drop(structure);
         begun
     }
@@ -525,8 +527,8 @@ impl Set {
             if self.table.slot.word().is_dirty() {
                 listed.push(slot);
             } else {
-                let is_dirty = || self.table.slot.is_dirty_in_order();
-                self.dirty.settle(&self.groups, slot, is_dirty);
+                let is_dirty = || self.table.slot.is_dirty_seq_cst();
+                self.dirty.clear_stale(&self.groups, slot, is_dirty);
             }
         });
         drop(structure);

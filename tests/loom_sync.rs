@@ -223,14 +223,14 @@ fn a_ticket_is_ready_after_its_key_was_notified() {
         let waiters = [(), ()].map(|()| {
             let (host, gate) = (host.clone(), gate.clone());
             thread::spawn(move || {
-                let ticket = {
+                let waiter = {
                     let mut gate = gate.lock().unwrap();
                     if gate.0 {
                         return;
                     }
-                    gate.1.enrol(1)
+                    gate.1.register(1)
                 };
-                block_on(&*host, &[], ticket);
+                block_on(&*host, &[], waiter);
             })
         });
         let wakes = {
@@ -360,7 +360,7 @@ fn a_task_that_is_woken_while_it_is_polled_is_polled_again() {
             }
             *rung = false;
             drop(rung);
-            executor.turn();
+            executor.run_ready();
         }
         completer.join().unwrap();
         handle.cancel();
@@ -382,7 +382,7 @@ impl CleanTarget for Target {
         (1, None)
     }
 
-    fn give_back(&self, _from: usize) -> Option<usize> {
+    fn release_memory(&self, _from: usize) -> Option<usize> {
         self.freed.touch("a pass");
         None
     }

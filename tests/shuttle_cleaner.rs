@@ -103,7 +103,7 @@ impl CleanTarget for Target {
     }
 
     /// Likewise, without the lock.
-    fn give_back(&self, from: usize) -> Option<usize> {
+    fn release_memory(&self, from: usize) -> Option<usize> {
         self.freed.touch("a pass");
         thread::yield_now();
         self.freed.touch("a pass");

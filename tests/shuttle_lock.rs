@@ -248,18 +248,18 @@ fn a_wait_list_wakes_everybody_whose_key_was_notified() {
         let waiters = (0..3).map(|key| {
             let (host, gate) = (host.clone(), gate.clone());
             thread::spawn(move || {
-                // One of them drops its first ticket unawaited.
+                // One of them drops its first waiter unawaited.
                 let mut waits = key != 2;
                 loop {
-                    let ticket = {
+                    let waiter = {
                         let mut gate = gate.lock().unwrap();
                         if gate.open {
                             break;
                         }
-                        gate.waiting.enrol(key % 2)
+                        gate.waiting.register(key % 2)
                     };
                     if waits {
-                        block_on(&*host, &[], ticket);
+                        block_on(&*host, &[], waiter);
                     }
                     waits = true;
                 }

@@ -44,8 +44,8 @@ fn open_starts_the_cleaner_with_every_option_set(fixture: &dyn Fixture) {
         (shape(&state.l2_cache()), shape(&state.refcount_cache())),
         ((4, 4096), (5, 4096))
     );
-    assert!(state.l2_cache().belongs_to_state() && state.refcount_cache().belongs_to_state());
-    assert!(state.cleaner().belongs_to_state());
+    assert!(state.l2_cache().is_owned_by_state() && state.refcount_cache().is_owned_by_state());
+    assert!(state.cleaner().is_owned_by_state());
     drop(block_on(&*fixture.host(), &[], state.l2_cache().get_empty(TABLE)).unwrap());
     edit(&state.l2_cache(), TABLE, 1).unwrap();
     edit(&state.refcount_cache(), BLOCKS, 1).unwrap();
@@ -447,9 +447,9 @@ fn the_cleaner_of_a_state_and_caches_alone_do_the_same() {
         // What the state offers is made of parts that work alone, too.
         let storage = Arc::new(TestStorage::new(1 << 19));
         let cache = support::cache_on(&storage, 4, 4096, 1);
-        assert!(!cache.belongs_to_state());
+        assert!(!cache.is_owned_by_state());
         let cleaner = Cleaner::new(qcow2cache::host::threads::ThreadHost::shared());
-        assert!(!cleaner.belongs_to_state());
+        assert!(!cleaner.is_owned_by_state());
         let target: Arc<dyn CleanTarget> = cache.clone();
         cleaner.set_caches(vec![target]);
         drop(block_on(cache.host(), &[], cache.get(TABLE)).unwrap());

@@ -126,7 +126,7 @@ fn commit_puts_every_option_into_effect(fixture: &dyn Fixture) {
                 (shape(&state.l2_cache()), shape(&state.refcount_cache())),
                 ((8, 4096), (9, 4096))
             );
-            assert!(state.l2_cache().belongs_to_state());
+            assert!(state.l2_cache().is_owned_by_state());
             assert!(state.cleaner().is_running());
             let stats = state.cleaner().stats();
             assert_eq!(

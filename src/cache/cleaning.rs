@@ -43,18 +43,18 @@ impl CleanTarget for Cache {
         (cleaned, next)
     }
 
-    fn give_back(&self, from: usize) -> Option<usize> {
+    fn release_memory(&self, from: usize) -> Option<usize> {
         self.check_poison().ok()?;
-        let first = self.next_stale(from)?;
+        let first = self.next_releasable(from)?;
         let unit = self.tables.slots_per_page();
         let least = unit.max(MIN_BYTES >> self.table_shift);
         let most = MAX_BATCH.min(MAX_BYTES >> self.table_shift).max(least);
         let batch = (self.slots.len() / 2).clamp(least, most);
-        let (runs, next) = self.take_runs(first, unit, batch);
+        let (runs, next) = self.withdraw_runs(first, unit, batch);
         if runs.is_empty() {
             return Some(next);
         }
-        let runs = Released { cache: self, runs };
+        let runs = WithdrawnRuns { cache: self, runs };
         // Release: the slots' words come before the zeros; pairs with the acquire fence in `read`.
         fence(Ordering::Release);
         self.tables.release(&runs.runs);
@@ -77,7 +77,7 @@ impl Cache {
         }
         next = Some(0);
         while let Some(from) = next {
-            next = self.give_back(from);
+            next = self.release_memory(from);
         }
         cleaned
     }
@@ -107,10 +107,10 @@ impl Cache {
             }
         }
         if dropped != 0 {
-            self.all_freed(&mut inner, number, dropped);
+            self.mark_group_free(&mut inner, number, dropped);
             Counters::add(&self.counters.hits, hits);
         }
-        self.inner.give_way(inner);
+        self.inner.yield_to_waiters(inner);
         dropped.count_ones() as usize
     }
 
@@ -118,7 +118,7 @@ impl Cache {
     pub(super) fn drop_slot(&self, inner: &mut Inner, number: u32) -> bool {
         let dropped = self.drop_table(inner, number);
         if let Some(before) = dropped {
-            self.freed(inner, number);
+            self.mark_free(inner, number);
             Counters::add(&self.counters.hits, before.hits() as usize);
         }
         dropped.is_some()
@@ -130,27 +130,27 @@ impl Cache {
         if !slot.word().is_droppable() {
             return None;
         }
-        crate::delay::point("clean-chosen");
+        crate::test_delay::point("clean-chosen");
         #[cfg(feature = "unsound-no-pin-recheck")]
         let before = slot.drop_unchecked()?;
         #[cfg(not(feature = "unsound-no-pin-recheck"))]
         let before = slot.drop_clean()?;
-        self.unindex(inner, number);
+        self.remove_from_index(inner, number);
         Some(before)
     }
 
     /// The first free slot from `from` on whose memory may be resident. No lock: a hint.
-    fn next_stale(&self, from: usize) -> Option<usize> {
+    fn next_releasable(&self, from: usize) -> Option<usize> {
         (from / group::SLOTS..self.groups.len()).find_map(|number| {
             let stale =
-                self.groups[number].stale() & group::mask(number, &(from..self.slots.len()));
+                self.groups[number].releasable() & group::mask(number, &(from..self.slots.len()));
             group::slots(number, stale).next().map(|slot| slot as usize)
         })
     }
 
     /// Takes free slots from `first` on out of circulation, in whole pages of `unit` slots, no more than `batch` at once (and no less than a
     /// page), and of a few groups alone; returns them as runs of neighbours, and where to go on.
-    fn take_runs(&self, first: usize, unit: usize, batch: usize) -> (Vec<Range<usize>>, usize) {
+    fn withdraw_runs(&self, first: usize, unit: usize, batch: usize) -> (Vec<Range<usize>>, usize) {
         let mut runs: Vec<Range<usize>> = Vec::new();
         let (mut taken, mut at) = (0, first - first % unit);
         // A page of 64 KiB holds 128 tables of 512 bytes: two groups.
@@ -170,7 +170,7 @@ impl Cache {
             }
             for number in groups {
                 let bits = pages & group::mask(number, &(0..self.slots.len()));
-                let bits = self.take_out(&mut inner, number, bits);
+                let bits = self.withdraw(&mut inner, number, bits);
                 group::runs(number, bits).for_each(|run| join(&mut runs, run));
                 taken += bits.count_ones() as usize;
             }
@@ -184,21 +184,21 @@ impl Cache {
         let block = unit.min(group::SLOTS);
         let (mut stale, mut taken) = (0, 0);
         for bits in &self.groups[groups] {
-            stale |= bits.stale();
+            stale |= bits.releasable();
             taken |= bits.taken.load(Ordering::Relaxed);
         }
         group::whole_blocks(stale, block) & !group::whole_blocks(taken, block)
     }
 
     /// Free slots of a group go out of circulation. Returns which did: all of them. Structure lock held.
-    fn take_out(&self, inner: &mut Inner, number: usize, free: u64) -> u64 {
+    fn withdraw(&self, inner: &mut Inner, number: usize, free: u64) -> u64 {
         let mut bits = 0;
         for slot in group::slots(number, free) {
             let begun = self.slot(slot).begin_release();
             debug_assert!(begun, "a slot that is not taken is free");
             bits |= if begun { group::place(slot).1 } else { 0 };
         }
-        self.groups[number].take(bits);
+        self.groups[number].mark_taken(bits);
         inner.releasing += bits.count_ones() as usize;
         bits
     }
@@ -211,7 +211,7 @@ impl Cache {
                     let bits = group::mask(number, run);
                     group::slots(number, bits).for_each(|slot| self.slot(slot).end_release());
                     self.groups[number].release(bits);
-                    self.all_freed(&mut inner, number, bits);
+                    self.mark_group_free(&mut inner, number, bits);
                 }
                 inner.releasing -= run.len();
             }
@@ -222,12 +222,12 @@ impl Cache {
 }
 
 /// Runs of slots that are out of circulation; its drop returns them.
-struct Released<'a> {
+struct WithdrawnRuns<'a> {
     cache: &'a Cache,
     runs: Vec<Range<usize>>,
 }
 
-impl Drop for Released<'_> {
+impl Drop for WithdrawnRuns<'_> {
     fn drop(&mut self) {
         self.cache.return_runs(&self.runs);
     }
@@ -324,7 +324,7 @@ mod tests {
                     let mut given = vec![false; tables];
                     let mut from = 0;
                     while from < tables {
-                        let (runs, next) = cache.take_runs(from, unit, batch);
+                        let (runs, next) = cache.withdraw_runs(from, unit, batch);
                         let taken: usize = runs.iter().map(Range::len).sum();
                         assert!(taken <= batch.max(unit) && next > from);
                         for run in &runs {
@@ -361,8 +361,8 @@ mod tests {
         dirty.mark_dirty().unwrap();
         drop(dirty);
         // As if the others had been given back just now.
-        cache.groups[0].touched.store(0xFF, Ordering::Relaxed);
-        let (runs, _) = cache.take_runs(0, 1, 8);
+        cache.groups[0].populated.store(0xFF, Ordering::Relaxed);
+        let (runs, _) = cache.withdraw_runs(0, 1, 8);
         assert_eq!(cache.lock_inner().releasing, 7);
         std::thread::scope(|scope| {
             let get = scope.spawn(|| block_on(cache.host(), &[], cache.get(1024)).is_ok());

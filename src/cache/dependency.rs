@@ -21,11 +21,11 @@ pub(super) struct Dependencies {
     /// Caches that (may) depend on this one.
     dependents: Vec<Weak<Cache>>,
     /// How often a flush of storage was asked for, and up to which of these it was done.
-    flush_wanted: u64,
-    flush_done: u64,
+    flushes_requested: u64,
+    flushes_satisfied: u64,
 }
 
-enum Owed {
+enum Unsatisfied {
     Cache(u64, Arc<Cache>),
     Flush,
 }
@@ -58,7 +58,7 @@ impl Cache {
                 None => {}
             }
             // Those who depend on us: no chain backwards.
-            if let Some(dependent) = self.a_dependent() {
+            if let Some(dependent) = self.find_dependent() {
                 dependent.satisfy_dependencies().await?;
                 continue;
             }
@@ -78,7 +78,7 @@ impl Cache {
     /// Before a table of this cache is written, its storage is flushed. Survives a flush that is running already. Any thread.
     pub fn depends_on_flush(&self) -> Result<(), Errno> {
         self.check_poison()?;
-        self.dependencies.lock().flush_wanted += 1;
+        self.dependencies.lock().flushes_requested += 1;
         Ok(())
     }
 
@@ -86,7 +86,7 @@ impl Cache {
         self.dependencies.lock().on.is_some()
     }
 
-    fn a_dependent(self: &Arc<Self>) -> Option<Arc<Cache>> {
+    fn find_dependent(self: &Arc<Self>) -> Option<Arc<Cache>> {
         let dependents = self.dependencies.lock().dependents.clone();
         let mut alive = dependents.iter().filter_map(Weak::upgrade);
         alive.find(|other| {
@@ -99,24 +99,24 @@ impl Cache {
     }
 
     /// Before this cache goes: whoever depends on it is satisfied now.
-    pub async fn release_dependents(self: &Arc<Self>) -> Result<(), Errno> {
-        while let Some(dependent) = self.a_dependent() {
+    pub async fn flush_dependents(self: &Arc<Self>) -> Result<(), Errno> {
+        while let Some(dependent) = self.find_dependent() {
             dependent.satisfy_dependencies().await?;
         }
         Ok(())
     }
 
     /// Whether a write has to wait for a flush of something else.
-    pub(super) fn owes_nothing(&self) -> bool {
+    pub(super) fn dependencies_satisfied(&self) -> bool {
         let ours = self.dependencies.lock();
-        ours.on.is_none() && ours.flush_wanted <= ours.flush_done
+        ours.on.is_none() && ours.flushes_requested <= ours.flushes_satisfied
     }
 
-    fn owed(&self) -> Option<Owed> {
+    fn owed(&self) -> Option<Unsatisfied> {
         let ours = self.dependencies.lock();
         match &ours.on {
-            Some((setting, on)) => Some(Owed::Cache(*setting, on.clone())),
-            None if ours.flush_wanted > ours.flush_done => Some(Owed::Flush),
+            Some((setting, on)) => Some(Unsatisfied::Cache(*setting, on.clone())),
+            None if ours.flushes_requested > ours.flushes_satisfied => Some(Unsatisfied::Flush),
             None => None,
         }
     }
@@ -125,22 +125,22 @@ impl Cache {
     pub(super) async fn satisfy_dependencies(&self) -> Result<(), Errno> {
         while let Some(owed) = self.owed() {
             match owed {
-                Owed::Cache(setting, on) => {
-                    let wanted = self.flush_wanted();
+                Unsatisfied::Cache(setting, on) => {
+                    let wanted = self.flushes_requested();
                     on.flush_boxed().await?;
                     let same_device =
                         self.storage.device() != 0 && self.storage.device() == on.storage.device();
                     let settled = {
                         let mut ours = self.dependencies.lock();
                         if same_device {
-                            ours.flush_done = ours.flush_done.max(wanted);
+                            ours.flushes_satisfied = ours.flushes_satisfied.max(wanted);
                         }
                         ours.on.take_if(|(now, _)| *now == setting)
                     };
                     // Perhaps the other cache's last owner: dropped without the lock.
                     drop(settled);
                 }
-                Owed::Flush => self.flush_storage()?,
+                Unsatisfied::Flush => self.flush_storage()?,
             }
         }
         Ok(())
@@ -151,17 +151,17 @@ impl Cache {
         Box::pin(self.flush())
     }
 
-    fn flush_wanted(&self) -> u64 {
-        self.dependencies.lock().flush_wanted
+    fn flushes_requested(&self) -> u64 {
+        self.dependencies.lock().flushes_requested
     }
 
     /// Flushes storage, and notes what that satisfies: what was asked for before it began.
     pub(super) fn flush_storage(&self) -> Result<(), Errno> {
         self.check_poison()?;
-        let wanted = self.flush_wanted();
+        let wanted = self.flushes_requested();
         self.storage.flush()?;
         let mut ours = self.dependencies.lock();
-        ours.flush_done = ours.flush_done.max(wanted);
+        ours.flushes_satisfied = ours.flushes_satisfied.max(wanted);
         Ok(())
     }
 }

@@ -54,7 +54,7 @@ impl DirtySet {
                 let number = number as usize;
                 let bits = groups[number].dirty.load(Ordering::SeqCst);
                 if bits == 0 {
-                    self.sweep(groups, number);
+                    self.clear_summary(groups, number);
                 }
                 group::slots(number, bits).for_each(&mut f);
             }
@@ -63,7 +63,7 @@ impl DirtySet {
 
     /// Forgets a slot that turned out not to be dirty, unless it is by now: `is_dirty` looks at its word, sequentially
     /// consistent as the marker's change of it is. Structure lock held.
-    pub fn settle(&self, groups: &[Group], slot: u32, is_dirty: impl FnOnce() -> bool) {
+    pub fn clear_stale(&self, groups: &[Group], slot: u32, is_dirty: impl FnOnce() -> bool) {
         self.remove(groups, slot);
         if is_dirty() {
             self.insert(groups, slot);
@@ -72,8 +72,8 @@ impl DirtySet {
 
     /// Takes a slot out, to be written. `begin_write` clears the flag in its word, after the set's: see `group`. If it finds nothing
     /// to write, somebody may be marking the slot, who finds the bit that was removed just now: hence the second look, as in
-    /// [`DirtySet::settle`]. Structure lock held.
-    pub fn claim(
+    /// [`DirtySet::clear_stale`]. Structure lock held.
+    pub fn claim_for_write(
         &self,
         groups: &[Group],
         slot: u32,
@@ -88,7 +88,7 @@ impl DirtySet {
         begun
     }
 
-    fn sweep(&self, groups: &[Group], number: usize) {
+    fn clear_summary(&self, groups: &[Group], number: usize) {
         let (word, bit) = (number / 64, 1 << (number % 64));
         self.summary[word].fetch_and(!bit, Ordering::SeqCst);
         if groups[number].dirty.load(Ordering::SeqCst) != 0 {

@@ -38,7 +38,7 @@ impl Cache {
                     self.discard_key(&mut inner, key << self.table_shift);
                 }
                 key = end + 1;
-                self.inner.give_way(inner);
+                self.inner.yield_to_waiters(inner);
             }
         } else {
             self.discard_matching(|offset| (first..=last).contains(&(offset >> self.table_shift)));
@@ -88,7 +88,7 @@ impl Cache {
                     self.discard_slot(&mut inner, slot);
                 }
             }
-            self.inner.give_way(inner);
+            self.inner.yield_to_waiters(inner);
         }
     }
 
@@ -100,12 +100,12 @@ impl Cache {
 
     /// Structure lock held; the slot is in the index.
     fn discard_slot(&self, inner: &mut Inner, slot: u32) {
-        self.unindex(inner, slot);
+        self.remove_from_index(inner, slot);
         self.dirty.remove(&self.groups, slot);
         let (how, before) = self.slots[slot as usize].discard();
         if how == Discard::Freed {
             Counters::add(&self.counters.hits, before.hits() as usize);
-            self.freed(inner, slot);
+            self.mark_free(inner, slot);
         }
         Counters::add(&self.counters.discarded, 1);
     }

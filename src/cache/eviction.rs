@@ -31,13 +31,13 @@ const YOUNG: usize = 10;
 const PROBATION_FROM: usize = 32;
 
 /// The slots that entered probation last, whose tables are young.
-pub(super) struct Youth {
+pub(super) struct RecentArrivals {
     /// A ring: slot + 1, or 0.
     slots: Zeroed<AtomicU32>,
     oldest: usize,
 }
 
-impl Youth {
+impl RecentArrivals {
     /// For a cache of `slots` slots. `ENOMEM`: not enough memory.
     pub(super) fn new(slots: usize) -> Result<Self> {
         let slots = zeroed(Self::room(slots))?;
@@ -72,7 +72,7 @@ impl Youth {
 
 impl Cache {
     /// A free slot of `range` for `offset`, now in state loading. Structure lock held.
-    pub(super) fn take_free(
+    pub(super) fn allocate_free(
         &self,
         inner: &mut Inner,
         range: &Range<usize>,
@@ -91,7 +91,7 @@ impl Cache {
             }
             for slot in group::slots(number, free & group::mask(number, range)) {
                 if self.slots[slot as usize].allocate(offset) {
-                    bits.enter(group::place(slot).1, false);
+                    bits.admit(group::place(slot).1, false);
                     return Some(slot);
                 }
             }
@@ -101,7 +101,7 @@ impl Cache {
 
     /// The slot of a droppable table of `range`, now in state loading for `offset`; its table has left the index. Structure
     /// lock held.
-    pub(super) fn take_droppable(
+    pub(super) fn allocate_by_eviction(
         &self,
         inner: &mut Inner,
         range: &Range<usize>,
@@ -109,45 +109,45 @@ impl Cache {
     ) -> Option<u32> {
         let quota = self.slots.len() / PROBATION;
         let found = if inner.probation >= quota {
-            self.take_from_probation(inner, range, offset)
-                .or_else(|| self.take_from_main(inner, range, offset))
+            self.evict_from_probation(inner, range, offset)
+                .or_else(|| self.evict_from_main(inner, range, offset))
         } else {
-            self.take_from_main(inner, range, offset)
-                .or_else(|| self.take_from_probation(inner, range, offset))
+            self.evict_from_main(inner, range, offset)
+                .or_else(|| self.evict_from_probation(inner, range, offset))
         }?;
         let on_probation =
-            self.slots.len() >= PROBATION_FROM && !self.ghosts.knows(offset >> self.table_shift);
+            self.slots.len() >= PROBATION_FROM && !self.ghosts.contains(offset >> self.table_shift);
         let (group, bit) = group::place(found);
-        self.groups[group].enter(bit, on_probation);
+        self.groups[group].admit(bit, on_probation);
         if on_probation {
             inner.probation += 1;
-            self.begin_a_youth(inner, found);
+            self.admit_to_probation(inner, found);
         }
         Counters::one_more_locked(&self.counters.evictions);
         Some(found)
     }
 
     /// `entered` is young now, and another one no longer: what was asked for in its youth is forgotten.
-    fn begin_a_youth(&self, inner: &mut Inner, entered: u32) {
-        let Some(slot) = inner.youth.begin(entered) else {
+    fn admit_to_probation(&self, inner: &mut Inner, entered: u32) {
+        let Some(slot) = inner.recent_arrivals.begin(entered) else {
             return;
         };
         let (group, bit) = group::place(slot);
         let group = &self.groups[group];
         // The slot may have changed hands since: then another one's youth ends early, which costs little.
-        group.forget_use(bit & group.probation.load(Ordering::Relaxed));
+        group.clear_use(bit & group.probation.load(Ordering::Relaxed));
     }
 
-    fn take_from_main(&self, inner: &mut Inner, range: &Range<usize>, offset: u64) -> Option<u32> {
+    fn evict_from_main(&self, inner: &mut Inner, range: &Range<usize>, offset: u64) -> Option<u32> {
         let clean = |bits: &Group| bits.clean() & !bits.probation.load(Ordering::Relaxed);
         let evict = |slot| self.evict(slot, offset);
-        let found = self.find_from_hand(inner.hand, range, clean, evict, Group::age)?;
+        let found = self.scan_from_hand(inner.hand, range, clean, evict, Group::age)?;
         inner.hand = found as usize + 1;
         self.prefetch_after(found, clean);
         Some(found)
     }
 
-    fn take_from_probation(
+    fn evict_from_probation(
         &self,
         inner: &mut Inner,
         range: &Range<usize>,
@@ -164,12 +164,12 @@ impl Cache {
             group.promote(bits);
             promoted += bits.count_ones() as usize;
         };
-        let found = self.find_from_hand(inner.probation_hand, range, clean, evict, promote);
+        let found = self.scan_from_hand(inner.probation_hand, range, clean, evict, promote);
         inner.probation -= promoted;
         let found = found?;
         inner.probation_hand = found as usize + 1;
         inner.probation -= 1;
-        self.ghosts.remember(gone >> self.table_shift);
+        self.ghosts.insert(gone >> self.table_shift);
         self.prefetch_after(found, clean);
         Some(found)
     }
@@ -211,7 +211,7 @@ impl Cache {
 
     fn find_dirty_of(&self, hand: usize, range: &Range<usize>) -> Option<u32> {
         let is_victim = |slot| self.is_dirty_victim(slot);
-        self.find_from_hand(hand, range, Group::taken_and_dirty, is_victim, Group::age)
+        self.scan_from_hand(hand, range, Group::taken_and_dirty, is_victim, Group::age)
     }
 
     fn is_dirty_victim(&self, number: u32) -> bool {
@@ -219,15 +219,15 @@ impl Cache {
         let word = slot.word();
         let unused = word.is_readable() && word.pins() == 0 && !word.is_writing();
         if unused && !word.is_dirty() {
-            let is_dirty = || slot.is_dirty_in_order();
-            self.dirty.settle(&self.groups, number, is_dirty);
+            let is_dirty = || slot.is_dirty_seq_cst();
+            self.dirty.clear_stale(&self.groups, number, is_dirty);
         }
         unused
     }
 
     /// Walks the groups of `range` from the hand: the first slot among `candidates` without a degree of use that `take`
     /// takes. What the hand passes loses a degree. Ends when there were no candidates for a whole lap.
-    fn find_from_hand(
+    fn scan_from_hand(
         &self,
         hand: usize,
         range: &Range<usize>,

@@ -7,31 +7,31 @@
 use super::index;
 use super::zeroed::{Zeroed, zeroed};
 use crate::error::Result;
-use crate::primitives::{Apart, AtomicU32, AtomicU64, Ordering, prefetch};
+use crate::primitives::{AtomicU32, AtomicU64, CachePadded, Ordering, prefetch};
 
 /// See the module.
 pub struct Ghosts {
     /// `tag << 32 | time`; 0: none.
-    names: Zeroed<AtomicU64>,
+    entries: Zeroed<AtomicU64>,
     /// Evictions from probation so far, modulo 2^32.
-    now: Apart<AtomicU32>,
+    now: CachePadded<AtomicU32>,
 }
 
 impl Ghosts {
-    /// Room for `n` names. `ENOMEM`: not enough memory.
+    /// Room for `n` entries. `ENOMEM`: not enough memory.
     pub fn new(n: usize) -> Result<Self> {
-        let names = zeroed(n)?;
-        let now = Apart(AtomicU32::new(0));
-        Ok(Self { names, now })
+        let entries = zeroed(n)?;
+        let now = CachePadded(AtomicU32::new(0));
+        Ok(Self { entries, now })
     }
 
     /// Memory in bytes.
     pub fn bytes(&self) -> usize {
-        self.names.len() * size_of::<AtomicU64>()
+        self.entries.len() * size_of::<AtomicU64>()
     }
 
     /// A table went.
-    pub fn remember(&self, key: u64) {
+    pub fn insert(&self, key: u64) {
         let now = self.now.load(Ordering::Relaxed).wrapping_add(1);
         self.now.store(now, Ordering::Relaxed);
         let name = Self::tag(key) | u64::from(now);
@@ -39,10 +39,10 @@ impl Ghosts {
     }
 
     /// Whether a table went not longer ago than as many others as there are slots.
-    pub fn knows(&self, key: u64) -> bool {
+    pub fn contains(&self, key: u64) -> bool {
         let name = self.place(key).load(Ordering::Relaxed);
         let age = self.now.load(Ordering::Relaxed).wrapping_sub(name as u32);
-        name != 0 && (name ^ Self::tag(key)) >> 32 == 0 && (age as usize) < self.names.len()
+        name != 0 && (name ^ Self::tag(key)) >> 32 == 0 && (age as usize) < self.entries.len()
     }
 
     /// The key will be asked for, or remembered. Any thread.
@@ -57,9 +57,9 @@ impl Ghosts {
     }
 
     fn place(&self, key: u64) -> &AtomicU64 {
-        let place = index::scale(index::hash(key), self.names.len());
-        // SAFETY: `scale` gives a number below the length, which is not 0.
-        unsafe { self.names.get_unchecked(place) }
+        let place = index::fast_range(index::hash(key), self.entries.len());
+        // SAFETY: `fast_range` gives a number below the length, which is not 0.
+        unsafe { self.entries.get_unchecked(place) }
     }
 }
 
@@ -70,17 +70,18 @@ mod tests {
     #[test]
     fn a_name_is_known_until_as_many_others_went() {
         let ghosts = Ghosts::new(64).unwrap();
-        assert!(!ghosts.knows(7));
-        ghosts.remember(7);
-        assert!(ghosts.knows(7));
-        assert!(!ghosts.knows(8));
+        assert!(!ghosts.contains(7));
+        ghosts.insert(7);
+        assert!(ghosts.contains(7));
+        assert!(!ghosts.contains(8));
         // The same place is not hit here: one key alone is remembered again and again.
-        let other = (8..)
-            .find(|key| index::scale(index::hash(*key), 64) != index::scale(index::hash(7), 64));
+        let other = (8..).find(|key| {
+            index::fast_range(index::hash(*key), 64) != index::fast_range(index::hash(7), 64)
+        });
         let other = other.unwrap();
-        (0..63).for_each(|_| ghosts.remember(other));
-        assert!(ghosts.knows(7));
-        ghosts.remember(other);
-        assert!(!ghosts.knows(7));
+        (0..63).for_each(|_| ghosts.insert(other));
+        assert!(ghosts.contains(7));
+        ghosts.insert(other);
+        assert!(!ghosts.contains(7));
     }
 }

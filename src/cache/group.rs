@@ -9,7 +9,7 @@
 //! | `dirty` | after the word's flag (no lock); may be set for a table that is clean by now, never missing for a dirty one once its mark_dirty returned | before the word's flag (structure lock) |
 //! | `used` | a hit since the last cleaning pass | by the pass |
 //! | `recent`, `frequent` | a hit since the clock hand passed; one more | by the hand, `frequent` becomes `recent` |
-//! | `touched` | the slot's memory may be resident | it was given back (structure lock, both) |
+//! | `populated` | the slot's memory may be resident | it was given back (structure lock, both) |
 //! | `probation` | its table is on probation, see `eviction` | it is not (structure lock, both) |
 
 use std::ops::Range;
@@ -34,7 +34,7 @@ pub struct Group {
     /// Hit twice since the hand passed.
     pub frequent: AtomicU64,
     /// Memory perhaps resident.
-    pub touched: AtomicU64,
+    pub populated: AtomicU64,
     /// Holds a table on probation.
     pub probation: AtomicU64,
 }
@@ -122,14 +122,14 @@ impl Group {
     /// Notes a hit; a read-modify-write only where a bit is missing.
     #[inline]
     pub fn touch(&self, bit: u64) {
-        if self.noted() & bit == 0 {
+        if self.fully_touched() & bit == 0 {
             self.touch_slow(bit);
         }
     }
 
     /// Bits for which [`Group::touch`] has nothing to do.
     #[inline(always)]
-    pub fn noted(&self) -> u64 {
+    pub fn fully_touched(&self) -> u64 {
         // Relaxed: hints.
         self.frequent.load(Ordering::Relaxed) & self.used.load(Ordering::Relaxed)
     }
@@ -157,7 +157,7 @@ impl Group {
     }
 
     /// Forgets every degree of use of `bits`.
-    pub fn forget_use(&self, bits: u64) {
+    pub fn clear_use(&self, bits: u64) {
         clear(&self.recent, bits);
         clear(&self.frequent, bits);
     }
@@ -165,33 +165,33 @@ impl Group {
     /// `bits` are on probation no longer. Structure lock held.
     pub fn promote(&self, bits: u64) {
         change_locked(&self.probation, |word| word & !bits);
-        self.forget_use(bits);
+        self.clear_use(bits);
     }
 
     /// A table enters the slot: used now, of no degree. Structure lock held.
-    pub fn enter(&self, bit: u64, on_probation: bool) {
+    pub fn admit(&self, bit: u64, on_probation: bool) {
         let probation = if on_probation { bit } else { 0 };
         change_locked(&self.probation, |word| word & !bit | probation);
         set(&self.used, bit);
-        self.forget_use(bit);
+        self.clear_use(bit);
         // Nobody marks a table dirty that is not resident yet: what is left here is stale.
         clear(&self.dirty, bit);
-        self.take(bit);
-        change_locked(&self.touched, |word| word | bit);
+        self.mark_taken(bit);
+        change_locked(&self.populated, |word| word | bit);
     }
 
     /// Slots are not free. Structure lock held.
-    pub fn take(&self, bits: u64) {
+    pub fn mark_taken(&self, bits: u64) {
         change_locked(&self.taken, |word| word | bits);
     }
 
     /// The slots' memory was given back. Structure lock held.
     pub fn release(&self, bits: u64) {
-        change_locked(&self.touched, |word| word & !bits);
+        change_locked(&self.populated, |word| word & !bits);
     }
 
     /// The slots are free. Returns how many of their tables were on probation. Structure lock held.
-    pub fn leave(&self, bits: u64) -> usize {
+    pub fn free(&self, bits: u64) -> usize {
         let on_probation = self.probation.load(Ordering::Relaxed) & bits;
         change_locked(&self.probation, |word| word & !bits);
         clear(&self.dirty, bits);
@@ -210,8 +210,8 @@ impl Group {
     }
 
     /// Bits of free slots whose memory may be resident.
-    pub fn stale(&self) -> u64 {
-        self.touched.load(Ordering::Relaxed) & !self.taken.load(Ordering::Relaxed)
+    pub fn releasable(&self) -> u64 {
+        self.populated.load(Ordering::Relaxed) & !self.taken.load(Ordering::Relaxed)
     }
 }
 
@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn a_hand_that_passes_takes_one_degree() {
         let group = Group::default();
-        group.enter(1, false);
+        group.admit(1, false);
         group.touch(1);
         group.touch(1);
         group.touch(2);

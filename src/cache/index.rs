@@ -11,7 +11,7 @@
 //!
 //! Removal shifts the entries behind it back, so that there are no tombstones and a lookup stays as short as
 //! the load factor of ¼ promises, whatever the churn (expected probes: 1.17 for a hit, 1.39 for a miss; Knuth, vol. 3, 6.4): all but a few keys
-//! are in the first two buckets, see [`Index::near`]. Nearness is for the removal, which else would have to ask a slot, somewhere in
+//! are in the first two buckets, see [`Index::find_fast`]. Nearness is for the removal, which else would have to ask a slot, somewhere in
 //! memory, for the key of every entry that it might shift.
 //!
 //! Changed under the structure lock alone. A reader without it may miss an entry that is being shifted, or find one that is
@@ -36,14 +36,14 @@ pub(super) fn hash(key: u64) -> u64 {
 
 /// A number below `n`, spread over all of them.
 #[inline]
-pub(super) fn scale(hash: u64, n: usize) -> usize {
+pub(super) fn fast_range(hash: u64, n: usize) -> usize {
     // The upper half of the product maps 64 bits to any number of places without a division.
     ((u128::from(hash) * n as u128) >> 64) as usize
 }
 
 /// See the module.
 pub struct Index {
-    /// The buckets, and the first one again: no bucket's neighbour has to be looked for elsewhere.
+    /// The buckets, and the first one again: no bucket's neighbour has to be looked for written_by_others.
     buckets: Zeroed<AtomicU32>,
     /// How many buckets, without the copy.
     len: usize,
@@ -51,8 +51,8 @@ pub struct Index {
     slot_bits: u32,
     /// The same bits.
     slot_mask: u32,
-    /// The bits that hold the nearness: the next ones.
-    near_mask: u32,
+    /// The bits that hold the distance_code: the next ones.
+    distance_mask: u32,
 }
 
 impl Index {
@@ -72,7 +72,7 @@ impl Index {
             slot_bits,
             slot_mask: (1 << slot_bits) - 1,
             // The second one may be out of range: then there is one.
-            near_mask: 3 << slot_bits,
+            distance_mask: 3 << slot_bits,
         }
     }
 
@@ -83,7 +83,7 @@ impl Index {
 
     #[inline]
     fn home(&self, key: u64) -> usize {
-        scale(hash(key), self.len)
+        fast_range(hash(key), self.len)
     }
 
     /// The key will be removed. Any thread.
@@ -91,40 +91,40 @@ impl Index {
         prefetch(self.bucket(self.home(key)));
     }
 
-    /// The content of a bucket, `away` buckets behind the key's home.
-    fn entry(&self, hash: u64, slot: u32, away: usize) -> u32 {
-        self.wanted(hash, away) & !self.slot_mask | (slot + 1)
+    /// The content of a bucket, `displacement` buckets behind the key's home.
+    fn entry(&self, hash: u64, slot: u32, displacement: usize) -> u32 {
+        self.expected(hash, displacement) & !self.slot_mask | (slot + 1)
     }
 
-    /// Tag and nearness, with anything in the slot's bits.
+    /// Tag and distance_code, with anything in the slot's bits.
     #[inline]
-    fn wanted(&self, hash: u64, away: usize) -> u32 {
-        hash as u32 & !self.near_mask | self.nearness(away)
+    fn expected(&self, hash: u64, displacement: usize) -> u32 {
+        hash as u32 & !self.distance_mask | self.distance_code(displacement)
     }
 
     #[inline]
-    fn nearness(&self, away: usize) -> u32 {
-        self.most_near()
-            .saturating_sub(away as u32)
+    fn distance_code(&self, displacement: usize) -> u32 {
+        self.home_code()
+            .saturating_sub(displacement as u32)
             .max(1)
             .wrapping_shl(self.slot_bits)
     }
 
     #[inline]
-    fn most_near(&self) -> u32 {
-        self.near_mask >> self.slot_bits
+    fn home_code(&self) -> u32 {
+        self.distance_mask >> self.slot_bits
     }
 
     #[inline(always)]
-    fn fits(&self, entry: u32, wanted: u32) -> bool {
-        (entry ^ wanted) & !self.slot_mask == 0
+    fn fits(&self, entry: u32, expected: u32) -> bool {
+        (entry ^ expected) & !self.slot_mask == 0
     }
 
     /// How far behind its home the entry in `bucket` is.
-    fn away(&self, entry: u32, bucket: usize, key_of: impl Fn(u32) -> u64) -> usize {
-        match (entry & self.near_mask) >> self.slot_bits {
+    fn displacement(&self, entry: u32, bucket: usize, key_of: impl Fn(u32) -> u64) -> usize {
+        match (entry & self.distance_mask) >> self.slot_bits {
             1 => self.distance(self.home(key_of(self.slot_of(entry))), bucket),
-            nearness => (self.most_near() - nearness) as usize,
+            distance_code => (self.home_code() - distance_code) as usize,
         }
     }
 
@@ -136,7 +136,7 @@ impl Index {
     #[inline(always)]
     fn bucket(&self, number: usize) -> &AtomicU32 {
         debug_assert!(number < self.buckets.len());
-        // SAFETY: `scale` and `after` give numbers below `len`, which is not 0; there is one bucket more.
+        // SAFETY: `fast_range` and `after` give numbers below `len`, which is not 0; there is one bucket more.
         unsafe { self.buckets.get_unchecked(number) }
     }
 
@@ -162,12 +162,12 @@ impl Index {
     /// shows in the slot. A wrong guess at a bucket that is not in its caches would be found out only when the bucket arrives, with
     /// everything begun meanwhile in vain.
     #[inline(always)]
-    pub fn near(&self, key: u64) -> Option<u32> {
+    pub fn find_fast(&self, key: u64) -> Option<u32> {
         let hash = hash(key);
-        let bucket = scale(hash, self.len);
+        let bucket = fast_range(hash, self.len);
         let (first, second) = (self.load(bucket), self.load(bucket + 1));
-        // At home: all bits of the nearness.
-        let in_first = self.fits(first, hash as u32 | self.near_mask);
+        // At home: all bits of the distance_code.
+        let in_first = self.fits(first, hash as u32 | self.distance_mask);
         let chosen = second ^ ((first ^ second) & u32::from(in_first).wrapping_neg());
         (chosen != 0).then(|| self.slot_of(chosen))
     }
@@ -176,13 +176,13 @@ impl Index {
     #[inline]
     pub fn find(&self, key: u64, is_it: impl Fn(u32) -> bool) -> Option<u32> {
         let hash = hash(key);
-        let mut bucket = scale(hash, self.len);
-        for away in 0..self.len {
+        let mut bucket = fast_range(hash, self.len);
+        for displacement in 0..self.len {
             let entry = self.load(bucket);
             if entry == 0 {
                 return None;
             }
-            if self.fits(entry, self.wanted(hash, away)) && is_it(self.slot_of(entry)) {
+            if self.fits(entry, self.expected(hash, displacement)) && is_it(self.slot_of(entry)) {
                 return Some(self.slot_of(entry));
             }
             bucket = self.after(bucket);
@@ -193,13 +193,13 @@ impl Index {
     /// Adds an entry; the key is not in it. Structure lock held.
     pub fn insert(&self, key: u64, slot: u32) {
         let hash = hash(key);
-        let (mut bucket, mut away) = (scale(hash, self.len), 0);
+        let (mut bucket, mut displacement) = (fast_range(hash, self.len), 0);
         // There are four times as many buckets as slots, so that an empty one is found.
         while self.load(bucket) != 0 {
             bucket = self.after(bucket);
-            away += 1;
+            displacement += 1;
         }
-        self.store(bucket, self.entry(hash, slot, away));
+        self.store(bucket, self.entry(hash, slot, displacement));
     }
 
     /// Removes the entry of `slot`, if it has one. `key_of` gives the key of any other slot in the index. Structure lock
@@ -217,10 +217,10 @@ impl Index {
                 break;
             }
             // The entry may move into the gap unless its home lies behind the gap.
-            let away = self.away(entry, bucket, &key_of);
-            if away >= behind {
-                let nearness = self.nearness(away - behind);
-                self.store(gap, entry & !self.near_mask | nearness);
+            let displacement = self.displacement(entry, bucket, &key_of);
+            if displacement >= behind {
+                let distance_code = self.distance_code(displacement - behind);
+                self.store(gap, entry & !self.distance_mask | distance_code);
                 (gap, behind) = (bucket, 0);
             }
         }
@@ -261,7 +261,7 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::HashMap;
 
-    /// Room for 16 slots. Few buckets make long ways; with 31 bits for the slot, one is left for the nearness.
+    /// Room for 16 slots. Few buckets make long ways; with 31 bits for the slot, one is left for the distance_code.
     fn index(crowded: bool, few_bits: bool) -> Index {
         let buckets = zeroed(if crowded { 18 } else { 65 }).unwrap();
         Index::over(buckets, if few_bits { 31 } else { 5 })
@@ -297,11 +297,11 @@ mod tests {
                 for (&key, &slot) in &model {
                     prop_assert_eq!(index.find(key, |s| key_of(s) == key), Some(slot));
                     let bucket = index.bucket_of(key, slot).unwrap();
-                    let away = index.away(index.load(bucket), bucket, |_| key);
-                    prop_assert_eq!(away, index.distance(index.home(key), bucket));
+                    let displacement = index.displacement(index.load(bucket), bucket, |_| key);
+                    prop_assert_eq!(displacement, index.distance(index.home(key), bucket));
                 }
                 for key in 1..45 {
-                    match (index.near(key), model.get(&key)) {
+                    match (index.find_fast(key), model.get(&key)) {
                         (None, slot) => prop_assert_eq!(slot, None),
                         (Some(near), _) => prop_assert!((near as usize) < slots),
                     }
@@ -319,7 +319,7 @@ mod tests {
         let slots = 10_000;
         let index = Index::new(slots).unwrap();
         (0..slots as u32).for_each(|slot| index.insert(u64::from(slot) * 4096, slot));
-        let is_near = |slot: &u32| index.near(u64::from(*slot) * 4096) == Some(*slot);
+        let is_near = |slot: &u32| index.find_fast(u64::from(*slot) * 4096) == Some(*slot);
         let near = (0..slots as u32).filter(is_near).count();
         assert!(near > slots * 95 / 100, "{near} of {slots}");
     }

@@ -22,7 +22,7 @@ use super::{Cache, Counters, Inner, Pinned, Wait, copy_words, group, zero_words}
 use crate::error::Errno;
 use crate::primitives::{Ordering, fence};
 use crate::storage::{IoBuf, Storage};
-use crate::sync::wait_list::Ticket;
+use crate::sync::wait_list::Waiter;
 
 /// Whether the caller of a get holds the state lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,58 +35,58 @@ pub enum Access {
 
 /// What an absent table is filled with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Contents {
+pub enum Fill {
     /// What storage has at its offset.
-    Stored,
+    FromStorage,
     /// Zeros; storage is not asked.
-    Zero,
+    Zeros,
 }
 
 enum Step {
     Pinned(u32),
-    Wait(Ticket),
+    Wait(Waiter),
     Again,
     WriteBack(u64, u32),
     Load(u32),
 }
 
 impl Cache {
-    /// The rest of a get after a [`Cache::hit_for`] that found nothing, as far as it goes without a wait: most go to their end. `None`:
-    /// [`Cache::get_slow`] goes on, with the same `missed`.
-    pub(crate) fn get_without_wait(
+    /// The rest of a get after a [`Cache::lookup`] that found nothing, as far as it goes without a wait: most go to their end. `None`:
+    /// [`Cache::get_slow`] goes on, with the same `miss_counted`.
+    pub(crate) fn get_in_one_step(
         &self,
         offset: u64,
-        contents: Contents,
+        fill: Fill,
         access: Access,
-        missed: &mut bool,
+        miss_counted: &mut bool,
     ) -> Result<Option<Pinned<'_>>, Errno> {
         self.check_offset(offset)?;
         self.ghosts.prefetch(offset >> self.table_shift);
-        let slot = match self.next_step(offset, access, missed)? {
+        let slot = match self.next_step(offset, access, miss_counted)? {
             Step::Pinned(slot) => Some(slot),
-            Step::Load(slot) => self.load(slot, offset, contents)?.then_some(slot),
+            Step::Load(slot) => self.load(slot, offset, fill)?.then_some(slot),
             Step::Wait(_) | Step::Again | Step::WriteBack(..) => None,
         };
         Ok(slot.map(|slot| Pinned { cache: self, slot }))
     }
 
-    /// See [`Cache::get_without_wait`].
+    /// See [`Cache::get_in_one_step`].
     pub(crate) async fn get_slow(
         &self,
         offset: u64,
-        contents: Contents,
+        fill: Fill,
         access: Access,
-        mut missed: bool,
+        mut miss_counted: bool,
     ) -> Result<Pinned<'_>, Errno> {
         loop {
             self.check_poison()?;
-            match self.next_step(offset, access, &mut missed)? {
+            match self.next_step(offset, access, &mut miss_counted)? {
                 Step::Pinned(slot) => return Ok(Pinned { cache: self, slot }),
-                Step::Wait(ticket) => ticket.await,
+                Step::Wait(waiter) => waiter.await,
                 Step::Again => {}
                 Step::WriteBack(victim, slot) => self.write_back(vec![(victim, slot)]).await?,
                 Step::Load(slot) => {
-                    if self.load(slot, offset, contents)? {
+                    if self.load(slot, offset, fill)? {
                         return Ok(Pinned { cache: self, slot });
                     }
                 }
@@ -94,23 +94,28 @@ impl Cache {
         }
     }
 
-    fn next_step(&self, offset: u64, access: Access, missed: &mut bool) -> Result<Step, Errno> {
+    fn next_step(
+        &self,
+        offset: u64,
+        access: Access,
+        miss_counted: &mut bool,
+    ) -> Result<Step, Errno> {
         let mut inner = self.lock_inner();
         // Here, too: who is not on the list yet when a panic's waiters are woken sees the flag.
         self.check_poison()?;
         if let Some(slot) = self.find_unlocked(offset) {
             if self.slots[slot as usize].word().is_loading() {
-                self.count_miss(missed);
-                let ticket = Self::wait_for(&mut inner, Wait::Slot(slot));
-                return Ok(Step::Wait(ticket));
+                self.count_miss(miss_counted);
+                let waiter = Self::register_waiter(&mut inner, Wait::Slot(slot));
+                return Ok(Step::Wait(waiter));
             }
             if access == Access::Unlocked && self.is_reserved(slot) {
                 return self.move_out_of_reserve(&mut inner, slot);
             }
             return self.pin_found(slot);
         }
-        self.count_miss(missed);
-        if let Some(slot) = self.take_slot(&mut inner, offset, access) {
+        self.count_miss(miss_counted);
+        if let Some(slot) = self.allocate_slot(&mut inner, offset, access) {
             self.index.insert(offset, slot);
             inner.loading += 1;
             return Ok(Step::Load(slot));
@@ -120,13 +125,13 @@ impl Cache {
         }
         if inner.releasing > 0 {
             // A quarter of a ms at most, and there are free slots again: better than to write a table that could stay.
-            return Ok(Step::Wait(Self::wait_for(&mut inner, Wait::Any)));
+            return Ok(Step::Wait(Self::register_waiter(&mut inner, Wait::Any)));
         }
         if let Some(slot) = self.find_dirty_victim(&mut inner) {
             return Ok(Step::WriteBack(self.slots[slot as usize].offset(), slot));
         }
         if inner.loading + inner.writing.len() > 0 {
-            return Ok(Step::Wait(Self::wait_for(&mut inner, Wait::Any)));
+            return Ok(Step::Wait(Self::register_waiter(&mut inner, Wait::Any)));
         }
         // A slot that is not pinned now, and could not be taken a moment ago: look again.
         if self.slots.iter().any(|slot| slot.word().pins() == 0) {
@@ -145,57 +150,57 @@ impl Cache {
         Ok(Step::Pinned(slot))
     }
 
-    fn count_miss(&self, missed: &mut bool) {
-        if !std::mem::replace(missed, true) {
+    fn count_miss(&self, miss_counted: &mut bool) {
+        if !std::mem::replace(miss_counted, true) {
             Counters::one_more_locked(&self.counters.misses);
         }
     }
 
-    pub(super) fn ordinary(&self) -> Range<usize> {
+    pub(super) fn unreserved_slots(&self) -> Range<usize> {
         0..self.slots.len() - self.reserved
     }
 
-    pub(super) fn reserve(&self) -> Range<usize> {
+    pub(super) fn reserved_slots(&self) -> Range<usize> {
         self.slots.len() - self.reserved..self.slots.len()
     }
 
     /// A slot for `offset`, in state loading: a free one, else a droppable table's. Free ordinary slots come before free
     /// reserved ones; among the tables to drop there is no difference.
-    fn take_slot(&self, inner: &mut Inner, offset: u64, access: Access) -> Option<u32> {
-        let ordinary = self.ordinary();
+    fn allocate_slot(&self, inner: &mut Inner, offset: u64, access: Access) -> Option<u32> {
+        let unreserved = self.unreserved_slots();
         match access {
-            Access::Unlocked => self.take_free(inner, &ordinary, offset).or_else(|| {
+            Access::Unlocked => self.allocate_free(inner, &unreserved, offset).or_else(|| {
                 // A free slot that only the lock's holder may fill is better than a table's loss: the caller comes back
                 // with the lock, and a cache as large as the image's need holds all of it.
                 if self.has_free_reserve() {
                     return None;
                 }
-                self.take_droppable(inner, &ordinary, offset)
+                self.allocate_by_eviction(inner, &unreserved, offset)
             }),
             Access::Locked => {
                 let free = if inner.free_hint == self.groups.len() {
                     None
                 } else {
-                    self.take_free(inner, &ordinary, offset)
-                        .or_else(|| self.take_free(inner, &self.reserve(), offset))
+                    self.allocate_free(inner, &unreserved, offset)
+                        .or_else(|| self.allocate_free(inner, &self.reserved_slots(), offset))
                 };
-                free.or_else(|| self.take_droppable(inner, &(0..self.slots.len()), offset))
+                free.or_else(|| self.allocate_by_eviction(inner, &(0..self.slots.len()), offset))
             }
         }
     }
 
     fn has_free_reserve(&self) -> bool {
-        self.reserve().any(|slot| {
+        self.reserved_slots().any(|slot| {
             let (group, bit) = group::place(slot as u32);
             self.groups[group].taken.load(Ordering::Relaxed) & bit == 0
         })
     }
 
     /// For a table that leaves the reserve, whose slot is free afterwards.
-    fn take_ordinary(&self, inner: &mut Inner, offset: u64) -> Option<u32> {
-        let ordinary = self.ordinary();
-        self.take_free(inner, &ordinary, offset)
-            .or_else(|| self.take_droppable(inner, &ordinary, offset))
+    fn allocate_unreserved(&self, inner: &mut Inner, offset: u64) -> Option<u32> {
+        let unreserved = self.unreserved_slots();
+        self.allocate_free(inner, &unreserved, offset)
+            .or_else(|| self.allocate_by_eviction(inner, &unreserved, offset))
     }
 
     /// A table that unlocked callers want, and that sits in a reserved slot, moves to an ordinary one. A dirty one stays where
@@ -206,11 +211,13 @@ impl Cache {
         if !source.word().is_droppable() {
             return Err(Errno::AGAIN);
         }
-        let to = self.take_ordinary(inner, offset).ok_or(Errno::AGAIN)?;
-        let Some(before) = source.lift() else {
+        let to = self
+            .allocate_unreserved(inner, offset)
+            .ok_or(Errno::AGAIN)?;
+        let Some(before) = source.begin_move() else {
             // Pinned meanwhile: somebody else holds the state lock.
             self.slots[to as usize].abandon_load();
-            self.freed(inner, to);
+            self.mark_free(inner, to);
             return Err(Errno::AGAIN);
         };
         // Release: as in `load`.
@@ -221,28 +228,28 @@ impl Cache {
             let (from, to) = (self.tables.table(from), self.tables.table(to));
             copy_words(from, to, self.table_size());
         }
-        self.unindex(inner, from);
+        self.remove_from_index(inner, from);
         self.index.insert(offset, to);
         Counters::add(&self.counters.hits, before.hits() as usize + 1);
         self.slots[to as usize].finish_load();
         source.abandon_load();
-        self.freed(inner, from);
+        self.mark_free(inner, from);
         Ok(Step::Pinned(to))
     }
 
     /// Fills a slot that is in state loading; no lock held. False: the table was discarded meanwhile.
-    fn load(&self, slot: u32, offset: u64, contents: Contents) -> Result<bool, Errno> {
+    fn load(&self, slot: u32, offset: u64, fill: Fill) -> Result<bool, Errno> {
         let guard = LoadGuard {
             cache: self,
             slot,
-            from_storage: contents == Contents::Stored,
+            from_storage: fill == Fill::FromStorage,
             ended: false,
         };
         // Release: the claim's word comes before the bytes that follow; pairs with the acquire fence in `read`.
         fence(Ordering::Release);
         let table = self.tables.table(slot);
-        match contents {
-            Contents::Stored => {
+        match fill {
+            Fill::FromStorage => {
                 // SAFETY: the slot's own memory; nobody else uses it in state loading but copying readers, which
                 // throw away what they copied.
                 let buf = unsafe { IoBuf::new(table.as_ptr(), self.table_size()) };
@@ -250,7 +257,7 @@ impl Cache {
                 storage.preadv(offset, std::slice::from_ref(&buf))?;
             }
             // SAFETY: as above.
-            Contents::Zero => unsafe { zero_words(table, self.table_size()) },
+            Fill::Zeros => unsafe { zero_words(table, self.table_size()) },
         }
         Ok(guard.succeed())
     }
@@ -283,14 +290,14 @@ impl LoadGuard<'_> {
             if !kept {
                 // A discarded table left the index already, and `finish_load` freed its slot.
                 if !loaded && !slot.word().is_discarded() {
-                    cache.unindex(&mut inner, self.slot);
+                    cache.remove_from_index(&mut inner, self.slot);
                 }
                 if !loaded {
                     slot.abandon_load();
                 }
-                cache.freed(&mut inner, self.slot);
+                cache.mark_free(&mut inner, self.slot);
             }
-            (kept, Cache::ended(&mut inner, self.slot))
+            (kept, Cache::notify_waiters(&mut inner, self.slot))
         };
         wakes.wake();
         kept

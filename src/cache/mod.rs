@@ -6,7 +6,7 @@
 //! | `slot` | one slot's state, pins and version: the lock-free part |
 //! | `group`, `dirty` | bits that find slots without a scan |
 //! | `index` | offset → slot |
-//! | `at_once` | the hot paths, straight |
+//! | `fast_path` | the hot paths, straight |
 //! | `load` | the slow way of a get: wait, make room, load |
 //! | `eviction` | which slot to use next |
 //! | `writeback`, `dependency` | writing dirty tables, in order |
@@ -17,12 +17,12 @@
 //! *Locks*: one structure lock a cache, held for short, never across a callback, a wake-up or a second cache's lock.
 //! Hits, puts, `mark_dirty`, `read` and `store` do not take it.
 
-pub(crate) mod at_once;
 pub mod cleaning;
 pub mod dependency;
 pub mod dirty;
 pub mod discard;
 pub mod eviction;
+pub(crate) mod fast_path;
 pub mod ghosts;
 pub mod group;
 pub mod index;
@@ -38,23 +38,23 @@ mod zeroed;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use self::at_once::Missed;
 use self::dependency::Dependencies;
 use self::dirty::DirtySet;
-use self::eviction::Youth;
+use self::eviction::RecentArrivals;
+use self::fast_path::LookupFailure;
 use self::ghosts::Ghosts;
 use self::group::Group;
 use self::index::Index;
-use self::load::{Access, Contents};
-use self::slot::{Put, Slot};
+use self::load::{Access, Fill};
+use self::slot::{Slot, UnpinResult};
 use self::structure::StructureLock;
 use self::tables::Tables;
 use self::zeroed::{Zeroed, zeroed};
 use crate::error::{Errno, Error, Result};
 use crate::host::Host;
-use crate::primitives::{Apart, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence};
+use crate::primitives::{AtomicBool, AtomicU64, CachePadded, Mutex, MutexGuard, Ordering, fence};
 use crate::storage::{Corruption, Storage};
-use crate::sync::wait_list::{Ticket, WaitList, Wakes};
+use crate::sync::wait_list::{WaitList, Waiter, WakeList};
 
 pub use self::stats::CacheStats;
 
@@ -86,7 +86,7 @@ struct Inner {
     probation_hand: usize,
     /// Tables on probation.
     probation: usize,
-    youth: Youth,
+    recent_arrivals: RecentArrivals,
     /// No group below this one has a free slot.
     free_hint: usize,
     loading: usize,
@@ -135,13 +135,13 @@ pub struct Cache {
     reserved: usize,
     poisoned: AtomicBool,
     /// A state owns it: not to be destroyed by itself.
-    belongs_to_state: AtomicBool,
+    is_owned_by_state: AtomicBool,
     storage: Arc<dyn Storage>,
     host: Arc<dyn Host>,
     // Every miss writes to these; hits read what stands above, all of it constant.
-    inner: Apart<StructureLock<Inner>>,
-    dependencies: Apart<Mutex<Dependencies>>,
-    counters: Apart<Counters>,
+    inner: CachePadded<StructureLock<Inner>>,
+    dependencies: CachePadded<Mutex<Dependencies>>,
+    counters: CachePadded<Counters>,
 }
 
 impl Cache {
@@ -173,22 +173,22 @@ impl Cache {
             kind,
             reserved,
             poisoned: AtomicBool::new(false),
-            belongs_to_state: AtomicBool::new(false),
+            is_owned_by_state: AtomicBool::new(false),
             storage,
             host,
-            inner: Apart(StructureLock::new(Inner {
+            inner: CachePadded(StructureLock::new(Inner {
                 hand: 0,
                 probation_hand: 0,
                 probation: 0,
-                youth: Youth::new(tables)?,
+                recent_arrivals: RecentArrivals::new(tables)?,
                 free_hint: 0,
                 loading: 0,
                 releasing: 0,
                 writing: Vec::new(),
                 waiters: WaitList::default(),
             })),
-            dependencies: Apart(Mutex::new(Dependencies::default())),
-            counters: Apart(Counters::default()),
+            dependencies: CachePadded(Mutex::new(Dependencies::default())),
+            counters: CachePadded(Counters::default()),
         }))
     }
 
@@ -208,20 +208,20 @@ impl Cache {
     /// (storage's `corruption` was called), or a poisoned cache. Others are storage's: of the load, or of the write
     /// of a dirty table that had to make room.
     pub async fn get(&self, offset: u64) -> core::result::Result<Pinned<'_>, Errno> {
-        self.get_with(offset, Contents::Stored, Access::Locked)
+        self.get_with(offset, Fill::FromStorage, Access::Locked)
             .await
     }
 
     /// As [`Cache::get`] for a table that is about to be written whole: nothing is read. An absent table enters filled with
     /// zeros, a resident one comes as it is.
     pub async fn get_empty(&self, offset: u64) -> core::result::Result<Pinned<'_>, Errno> {
-        self.get_with(offset, Contents::Zero, Access::Locked).await
+        self.get_with(offset, Fill::Zeros, Access::Locked).await
     }
 
     /// As [`Cache::get`], without the state lock: hits, and loads that need no write-back. `EAGAIN`: take the lock and
     /// use `get`.
     pub async fn get_unlocked(&self, offset: u64) -> core::result::Result<Pinned<'_>, Errno> {
-        self.get_with(offset, Contents::Stored, Access::Unlocked)
+        self.get_with(offset, Fill::FromStorage, Access::Unlocked)
             .await
     }
 
@@ -229,56 +229,56 @@ impl Cache {
     /// hold the state lock. Never waits, takes no lock.
     #[inline]
     pub fn try_get(&self, offset: u64) -> core::result::Result<Pinned<'_>, Errno> {
-        let hit = self.hit_for(offset, Access::Unlocked);
-        hit.ok_or_else(|| self.why_not_resident(offset))
+        let hit = self.lookup(offset, Access::Unlocked);
+        hit.ok_or_else(|| self.lookup_error(offset))
     }
 
     /// What [`Cache::try_get`] says when there was no hit.
-    pub(crate) fn why_not_resident(&self, offset: u64) -> Errno {
+    pub(crate) fn lookup_error(&self, offset: u64) -> Errno {
         self.check_offset(offset).err().unwrap_or(Errno::AGAIN)
     }
 
     async fn get_with(
         &self,
         offset: u64,
-        contents: Contents,
+        fill: Fill,
         access: Access,
     ) -> core::result::Result<Pinned<'_>, Errno> {
-        if let Some(pinned) = self.hit_for(offset, access) {
+        if let Some(pinned) = self.lookup(offset, access) {
             return Ok(pinned);
         }
-        let mut missed = false;
-        if let Some(pinned) = self.get_without_wait(offset, contents, access, &mut missed)? {
+        let mut miss_counted = false;
+        if let Some(pinned) = self.get_in_one_step(offset, fill, access, &mut miss_counted)? {
             return Ok(pinned);
         }
-        self.get_slow(offset, contents, access, missed).await
+        self.get_slow(offset, fill, access, miss_counted).await
     }
 
     /// The lock-free hit: look up, pin, look at the offset again. Unlocked callers do not pin a reserved slot, not even for a
     /// moment: a locked get could find nothing but pinned slots then.
-    pub fn hit_for(&self, offset: u64, access: Access) -> Option<Pinned<'_>> {
-        match self.hit_at_once(offset, access) {
-            Ok((slot, is_news)) => {
-                if is_news {
-                    self.note_hit(slot);
+    pub fn lookup(&self, offset: u64, access: Access) -> Option<Pinned<'_>> {
+        match self.lookup_fast(offset, access) {
+            Ok((slot, needs_touch)) => {
+                if needs_touch {
+                    self.touch(slot);
                 }
                 Some(Pinned { cache: self, slot })
             }
-            Err(missed) => self.hit_at_length(missed, offset, access),
+            Err(failure) => self.lookup_slow(failure, offset, access),
         }
     }
 
-    /// The hit with every case considered, for [`Cache::hit_for`] and whoever has tried [`Cache::hit_at_once`].
-    pub(crate) fn hit_at_length(
+    /// The hit with every case considered, for [`Cache::lookup`] and whoever has tried [`Cache::lookup_fast`].
+    pub(crate) fn lookup_slow(
         &self,
-        missed: Missed,
+        failure: LookupFailure,
         offset: u64,
         access: Access,
     ) -> Option<Pinned<'_>> {
-        match missed {
-            Missed::Absent => return None,
-            Missed::Another(slot) => self.put_other(slot),
-            Missed::Further => {}
+        match failure {
+            LookupFailure::NotIndexed => return None,
+            LookupFailure::SlotReused(slot) => self.unpin_mismatched(slot),
+            LookupFailure::NeedsSlowPath => {}
         }
         let slot_number = self.find_unlocked(offset)?;
         if access == Access::Unlocked && self.is_reserved(slot_number) {
@@ -297,13 +297,13 @@ impl Cache {
             // The slot went to another table between the lookup and the pin. `pinned` gives its pin back.
             return None;
         }
-        self.note_hit(slot_number);
+        self.touch(slot_number);
         Some(pinned)
     }
 
     /// Gives back the pin on a slot that turned out to hold another table.
-    fn put_other(&self, number: u32) {
-        let given_back = self.put_slot(number);
+    fn unpin_mismatched(&self, number: u32) {
+        let given_back = self.unpin_slot(number);
         debug_assert!(given_back.is_ok(), "somebody else put this pin");
     }
 
@@ -319,19 +319,19 @@ impl Cache {
     /// not a multiple of 8, or beyond the table.
     pub fn read(&self, offset: u64, at: usize, buf: &mut [u8]) -> core::result::Result<(), Errno> {
         if let Ok(buf) = <&mut [u8; 8]>::try_from(&mut *buf) {
-            if let Some((word, number, is_news)) = self.read_at_once(offset, at) {
+            if let Some((word, number, needs_touch)) = self.read_fast(offset, at) {
                 *buf = word.to_ne_bytes();
-                if is_news {
-                    self.note_hit(number);
+                if needs_touch {
+                    self.touch(number);
                 }
                 return Ok(());
             }
         }
-        self.read_at_length(offset, at, buf)
+        self.read_slow(offset, at, buf)
     }
 
-    /// [`Cache::read`] with every case considered, for it and whoever has tried [`Cache::read_at_once`].
-    pub(crate) fn read_at_length(
+    /// [`Cache::read`] with every case considered, for it and whoever has tried [`Cache::read_fast`].
+    pub(crate) fn read_slow(
         &self,
         offset: u64,
         at: usize,
@@ -361,13 +361,13 @@ impl Cache {
         }
         let is_it = slot.offset() == offset;
         // Acquire: the loads above come before the second look. If one of them saw bytes or the offset of the slot's next table, this look
-        // sees that the claim for it came first: the claim's word precedes the offset (`Slot::enter`) and those bytes (release fence in
+        // sees that the claim for it came first: the claim's word precedes the offset (`Slot::set_offset`) and those bytes (release fence in
         // `load`). So bytes and offset are of one table.
         fence(Ordering::Acquire);
         if !is_it || !slot.word().is_same_table(before) {
             return Err(Errno::AGAIN);
         }
-        self.note_hit(slot_number);
+        self.touch(slot_number);
         Ok(())
     }
 
@@ -384,25 +384,25 @@ impl Cache {
     /// Gives back the pin on the table at the address `table`. `EINVAL`: a foreign or unpinned table. `EIO`: poisoned; the pin
     /// is given back all the same. Any thread; takes the structure lock only for the last pin of a discarded table.
     pub fn put(&self, table: usize) -> core::result::Result<(), Errno> {
-        if self.put_at_once(table) {
+        if self.put_fast(table) {
             return Ok(());
         }
-        self.put_at_length(table)
+        self.put_slow(table)
     }
 
-    /// [`Cache::put`] with every case considered, for it and whoever has tried [`Cache::put_at_once`].
-    pub(crate) fn put_at_length(&self, table: usize) -> core::result::Result<(), Errno> {
+    /// [`Cache::put`] with every case considered, for it and whoever has tried [`Cache::put_fast`].
+    pub(crate) fn put_slow(&self, table: usize) -> core::result::Result<(), Errno> {
         let slot = self.tables.slot_of(table).ok_or(Errno::INVAL)?;
-        self.put_slot(slot)?;
+        self.unpin_slot(slot)?;
         self.check_poison()
     }
 
-    fn put_slot(&self, slot: u32) -> core::result::Result<(), Errno> {
-        match self.slot(slot).put() {
-            Put::Done => Ok(()),
-            Put::NotPinned => Err(Errno::INVAL),
-            Put::LastOfDiscarded => {
-                self.reclaim(slot);
+    fn unpin_slot(&self, slot: u32) -> core::result::Result<(), Errno> {
+        match self.slot(slot).unpin() {
+            UnpinResult::Unpinned => Ok(()),
+            UnpinResult::NotPinned => Err(Errno::INVAL),
+            UnpinResult::LastOfDiscarded => {
+                self.free_discarded(slot);
                 Ok(())
             }
         }
@@ -447,13 +447,13 @@ impl Cache {
     }
 
     /// A state takes it over.
-    pub fn give_to_state(&self) {
-        self.belongs_to_state.store(true, Ordering::Relaxed);
+    pub fn set_owned_by_state(&self) {
+        self.is_owned_by_state.store(true, Ordering::Relaxed);
     }
 
     /// Whether a state owns it.
-    pub fn belongs_to_state(&self) -> bool {
-        self.belongs_to_state.load(Ordering::Relaxed)
+    pub fn is_owned_by_state(&self) -> bool {
+        self.is_owned_by_state.load(Ordering::Relaxed)
     }
 
     /// An internal panic happened: nothing is ever written again, every call says `EIO`.
@@ -482,14 +482,14 @@ impl Cache {
     fn check_offset(&self, offset: u64) -> core::result::Result<(), Errno> {
         self.check_poison()?;
         if offset == 0 || offset & (self.table_size() as u64 - 1) != 0 {
-            return Err(self.refuse(offset));
+            return Err(self.report_bad_offset(offset));
         }
         Ok(())
     }
 
     #[cold]
     #[inline(never)]
-    fn refuse(&self, offset: u64) -> Errno {
+    fn report_bad_offset(&self, offset: u64) -> Errno {
         if offset == 0 {
             return Errno::INVAL;
         }
@@ -516,48 +516,48 @@ impl Cache {
     }
 
     /// Takes `slot`'s entry out of the index. Structure lock held.
-    fn unindex(&self, _inner: &mut Inner, slot: u32) -> bool {
+    fn remove_from_index(&self, _inner: &mut Inner, slot: u32) -> bool {
         self.index
             .remove(self.offset_of(slot), slot, |s| self.offset_of(s))
     }
 
     /// Bookkeeping for a slot that became free. Structure lock held.
-    fn freed(&self, inner: &mut Inner, slot: u32) {
+    fn mark_free(&self, inner: &mut Inner, slot: u32) {
         let (group, bit) = group::place(slot);
-        self.all_freed(inner, group, bit);
+        self.mark_group_free(inner, group, bit);
     }
 
     /// The same for slots of one group.
-    fn all_freed(&self, inner: &mut Inner, group: usize, bits: u64) {
-        inner.probation -= self.groups[group].leave(bits);
+    fn mark_group_free(&self, inner: &mut Inner, group: usize, bits: u64) {
+        inner.probation -= self.groups[group].free(bits);
         inner.free_hint = inner.free_hint.min(group);
     }
 
     /// Those who wait for `slot`, or for any. Structure lock held; wake them without it.
     #[inline]
-    fn ended(inner: &mut Inner, slot: u32) -> Wakes {
+    fn notify_waiters(inner: &mut Inner, slot: u32) -> WakeList {
         inner
             .waiters
             .notify(|wait| *wait == Wait::Any || *wait == Wait::Slot(slot))
     }
 
-    fn wait_for(inner: &mut Inner, wait: Wait) -> Ticket {
-        inner.waiters.enrol(wait)
+    fn register_waiter(inner: &mut Inner, wait: Wait) -> Waiter {
+        inner.waiters.register(wait)
     }
 
     /// Frees the slot if its table was discarded and nobody pins or writes it any more. Structure lock held.
-    fn reclaim_locked(&self, inner: &mut Inner, slot: u32) {
-        if let Some(before) = self.slots[slot as usize].reclaim() {
+    fn free_discarded_locked(&self, inner: &mut Inner, slot: u32) {
+        if let Some(before) = self.slots[slot as usize].free_discarded() {
             Counters::add(&self.counters.hits, before.hits() as usize);
-            self.freed(inner, slot);
+            self.mark_free(inner, slot);
         }
     }
 
-    fn reclaim(&self, slot: u32) {
+    fn free_discarded(&self, slot: u32) {
         let wakes = {
             let mut inner = self.lock_inner();
-            self.reclaim_locked(&mut inner, slot);
-            Self::ended(&mut inner, slot)
+            self.free_discarded_locked(&mut inner, slot);
+            Self::notify_waiters(&mut inner, slot)
         };
         wakes.wake();
     }
@@ -707,7 +707,7 @@ impl Pinned<'_> {
 
 impl Drop for Pinned<'_> {
     fn drop(&mut self) {
-        let given_back = self.cache.put_slot(self.slot);
+        let given_back = self.cache.unpin_slot(self.slot);
         debug_assert!(given_back.is_ok(), "somebody else put this pin");
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One slot's state: a word that pins change by compare-and-swap, and the offset of the table it holds.
 //!
-//! The word, from the low end: version (24 bits, +1 whenever the slot's identity ends), state (2), flags (3), hits not yet counted elsewhere
+//! The word, from the low end: version (24 bits, +1 whenever the slot's identity ends), state (2), flags (3), hits not yet counted written_by_others
 //! (14), pins (20, at the top, so that arithmetic on them cannot reach a neighbour). What a copy without a pin looks at is in the lower half.
 //!
 //! | state | pin | put | claim (eviction, cleaning) | load ends | write begins / ends | discard |
@@ -46,7 +46,7 @@ const PIN: u64 = 1 << PINS_SHIFT;
 const PINS_MASK: u64 = u64::MAX << PINS_SHIFT;
 const PINS_MAX: u64 = (1 << (64 - PINS_SHIFT)) - 1;
 const PINS_HALF: u64 = 1 << 63;
-/// The field's upper bit: once it is set, the next pin counts the hits elsewhere.
+/// The field's upper bit: once it is set, the next pin counts the hits written_by_others.
 const HITS_HALF: u64 = 1 << (HITS_SHIFT + HITS_BITS - 1);
 
 /// A slot's word as it was at one moment.
@@ -125,10 +125,10 @@ impl Word {
 
 /// What a put found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Put {
+pub enum UnpinResult {
     /// One pin less.
-    Done,
-    /// One pin less, and the table was discarded meanwhile: [`Slot::reclaim`] it under the structure lock.
+    Unpinned,
+    /// One pin less, and the table was discarded meanwhile: [`Slot::free_discarded`] it under the structure lock.
     LastOfDiscarded,
     /// There was no pin.
     NotPinned,
@@ -165,7 +165,7 @@ impl Slot {
     /// What nearly every pin finds, in a straight line: resident, room for a pin and a hit, nobody in between. False is no answer: see
     /// [`Slot::pin`].
     #[inline(always)]
-    pub fn pin_at_once(&self) -> bool {
+    pub fn pin_fast(&self) -> bool {
         let word = self.word();
         // The upper bits of both counters stand for "full", so that one look tells everything. `pin` empties the hits then: it is
         // one pin in 2^13 that goes that way. Pins in their thousands are no hot path.
@@ -193,7 +193,7 @@ impl Slot {
                 word.0 + HIT
             };
             // Acquire pairs with the release of the load's end: offset and contents of this table are visible.
-            // Release is for the next claimer (see `put`); the pin itself publishes nothing.
+            // Release is for the next claimer (see `unpin`); the pin itself publishes nothing.
             match self.word.compare_exchange_weak(
                 word.0,
                 counted + PIN,
@@ -212,14 +212,14 @@ impl Slot {
         false
     }
 
-    /// [`Slot::put`] of a plain word, in a straight line. False is no answer.
+    /// [`Slot::unpin`] of a plain word, in a straight line. False is no answer.
     #[inline(always)]
-    pub fn put_at_once(&self) -> bool {
+    pub fn unpin_fast(&self) -> bool {
         let word = Word(self.word.load(Ordering::Relaxed));
         if word.pins() == 0 || word.is_discarded() {
             return false;
         }
-        // Orderings: see `put`.
+        // Orderings: see `unpin`.
         let change = self.word.compare_exchange_weak(
             word.0,
             word.0 - PIN,
@@ -231,11 +231,11 @@ impl Slot {
 
     /// Gives one pin back; lock-free. A put too many changes nothing, not even for a moment.
     #[inline]
-    pub fn put(&self) -> Put {
+    pub fn unpin(&self) -> UnpinResult {
         let mut word = Word(self.word.load(Ordering::Relaxed));
         loop {
             if word.pins() == 0 {
-                return Put::NotPinned;
+                return UnpinResult::NotPinned;
             }
             // Release pairs with the acquire of the claim: what was done under the pin happened before the slot's reuse.
             match self.word.compare_exchange_weak(
@@ -244,15 +244,17 @@ impl Slot {
                 Ordering::Release,
                 Ordering::Relaxed,
             ) {
-                Ok(_) if word.pins() == 1 && word.is_discarded() => return Put::LastOfDiscarded,
-                Ok(_) => return Put::Done,
+                Ok(_) if word.pins() == 1 && word.is_discarded() => {
+                    return UnpinResult::LastOfDiscarded;
+                }
+                Ok(_) => return UnpinResult::Unpinned,
                 Err(now) => word = Word(now),
             }
         }
     }
 
     /// Whether the table is dirty, in the one order of all `mark_dirty`s and changes of the dirty set.
-    pub fn is_dirty_in_order(&self) -> bool {
+    pub fn is_dirty_seq_cst(&self) -> bool {
         Word(self.word.load(Ordering::SeqCst)).is_dirty()
     }
 
@@ -270,7 +272,7 @@ impl Slot {
                 // Nobody will write it.
                 return true;
             }
-            // Sequentially consistent for `DirtySet::settle`.
+            // Sequentially consistent for `DirtySet::clear_stale`.
             match self.word.compare_exchange_weak(
                 word.0,
                 word.0 | DIRTY,
@@ -283,11 +285,11 @@ impl Slot {
         }
     }
 
-    fn change(&self, mut to: impl FnMut(Word) -> Option<Word>) -> Option<Word> {
+    fn update(&self, mut to: impl FnMut(Word) -> Option<Word>) -> Option<Word> {
         let mut word = self.word();
         loop {
             let next = to(word)?;
-            // Acquire pairs with `put`; release with `pin` and `word`.
+            // Acquire pairs with `unpin`; release with `pin` and `word`.
             match self.word.compare_exchange_weak(
                 word.0,
                 next.0,
@@ -302,7 +304,7 @@ impl Slot {
 
     /// The next word of a slot that is free, loading or releasing, which nobody changes without the structure lock. Returns the word
     /// before. Structure lock held.
-    fn change_idle(&self, to: impl FnOnce(Word) -> Word) -> Word {
+    fn update_idle(&self, to: impl FnOnce(Word) -> Word) -> Word {
         // Relaxed: whoever stored it held the lock, too.
         let word = Word(self.word.load(Ordering::Relaxed));
         debug_assert!(!word.is_resident(), "pins may change it meanwhile");
@@ -315,8 +317,8 @@ impl Slot {
     pub fn allocate(&self, offset: u64) -> bool {
         let free = self.word().state() == FREE;
         if free {
-            self.change_idle(|w| w.next(LOADING));
-            self.enter(offset);
+            self.update_idle(|w| w.next(LOADING));
+            self.set_offset(offset);
         }
         free
     }
@@ -324,38 +326,38 @@ impl Slot {
     /// A droppable table gives its slot to `offset`: → loading. Returns the word before, for its hits. Structure
     /// lock held; the caller has read the old offset.
     pub fn evict_for(&self, offset: u64) -> Option<Word> {
-        let before = self.change(|w| w.is_droppable().then(|| w.next(LOADING)))?;
-        self.enter(offset);
+        let before = self.update(|w| w.is_droppable().then(|| w.next(LOADING)))?;
+        self.set_offset(offset);
         Some(before)
     }
 
     /// Release: whoever sees this offset, and then looks at the word behind an acquire fence, sees the claim that was made for it, and so
     /// does not take the bytes of the table before for this one's.
-    fn enter(&self, offset: u64) {
+    fn set_offset(&self, offset: u64) {
         self.offset.store(offset, Ordering::Release);
     }
 
     /// A droppable table goes: → free. Structure lock held.
     pub fn drop_clean(&self) -> Option<Word> {
-        self.change(|w| w.is_droppable().then(|| w.next(FREE)))
+        self.update(|w| w.is_droppable().then(|| w.next(FREE)))
     }
 
     /// Test-only: drops a resident table without looking at its pins, as a cleaner without the re-check would.
     #[cfg(feature = "unsound-no-pin-recheck")]
     pub fn drop_unchecked(&self) -> Option<Word> {
-        self.change(|w| w.is_resident().then(|| w.next(FREE)))
+        self.update(|w| w.is_resident().then(|| w.next(FREE)))
     }
 
     /// A droppable table moves to another slot: → loading here, until the copy is made. Returns the word before.
     /// Structure lock held.
-    pub fn lift(&self) -> Option<Word> {
-        self.change(|w| w.is_droppable().then(|| w.next(LOADING)))
+    pub fn begin_move(&self) -> Option<Word> {
+        self.update(|w| w.is_droppable().then(|| w.next(LOADING)))
     }
 
     /// The load succeeded: loading → resident, clean, with one pin. If it was discarded meanwhile: → free, and false.
     /// Structure lock held.
     pub fn finish_load(&self) -> bool {
-        let before = self.change_idle(|w| {
+        let before = self.update_idle(|w| {
             if w.is_discarded() {
                 w.next(FREE)
             } else {
@@ -368,12 +370,12 @@ impl Slot {
     /// The load failed, or the table was lifted out: loading → free. Returns whether it was discarded meanwhile (and is
     /// no longer in the index). Structure lock held.
     pub fn abandon_load(&self) -> bool {
-        self.change_idle(|w| w.next(FREE)).is_discarded()
+        self.update_idle(|w| w.next(FREE)).is_discarded()
     }
 
     /// Dirty → being written. False if there is nothing to write or somebody writes it. Structure lock held.
     pub fn begin_write(&self) -> bool {
-        self.change(|w| {
+        self.update(|w| {
             let writable = w.is_readable() && w.is_dirty() && !w.is_writing();
             writable.then_some(Word((w.0 & !DIRTY) | WRITING))
         })
@@ -386,14 +388,14 @@ impl Slot {
             let redirty = failed && !w.is_discarded();
             Word((w.0 & !WRITING) | if redirty { DIRTY } else { 0 })
         };
-        let before = self.change(|w| Some(after(w)));
+        let before = self.update(|w| Some(after(w)));
         before.map_or_else(|| self.word(), after)
     }
 
     /// The table left the index. Returns the word before, too. Structure lock held.
     pub fn discard(&self) -> (Discard, Word) {
         let at_once = |w: Word| w.is_resident() && w.pins() == 0 && !w.is_writing();
-        let before = self.change(|w| {
+        let before = self.update(|w| {
             Some(if at_once(w) {
                 w.next(FREE)
             } else {
@@ -410,22 +412,22 @@ impl Slot {
     }
 
     /// Frees a discarded slot that nobody pins or writes any more; returns the word before. Structure lock held.
-    pub fn reclaim(&self) -> Option<Word> {
-        self.change(|w| w.is_last_of_discarded().then(|| w.next(FREE)))
+    pub fn free_discarded(&self) -> Option<Word> {
+        self.update(|w| w.is_last_of_discarded().then(|| w.next(FREE)))
     }
 
     /// Free → releasing: nobody allocates it while its memory is given back. Structure lock held.
     pub fn begin_release(&self) -> bool {
         let free = self.word().state() == FREE;
         if free {
-            self.change_idle(|w| Word(w.0 | RELEASING));
+            self.update_idle(|w| Word(w.0 | RELEASING));
         }
         free
     }
 
     /// Releasing → free. Structure lock held.
     pub fn end_release(&self) {
-        let before = self.change_idle(|w| w.next(FREE));
+        let before = self.update_idle(|w| w.next(FREE));
         debug_assert!(before.is_releasing());
     }
 }
@@ -442,14 +444,14 @@ mod tests {
         let spilled = AtomicU64::new(0);
         assert!(slot.allocate(4096));
         assert!(slot.finish_load());
-        assert_eq!(slot.put(), Put::Done);
+        assert_eq!(slot.unpin(), UnpinResult::Unpinned);
         let mut at_length = 0;
         for _ in 0..PINS {
-            if !slot.pin_at_once() {
+            if !slot.pin_fast() {
                 at_length += 1;
                 assert!(slot.pin(&spilled));
             }
-            assert!(slot.put_at_once() || slot.put() == Put::Done);
+            assert!(slot.unpin_fast() || slot.unpin() == UnpinResult::Unpinned);
         }
         assert_eq!(spilled.into_inner() + slot.word().hits(), PINS);
         assert_eq!(at_length, PINS >> (HITS_BITS - 1));
@@ -462,9 +464,9 @@ mod tests {
         assert!(slot.allocate(4096));
         assert!(slot.finish_load());
         assert_eq!(slot.discard().0, Discard::Deferred);
-        assert!(!slot.pin_at_once());
+        assert!(!slot.pin_fast());
         assert!(!slot.pin(&spilled));
-        assert!(!slot.put_at_once());
-        assert_eq!(slot.put(), Put::LastOfDiscarded);
+        assert!(!slot.unpin_fast());
+        assert_eq!(slot.unpin(), UnpinResult::LastOfDiscarded);
     }
 }

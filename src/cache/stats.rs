@@ -2,7 +2,7 @@
 //! Statistics: counted on the slow ways, or derived when asked for. The hot path's only share is a field of the word
 //! that a pin changes anyway.
 
-use super::eviction::Youth;
+use super::eviction::RecentArrivals;
 use super::{Cache, group};
 use crate::error::Errno;
 use crate::primitives::Ordering;
@@ -78,7 +78,7 @@ impl Cache {
         let is_touched = |page: &usize| {
             (page / group::SLOTS..(page + unit).div_ceil(group::SLOTS).min(self.groups.len())).any(
                 |number| {
-                    let touched = self.groups[number].touched.load(Ordering::Relaxed);
+                    let touched = self.groups[number].populated.load(Ordering::Relaxed);
                     touched & group::mask(number, &(*page..page + unit)) != 0
                 },
             )
@@ -97,7 +97,7 @@ impl Cache {
             + self.index.bytes()
             + self.dirty.bytes()
             + self.ghosts.bytes()
-            + Youth::bytes(self.slots.len());
+            + RecentArrivals::bytes(self.slots.len());
         bytes as u64
     }
 

@@ -13,26 +13,26 @@ use crate::primitives::{
 };
 
 /// How often one who waits looks before it sleeps: 10 µs to 50 µs, by how long the processor takes for a pause.
-const LOOKS: u32 = 1000;
+const SPIN_LIMIT: u32 = 1000;
 /// How often the long user looks whether the one it gave way to has come: the other may have lost its processor.
-const LOOKS_BACK: u32 = 100;
+const HANDOVER_SPIN_LIMIT: u32 = 100;
 
 /// See the module.
 #[derive(Default)]
 pub(super) struct StructureLock<T> {
     mutex: Mutex<T>,
     /// How many wait.
-    wanted: AtomicU32,
+    waiting: AtomicU32,
     /// How many waited and got it; counted under the lock.
-    served: AtomicU32,
+    handovers: AtomicU32,
 }
 
 impl<T> StructureLock<T> {
     pub(super) fn new(value: T) -> Self {
         Self {
             mutex: Mutex::new(value),
-            wanted: AtomicU32::new(0),
-            served: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            handovers: AtomicU32::new(0),
         }
     }
 
@@ -45,29 +45,29 @@ impl<T> StructureLock<T> {
     #[inline(never)]
     fn wait(&self) -> MutexGuard<'_, T> {
         // Relaxed: a hint.
-        self.wanted.fetch_add(1, Ordering::Relaxed);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         let mut taken = None;
-        let _ = spin_until(LOOKS, || {
+        let _ = spin_until(SPIN_LIMIT, || {
             taken = try_lock(&self.mutex);
             taken.is_some()
         });
         let guard = taken.unwrap_or_else(|| self.mutex.lock());
-        self.wanted.fetch_sub(1, Ordering::Relaxed);
-        let served = self.served.load(Ordering::Relaxed).wrapping_add(1);
-        self.served.store(served, Ordering::Relaxed);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        let handovers = self.handovers.load(Ordering::Relaxed).wrapping_add(1);
+        self.handovers.store(handovers, Ordering::Relaxed);
         guard
     }
 
     /// Gives the lock back; if somebody waits for it, then so that one of them gets it before the caller does again.
     #[inline]
-    pub(super) fn give_way(&self, guard: MutexGuard<'_, T>) {
-        if self.wanted.load(Ordering::Relaxed) == 0 {
+    pub(super) fn yield_to_waiters(&self, guard: MutexGuard<'_, T>) {
+        if self.waiting.load(Ordering::Relaxed) == 0 {
             return;
         }
-        let served = self.served.load(Ordering::Relaxed);
+        let handovers = self.handovers.load(Ordering::Relaxed);
         unlock_fair(guard);
-        let came = || self.served.load(Ordering::Relaxed) != served;
-        if !spin_until(LOOKS_BACK, came) {
+        let came = || self.handovers.load(Ordering::Relaxed) != handovers;
+        if !spin_until(HANDOVER_SPIN_LIMIT, came) {
             yield_now();
         }
     }
@@ -96,13 +96,13 @@ mod tests {
                         both.1 += 1;
                         assert_eq!(both.0, both.1);
                         if long_user {
-                            lock.give_way(both);
+                            lock.yield_to_waiters(both);
                         }
                     }
                 });
             }
         });
         assert_eq!(*lock.lock(), (4 * ROUNDS, 4 * ROUNDS));
-        assert_eq!(lock.wanted.load(Ordering::Relaxed), 0);
+        assert_eq!(lock.waiting.load(Ordering::Relaxed), 0);
     }
 }

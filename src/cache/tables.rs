@@ -133,12 +133,12 @@ impl Tables {
             .collect();
         for batch in pages.chunks(MAX_RANGES) {
             let done = if batch.len() > 1 {
-                release_at_once(batch)
+                release_vectored(batch)
             } else {
                 0
             };
             for range in &batch[done..] {
-                // SAFETY: see `release_at_once`.
+                // SAFETY: see `release_vectored`.
                 unsafe { libc::madvise(range.iov_base, range.iov_len, libc::MADV_DONTNEED) };
             }
         }
@@ -167,7 +167,7 @@ const MAX_RANGES: usize = 1024;
 /// `process_madvise` on the own process: how many of the ranges it gave back, from the first on. `MADV_DONTNEED` is allowed there since
 /// Linux 6.13, `PIDFD_SELF` since 6.14; an older kernel refuses, and is not asked again.
 #[cfg(target_os = "linux")]
-fn release_at_once(ranges: &[libc::iovec]) -> usize {
+fn release_vectored(ranges: &[libc::iovec]) -> usize {
     use std::sync::atomic::{AtomicBool, Ordering};
     static REFUSED: AtomicBool = AtomicBool::new(false);
     const PIDFD_SELF_THREAD_GROUP: libc::c_int = -10001;
@@ -199,7 +199,7 @@ fn release_at_once(ranges: &[libc::iovec]) -> usize {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn release_at_once(_ranges: &[libc::iovec]) -> usize {
+fn release_vectored(_ranges: &[libc::iovec]) -> usize {
     0
 }
 

@@ -8,10 +8,10 @@
 use super::{Cache, Counters, Wait, group};
 use crate::error::Errno;
 use crate::storage::IoBuf;
-use crate::sync::wait_list::{Ticket, Wakes};
+use crate::sync::wait_list::{Waiter, WakeList};
 
 /// A table to write: offset and the slot that held it when it was listed.
-pub(super) type Listed = (u64, u32);
+pub(super) type TableRef = (u64, u32);
 
 /// The most bytes one write joins: what a `preadv`/`pwritev` can return in an `int`.
 const MAX_WRITE: usize = 1 << 30;
@@ -40,9 +40,9 @@ impl Cache {
     }
 
     /// Dirty tables, and those whose write somebody else has begun: it may fail.
-    fn list_dirty(&self) -> Vec<Listed> {
+    fn list_dirty(&self) -> Vec<TableRef> {
         let inner = self.lock_inner();
-        let mut listed: Vec<Listed> = inner
+        let mut listed: Vec<TableRef> = inner
             .writing
             .iter()
             .map(|s| (self.offset_of(*s), *s))
@@ -52,8 +52,8 @@ impl Cache {
             if word.is_readable() && word.is_dirty() && !word.is_writing() {
                 listed.push((self.offset_of(slot), slot));
             } else if !word.is_dirty() {
-                let is_dirty = || self.slots[slot as usize].is_dirty_in_order();
-                self.dirty.settle(&self.groups, slot, is_dirty);
+                let is_dirty = || self.slots[slot as usize].is_dirty_seq_cst();
+                self.dirty.clear_stale(&self.groups, slot, is_dirty);
             }
         });
         drop(inner);
@@ -61,25 +61,25 @@ impl Cache {
     }
 
     /// Writes the listed tables, as far as they are still there and dirty, and waits for those that others are writing.
-    pub(super) async fn write_back(&self, mut listed: Vec<Listed>) -> Result<(), Errno> {
+    pub(super) async fn write_back(&self, mut listed: Vec<TableRef>) -> Result<(), Errno> {
         let mut result = Ok(());
         while !listed.is_empty() {
             listed.sort_unstable();
-            let mut elsewhere = Vec::new();
+            let mut written_by_others = Vec::new();
             let mut rest = &listed[..];
             while !rest.is_empty() {
                 let ready = self.satisfy_dependencies().await;
                 if let Err(error) = ready.and_then(|()| self.check_poison()) {
-                    keep(&mut result, Err(error));
+                    merge_error(&mut result, Err(error));
                     return result;
                 }
-                let batch = self.claim_batch(&mut rest, &mut elsewhere);
-                keep(&mut result, self.write_batch(batch));
+                let batch = self.claim_batch(&mut rest, &mut written_by_others);
+                merge_error(&mut result, self.write_batch(batch));
             }
             listed.clear();
-            for table in elsewhere {
-                if let Some(ticket) = self.ticket_while_writing(table) {
-                    ticket.await;
+            for table in written_by_others {
+                if let Some(waiter) = self.waiter_while_writing(table) {
+                    waiter.await;
                     listed.push(table);
                 }
             }
@@ -87,10 +87,14 @@ impl Cache {
         result
     }
 
-    /// Claims the next run of neighbours. Tables that somebody else writes go to `elsewhere`, those that need no write
+    /// Claims the next run of neighbours. Tables that somebody else writes go to `written_by_others`, those that need no write
     /// are passed over. Takes nothing if a dependency was set since it was looked at.
-    fn claim_batch(&self, rest: &mut &[Listed], elsewhere: &mut Vec<Listed>) -> Batch<'_> {
-        let before = (*rest, elsewhere.len());
+    fn claim_batch(
+        &self,
+        rest: &mut &[TableRef],
+        written_by_others: &mut Vec<TableRef>,
+    ) -> Batch<'_> {
+        let before = (*rest, written_by_others.len());
         let mut batch = Batch {
             cache: self,
             tables: Vec::new(),
@@ -100,7 +104,7 @@ impl Cache {
             .max_iov()
             .clamp(1, (MAX_WRITE >> self.table_shift).max(1));
         let mut inner = self.lock_inner();
-        if !self.owes_nothing() {
+        if !self.dependencies_satisfied() {
             return batch;
         }
         while let [(offset, slot), after @ ..] = *rest {
@@ -117,22 +121,25 @@ impl Cache {
                 continue;
             }
             if word.is_writing() {
-                elsewhere.push((*offset, *slot));
+                written_by_others.push((*offset, *slot));
                 continue;
             }
             let table = &self.slots[*slot as usize];
             let begin_write = || table.begin_write();
-            let is_dirty = || table.is_dirty_in_order();
-            if self.dirty.claim(&self.groups, *slot, begin_write, is_dirty) {
+            let is_dirty = || table.is_dirty_seq_cst();
+            if self
+                .dirty
+                .claim_for_write(&self.groups, *slot, begin_write, is_dirty)
+            {
                 inner.writing.push(*slot);
                 batch.tables.push((*offset, *slot));
             }
         }
         drop(inner);
         // Claimed first, then looked again: a table that was dirtied after a new dependency was set is not written before it.
-        if !self.owes_nothing() {
+        if !self.dependencies_satisfied() {
             *rest = before.0;
-            elsewhere.truncate(before.1);
+            written_by_others.truncate(before.1);
             let claimed = std::mem::take(&mut batch.tables);
             batch.end(&claimed, true);
         }
@@ -148,18 +155,18 @@ impl Cache {
             match self.storage.pre_write_check(self.kind, table.0, size) {
                 Ok(()) => run.push(table),
                 Err(error) => {
-                    keep(&mut result, Err(error));
-                    keep(&mut result, self.write_run(&mut batch, &run));
+                    merge_error(&mut result, Err(error));
+                    merge_error(&mut result, self.write_run(&mut batch, &run));
                     run.clear();
                     batch.end(&[table], true);
                 }
             }
         }
-        keep(&mut result, self.write_run(&mut batch, &run));
+        merge_error(&mut result, self.write_run(&mut batch, &run));
         result
     }
 
-    fn write_run(&self, batch: &mut Batch<'_>, run: &[Listed]) -> Result<(), Errno> {
+    fn write_run(&self, batch: &mut Batch<'_>, run: &[TableRef]) -> Result<(), Errno> {
         let Some((offset, _)) = run.first() else {
             return Ok(());
         };
@@ -182,23 +189,23 @@ impl Cache {
         written
     }
 
-    fn ticket_while_writing(&self, (offset, slot): Listed) -> Option<Ticket> {
+    fn waiter_while_writing(&self, (offset, slot): TableRef) -> Option<Waiter> {
         let mut inner = self.lock_inner();
         let word = self.slots[slot as usize].word();
         let same = self.offset_of(slot) == offset && word.is_readable();
         (same && (word.is_writing() || word.is_dirty())).then(|| {
             if word.is_writing() {
-                Self::wait_for(&mut inner, Wait::Slot(slot))
+                Self::register_waiter(&mut inner, Wait::Slot(slot))
             } else {
                 // Its write failed, or it was dirtied again: ours to write, at once.
-                Ticket::ready()
+                Waiter::ready()
             }
         })
     }
 }
 
 /// Of several errors the first counts, but running out of space is what the caller must hear of (QEMU keeps it, too).
-fn keep(result: &mut Result<(), Errno>, next: Result<(), Errno>) {
+fn merge_error(result: &mut Result<(), Errno>, next: Result<(), Errno>) {
     match (&result, next) {
         (Ok(()), next) => *result = next,
         (Err(_), Err(Errno::NOSPC)) => *result = Err(Errno::NOSPC),
@@ -209,26 +216,26 @@ fn keep(result: &mut Result<(), Errno>, next: Result<(), Errno>) {
 /// Tables claimed for writing; whatever is left in it when it is dropped (a panic in a Rust storage) is dirty again.
 struct Batch<'a> {
     cache: &'a Cache,
-    tables: Vec<Listed>,
+    tables: Vec<TableRef>,
 }
 
 impl Batch<'_> {
-    fn end(&mut self, tables: &[Listed], failed: bool) {
+    fn end(&mut self, tables: &[TableRef], failed: bool) {
         let cache = self.cache;
         // Both are in offset order.
         self.tables
             .retain(|table| tables.binary_search(table).is_err());
         let wakes = {
             let mut inner = cache.lock_inner();
-            let mut wakes = Wakes::default();
+            let mut wakes = WakeList::default();
             for (_, slot) in tables {
                 let number = *slot as usize;
                 let word = cache.slots[number].end_write(failed);
                 if word.is_dirty() {
                     cache.dirty.insert(&cache.groups, *slot);
                 }
-                cache.reclaim_locked(&mut inner, *slot);
-                wakes.append(Cache::ended(&mut inner, *slot));
+                cache.free_discarded_locked(&mut inner, *slot);
+                wakes.append(Cache::notify_waiters(&mut inner, *slot));
             }
             inner
                 .writing

@@ -191,13 +191,13 @@ pub unsafe extern "C" fn q2c_cache_destroy(cache: *mut *mut q2c_cache) -> c_int 
     let check = |handle: *mut q2c_cache| {
         // SAFETY: live, as the caller promised; the borrow ends before the cache does.
         on_cache(unsafe { value(handle) }?, |cache| {
-            if cache.belongs_to_state() {
+            if cache.is_owned_by_state() {
                 return Err(Errno::PERM);
             }
             cache.check_destroy()?;
             // SAFETY: live, as the caller promised.
             let shared = unsafe { share(handle) }?;
-            block_on(cache.host(), &[], shared.release_dependents())
+            block_on(cache.host(), &[], shared.flush_dependents())
         })
     };
     // SAFETY: the pointer came from `Arc::into_raw` in `q2c_cache_create`, since the cache belongs

@@ -156,7 +156,7 @@ pub unsafe extern "C" fn q2c_cleaner_destroy(cleaner: *mut *mut q2c_cleaner) -> 
     let check = |handle: *mut q2c_cleaner| {
         // SAFETY: live, as the caller promised; the borrow ends before the cleaner does.
         let cleaner = unsafe { value(handle) }?;
-        if cleaner.belongs_to_state() {
+        if cleaner.is_owned_by_state() {
             return Err(Errno::PERM);
         }
         cleaner.check_idle()

@@ -6,8 +6,8 @@ use std::ffi::{c_int, c_void};
 
 use super::cache::q2c_cache;
 use super::{call_cache, out, value};
-use crate::cache::at_once::Missed;
-use crate::cache::load::{Access, Contents};
+use crate::cache::fast_path::LookupFailure;
+use crate::cache::load::{Access, Fill};
 use crate::cache::{Cache, Pinned};
 use crate::error::Errno;
 use crate::host::block_on;
@@ -51,18 +51,18 @@ unsafe fn call_get(
     let (Ok(cache), false) = (unsafe { value(handle) }, table.is_null()) else {
         return -Errno::INVAL.code();
     };
-    match cache.hit_at_once(offset, miss.access()) {
-        Ok((slot, is_news)) => {
+    match cache.lookup_fast(offset, miss.access()) {
+        Ok((slot, needs_touch)) => {
             // SAFETY: not NULL, hence writable, as the caller promised.
             unsafe { table.write(cache.pinned_table(slot).as_ptr().cast()) };
-            if is_news {
+            if needs_touch {
                 // SAFETY: live, as the caller promised.
                 return unsafe { note(handle, slot) };
             }
             0
         }
         // SAFETY: the caller's promise.
-        Err(missed) => unsafe { get_at_length(handle, offset, table, miss, missed) },
+        Err(miss_counted) => unsafe { get_slow_path(handle, offset, table, miss, miss_counted) },
     }
 }
 
@@ -75,7 +75,7 @@ unsafe fn call_get(
 unsafe extern "C" fn note(handle: *const q2c_cache, slot: u32) -> c_int {
     // SAFETY: live, as the caller promised.
     if let Ok(cache) = unsafe { value(handle) } {
-        cache.note_hit(slot);
+        cache.touch(slot);
     }
     0
 }
@@ -83,17 +83,17 @@ unsafe extern "C" fn note(handle: *const q2c_cache, slot: u32) -> c_int {
 /// # Safety
 /// As `call_get`.
 #[inline(never)]
-unsafe extern "C" fn get_at_length(
+unsafe extern "C" fn get_slow_path(
     handle: *mut q2c_cache,
     offset: u64,
     table: *mut *mut c_void,
     miss: Miss,
-    missed: Missed,
+    miss_counted: LookupFailure,
 ) -> c_int {
     let pin = |cache: &Cache| {
         // SAFETY: NULL or writable, as the caller promised.
         let table = unsafe { out(table) }?;
-        let hit = cache.hit_at_length(missed, offset, miss.access());
+        let hit = cache.lookup_slow(miss_counted, offset, miss.access());
         let pinned = hit.map_or_else(|| get_absent(cache, offset, miss), Ok)?;
         table.set(pinned.into_ptr().as_ptr().cast());
         Ok(())
@@ -104,14 +104,14 @@ unsafe extern "C" fn get_at_length(
 
 fn get_absent(cache: &Cache, offset: u64, miss: Miss) -> Result<Pinned<'_>, Errno> {
     let contents = match miss {
-        Miss::Load | Miss::LoadUnlocked => Contents::Stored,
-        Miss::Zero => Contents::Zero,
-        Miss::Refuse => return Err(cache.why_not_resident(offset)),
+        Miss::Load | Miss::LoadUnlocked => Fill::FromStorage,
+        Miss::Zero => Fill::Zeros,
+        Miss::Refuse => return Err(cache.lookup_error(offset)),
     };
-    let mut missed = false;
-    match cache.get_without_wait(offset, contents, miss.access(), &mut missed)? {
+    let mut miss_counted = false;
+    match cache.get_in_one_step(offset, contents, miss.access(), &mut miss_counted)? {
         Some(pinned) => Ok(pinned),
-        None => wait_for(cache, offset, contents, miss.access(), missed),
+        None => wait_for(cache, offset, contents, miss.access(), miss_counted),
     }
 }
 
@@ -121,11 +121,11 @@ fn get_absent(cache: &Cache, offset: u64, miss: Miss) -> Result<Pinned<'_>, Errn
 fn wait_for(
     cache: &Cache,
     offset: u64,
-    contents: Contents,
+    fill: Fill,
     access: Access,
-    missed: bool,
+    miss_counted: bool,
 ) -> Result<Pinned<'_>, Errno> {
-    let rest = cache.get_slow(offset, contents, access, missed);
+    let rest = cache.get_slow(offset, fill, access, miss_counted);
     block_on(cache.host(), &[], rest)
 }
 
@@ -310,10 +310,10 @@ pub unsafe extern "C" fn q2c_cache_read(
     // SAFETY: NULL or live, as the caller promised.
     if let Ok(known) = unsafe { value(cache) } {
         if bytes == 8 && !buf.is_null() {
-            if let Some((word, slot, is_news)) = known.read_at_once(table_offset, at) {
+            if let Some((word, slot, needs_touch)) = known.read_fast(table_offset, at) {
                 // SAFETY: not NULL, and room for 8 bytes, as the caller promised.
                 unsafe { buf.cast::<u64>().write_unaligned(word) };
-                if is_news {
+                if needs_touch {
                     // SAFETY: live, as the caller promised.
                     return unsafe { note(cache, slot) };
                 }
@@ -322,13 +322,13 @@ pub unsafe extern "C" fn q2c_cache_read(
         }
     }
     // SAFETY: the caller's promise.
-    unsafe { read_at_length(cache, table_offset, at, buf, bytes) }
+    unsafe { read_slow(cache, table_offset, at, buf, bytes) }
 }
 
 /// # Safety
 /// As `q2c_cache_read`.
 #[inline(never)]
-unsafe extern "C" fn read_at_length(
+unsafe extern "C" fn read_slow(
     cache: *mut q2c_cache,
     table_offset: u64,
     at: usize,
@@ -342,7 +342,7 @@ unsafe extern "C" fn read_at_length(
         // SAFETY: not NULL, room for `bytes` bytes, and the caller's alone, as promised; less than
         // a table, hence no overflow.
         let buf = unsafe { std::slice::from_raw_parts_mut(buf.cast::<u8>(), bytes) };
-        cache.read_at_length(table_offset, at, buf)
+        cache.read_slow(table_offset, at, buf)
     };
     // SAFETY: NULL or live, as the caller promised.
     unsafe { call_cache(cache, read) }
@@ -402,24 +402,24 @@ pub unsafe extern "C" fn q2c_cache_put(cache: *mut q2c_cache, table: *mut *mut c
     // SAFETY: NULL or live; NULL or readable and writable: as the caller promised.
     unsafe {
         if let (Ok(known), false) = (value(cache), table.is_null()) {
-            if known.put_at_once((*table).addr()) {
+            if known.put_fast((*table).addr()) {
                 table.write(std::ptr::null_mut());
                 return 0;
             }
         }
-        put_at_length(cache, table)
+        put_slow(cache, table)
     }
 }
 
 /// # Safety
 /// As `q2c_cache_put`.
 #[inline(never)]
-unsafe extern "C" fn put_at_length(cache: *mut q2c_cache, table: *mut *mut c_void) -> c_int {
+unsafe extern "C" fn put_slow(cache: *mut q2c_cache, table: *mut *mut c_void) -> c_int {
     let put = |cache: &Cache| {
         // SAFETY: NULL or writable, as the caller promised.
         let place = unsafe { out(table) }?;
         // SAFETY: not NULL, since `out` agreed, and readable, as the caller promised.
-        cache.put_at_length(unsafe { table.read() }.addr())?;
+        cache.put_slow(unsafe { table.read() }.addr())?;
         place.set(std::ptr::null_mut());
         Ok(())
     };

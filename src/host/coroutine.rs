@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::task::Waker;
 
-use super::{Cancel, Context, Host, HostLock, Task, block_on};
+use super::{CancelHandle, Context, Host, HostLock, Task, block_on};
 use crate::error::Errno;
 use crate::primitives::{AtomicBool, Ordering};
 use crate::sync::lock::Owner;
@@ -74,7 +74,7 @@ impl Host for CoroutineHost {
         Owner(self.coroutines.current())
     }
 
-    fn sleeper(&self, _turn: &[Context]) -> Box<dyn Sleeper> {
+    fn sleeper(&self, _contexts: &[Context]) -> Box<dyn Sleeper> {
         let coroutines = self.coroutines.clone();
         if coroutines.in_coroutine() {
             let coroutine = coroutines.current();
@@ -83,14 +83,14 @@ impl Host for CoroutineHost {
                 coroutine,
             })
         } else {
-            Box::new(PlainSleeper {
+            Box::new(PollingSleeper {
                 coroutines,
                 kicked: AtomicBool::new(false),
             })
         }
     }
 
-    fn spawn(&self, context: &Context, task: Task) -> Result<Option<Box<dyn Cancel>>, Errno> {
+    fn spawn(&self, context: &Context, task: Task) -> Result<Option<Box<dyn CancelHandle>>, Errno> {
         let context = match context {
             Context::Default => 0,
             Context::Opaque(context) => *context,
@@ -119,7 +119,7 @@ impl Host for CoroutineHost {
         !self.coroutines.in_coroutine()
     }
 
-    fn dispatch_until(&self, _turn: &[Context], done: &dyn Fn() -> bool) -> bool {
+    fn dispatch_until(&self, _contexts: &[Context], done: &dyn Fn() -> bool) -> bool {
         if self.coroutines.in_coroutine() {
             return false;
         }
@@ -129,7 +129,7 @@ impl Host for CoroutineHost {
         true
     }
 
-    fn kick(&self, _turn: &[Context]) {
+    fn kick(&self, _contexts: &[Context]) {
         self.coroutines.kick();
     }
 
@@ -190,12 +190,12 @@ impl Sleeper for CoroutineSleeper {
 
 /// Plain code, which may look at its condition for a reason of its own, return, and free the host before the waker has
 /// called `kick`. So it leaves only when the kick was made.
-struct PlainSleeper {
+struct PollingSleeper {
     coroutines: Arc<dyn Coroutines>,
     kicked: AtomicBool,
 }
 
-impl Sleeper for PlainSleeper {
+impl Sleeper for PollingSleeper {
     fn sleep(&self, notified: &dyn Fn() -> bool) {
         while !notified() {
             self.coroutines.poll_while(&|| !notified());

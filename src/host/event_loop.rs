@@ -16,7 +16,7 @@ use std::sync::Arc;
 use once_cell::sync::OnceCell;
 
 use super::executor::{Executor, ExecutorClock};
-use super::{Cancel, Context, Host, Task, thread_owner};
+use super::{CancelHandle, Context, Host, Task, thread_owner};
 use crate::error::{Errno, Error, Result};
 use crate::sync::lock::Owner;
 use crate::sync::parker::{Sleeper, ThreadSleeper};
@@ -32,11 +32,11 @@ impl EventLoop {
     /// A loop whose home is the calling thread.
     pub fn new() -> Result<Arc<Self>> {
         let event_loop = Self::without_home()?;
-        event_loop.adopt();
+        event_loop.set_home_thread();
         Ok(event_loop)
     }
 
-    /// A loop whose home is the thread that calls [`EventLoop::adopt`] first.
+    /// A loop whose home is the thread that calls [`EventLoop::set_home_thread`] first.
     pub(super) fn without_home() -> Result<Arc<Self>> {
         // SAFETY: no pointer is passed.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
@@ -58,7 +58,7 @@ impl EventLoop {
     }
 
     /// Makes the calling thread the loop's home, if it has none.
-    pub(super) fn adopt(&self) {
+    pub(super) fn set_home_thread(&self) {
         self.home.get_or_init(thread_owner);
     }
 
@@ -84,7 +84,7 @@ impl EventLoop {
         self.check_home()?;
         // Drained before the turn: a notification during it leaves the descriptor readable.
         drain(&self.wakeup);
-        Ok(self.executor.turn())
+        Ok(self.executor.run_ready())
     }
 
     /// Readable when there is something to dispatch. Timers are not behind it: see [`EventLoop::timeout_ns`].
@@ -103,7 +103,7 @@ impl EventLoop {
     }
 
     /// Adds a task, with the loop's clock. Any thread.
-    pub(super) fn spawn(&self, task: Task) -> Box<dyn Cancel> {
+    pub(super) fn spawn(&self, task: Task) -> Box<dyn CancelHandle> {
         let clock = Arc::new(ExecutorClock(self.executor.clone()));
         self.executor.spawn(task(clock))
     }
@@ -165,8 +165,8 @@ impl EventLoopHost {
     }
 }
 
-fn home_loop(turn: &[Context]) -> Option<&Arc<EventLoop>> {
-    turn.iter().find_map(|context| match context {
+fn home_loop(contexts: &[Context]) -> Option<&Arc<EventLoop>> {
+    contexts.iter().find_map(|context| match context {
         Context::Loop(event_loop) if event_loop.is_home() => Some(event_loop),
         _ => None,
     })
@@ -177,7 +177,7 @@ impl Host for EventLoopHost {
         thread_owner()
     }
 
-    fn sleeper(&self, _turn: &[Context]) -> Box<dyn Sleeper> {
+    fn sleeper(&self, _contexts: &[Context]) -> Box<dyn Sleeper> {
         Box::new(ThreadSleeper::new())
     }
 
@@ -185,7 +185,7 @@ impl Host for EventLoopHost {
         &self,
         context: &Context,
         task: Task,
-    ) -> core::result::Result<Option<Box<dyn Cancel>>, Errno> {
+    ) -> core::result::Result<Option<Box<dyn CancelHandle>>, Errno> {
         let Context::Loop(event_loop) = context else {
             return Err(Errno::INVAL);
         };
@@ -204,16 +204,16 @@ impl Host for EventLoopHost {
         None
     }
 
-    fn dispatch_until(&self, turn: &[Context], done: &dyn Fn() -> bool) -> bool {
-        let Some(event_loop) = home_loop(turn) else {
+    fn dispatch_until(&self, contexts: &[Context], done: &dyn Fn() -> bool) -> bool {
+        let Some(event_loop) = home_loop(contexts) else {
             return false;
         };
         turn_until(event_loop, done);
         true
     }
 
-    fn kick(&self, turn: &[Context]) {
-        for context in turn {
+    fn kick(&self, contexts: &[Context]) {
+        for context in contexts {
             if let Context::Loop(event_loop) = context {
                 event_loop.kick();
             }

@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
-use super::Cancel;
+use super::CancelHandle;
 use crate::primitives::Mutex;
 use crate::sync::sleep::{Clock, Timer};
 
@@ -63,7 +63,7 @@ impl Executor {
     }
 
     /// Adds a task; it is polled in the next turn. Any thread.
-    pub fn spawn(self: &Arc<Self>, future: BoxFuture) -> Box<dyn Cancel> {
+    pub fn spawn(self: &Arc<Self>, future: BoxFuture) -> Box<dyn CancelHandle> {
         let mut inner = self.inner.lock();
         let id = inner.next_id();
         let entry = TaskEntry {
@@ -106,7 +106,7 @@ impl Executor {
     }
 
     /// Runs due timers and then every task that is ready now; returns how many of both. One thread at a time.
-    pub fn turn(self: &Arc<Self>) -> usize {
+    pub fn run_ready(self: &Arc<Self>) -> usize {
         let due = self.take_due_timers();
         let mut count = due.len();
         due.into_iter().for_each(Waker::wake);
@@ -254,7 +254,7 @@ struct TaskHandle {
     id: u64,
 }
 
-impl Cancel for TaskHandle {
+impl CancelHandle for TaskHandle {
     fn cancel(&self) {
         if let Some(executor) = self.executor.upgrade() {
             executor.cancel(self.id);

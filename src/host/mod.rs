@@ -61,7 +61,7 @@ pub trait HostLock: Send + Sync {
 }
 
 /// Ends a task without its context's help, so that nobody who waits for its end depends on that context's progress.
-pub trait Cancel: Send + Sync {
+pub trait CancelHandle: Send + Sync {
     /// Drops the task's future now, in the calling thread; or, while the future is being polled in another thread, right after that
     /// poll. Any thread.
     fn cancel(&self);
@@ -75,11 +75,11 @@ pub trait Host: Send + Sync {
 
     /// How the caller sleeps. `turn`: the contexts whose progress ends the wait (those of a stopped cleaner), for a host whose tasks
     /// cannot be ended from outside.
-    fn sleeper(&self, turn: &[Context]) -> Box<dyn Sleeper>;
+    fn sleeper(&self, contexts: &[Context]) -> Box<dyn Sleeper>;
 
     /// Has `task` run in `context`, at once inside the call or later. An error: it never runs. On success, a way to end it
     /// from outside, where the host has one.
-    fn spawn(&self, context: &Context, task: Task) -> Result<Option<Box<dyn Cancel>>, Errno>;
+    fn spawn(&self, context: &Context, task: Task) -> Result<Option<Box<dyn CancelHandle>>, Errno>;
 
     /// Whether `context` is one that this host can run a cleaner in; else why not.
     fn check_context(&self, context: &Context) -> Result<(), Errno>;
@@ -101,20 +101,20 @@ pub trait Host: Send + Sync {
 
     /// Whether cleaners that were started in the process `pid` are gone for good: the child of a `fork` does not have
     /// the background thread of its parent.
-    fn lost_cleaners_of(&self, pid: u32) -> bool {
+    fn lost_in_fork(&self, pid: u32) -> bool {
         let _ = pid;
         false
     }
 
     /// Dispatches the caller's own loop until `done`, if this is a place to do so; false if it is not.
-    fn dispatch_until(&self, turn: &[Context], done: &dyn Fn() -> bool) -> bool {
-        let _ = (turn, done);
+    fn dispatch_until(&self, contexts: &[Context], done: &dyn Fn() -> bool) -> bool {
+        let _ = (contexts, done);
         false
     }
 
     /// Makes every [`Host::dispatch_until`] look at its condition again.
-    fn kick(&self, turn: &[Context]) {
-        let _ = turn;
+    fn kick(&self, contexts: &[Context]) {
+        let _ = contexts;
     }
 
     /// Runs `entry` to its end, in a coroutine where the host has them.
@@ -131,9 +131,9 @@ pub trait Host: Send + Sync {
 }
 
 /// Runs `future` to its end in the caller's own context, waiting in the host's way. `turn`: see [`Host::sleeper`].
-pub fn block_on<F: Future>(host: &dyn Host, turn: &[Context], future: F) -> F::Output {
+pub fn block_on<F: Future>(host: &dyn Host, contexts: &[Context], future: F) -> F::Output {
     let mut future = pin!(future);
-    let sleeper = || host.sleeper(turn);
+    let sleeper = || host.sleeper(contexts);
     let parker = LazyParker::new(&sleeper);
     loop {
         let polled =
@@ -161,17 +161,22 @@ impl Event {
 
 /// Waits until `done`, dispatching the caller's own loop where there is one. `done` is looked at again after each
 /// dispatch and after each [`Event::notify`].
-pub fn poll_until_done(host: &dyn Host, turn: &[Context], event: &Event, done: &dyn Fn() -> bool) {
-    if host.dispatch_until(turn, done) {
+pub fn poll_until_done(
+    host: &dyn Host,
+    contexts: &[Context],
+    event: &Event,
+    done: &dyn Fn() -> bool,
+) {
+    if host.dispatch_until(contexts, done) {
         return;
     }
     loop {
         // Enrolled before the look: a notification in between is not lost.
-        let ticket = event.waiting.lock().enrol(());
+        let waiter = event.waiting.lock().register(());
         if done() {
             return;
         }
-        block_on(host, turn, ticket);
+        block_on(host, contexts, waiter);
     }
 }
 

@@ -19,7 +19,7 @@ use once_cell::sync::OnceCell;
 use parking_lot::Mutex;
 
 use super::event_loop::EventLoop;
-use super::{Cancel, Context, Host, Task, thread_owner};
+use super::{CancelHandle, Context, Host, Task, thread_owner};
 use crate::error::Errno;
 use crate::primitives::{AtomicBool, Ordering};
 use crate::sync::lock::Owner;
@@ -41,11 +41,11 @@ impl Host for ThreadHost {
         thread_owner()
     }
 
-    fn sleeper(&self, _turn: &[Context]) -> Box<dyn Sleeper> {
+    fn sleeper(&self, _contexts: &[Context]) -> Box<dyn Sleeper> {
         Box::new(ThreadSleeper::new())
     }
 
-    fn spawn(&self, context: &Context, task: Task) -> Result<Option<Box<dyn Cancel>>, Errno> {
+    fn spawn(&self, context: &Context, task: Task) -> Result<Option<Box<dyn CancelHandle>>, Errno> {
         self.check_context(context)?;
         let service = Service::get()?;
         Ok(Some(service.event_loop.spawn(task)))
@@ -58,7 +58,7 @@ impl Host for ThreadHost {
         }
     }
 
-    fn lost_cleaners_of(&self, pid: u32) -> bool {
+    fn lost_in_fork(&self, pid: u32) -> bool {
         pid != std::process::id()
     }
 
@@ -151,7 +151,7 @@ impl Drop for Service {
 
 /// The background thread. Outside the gate it waits and holds no lock; `fork` can come only then.
 fn run(event_loop: &EventLoop, finish: &AtomicBool) {
-    event_loop.adopt();
+    event_loop.set_home_thread();
     let mut timeout = None;
     loop {
         event_loop.wait(timeout);

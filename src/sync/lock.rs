@@ -59,8 +59,8 @@ impl StateLock {
     }
 
     /// Waits for the lock, in order. The caller checks for itself that it does not hold it already.
-    pub fn lock(&self, owner: Owner) -> Locking<'_> {
-        Locking {
+    pub fn lock(&self, owner: Owner) -> LockFuture<'_> {
+        LockFuture {
             lock: self,
             owner,
             id: None,
@@ -97,7 +97,7 @@ impl StateLock {
         self.inner.lock().owner.is_some()
     }
 
-    /// Lets it go. False, and nothing happens, if `owner` does not hold it. Wakes others with no lock held.
+    /// Lets it go. False, and nothing happens, if `owner` does not hold it. WakeList others with no lock held.
     pub fn unlock(&self, owner: Owner) -> bool {
         let mut inner = self.inner.lock();
         if inner.owner != Some(owner) {
@@ -133,13 +133,13 @@ impl StateLock {
 
 /// A request for the lock; ready when the caller owns it.
 #[must_use = "the lock is taken when this is awaited"]
-pub struct Locking<'a> {
+pub struct LockFuture<'a> {
     lock: &'a StateLock,
     owner: Owner,
     id: Option<u64>,
 }
 
-impl Future for Locking<'_> {
+impl Future for LockFuture<'_> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -175,7 +175,7 @@ impl Future for Locking<'_> {
     }
 }
 
-impl Locking<'_> {
+impl LockFuture<'_> {
     fn take(&mut self) -> bool {
         let taken = Self::take_from(&mut self.lock.inner.lock(), self.id, self.owner);
         if taken {
@@ -199,7 +199,7 @@ impl Locking<'_> {
     }
 }
 
-impl Drop for Locking<'_> {
+impl Drop for LockFuture<'_> {
     fn drop(&mut self) {
         let Some(id) = self.id else { return };
         let mut inner = self.lock.inner.lock();

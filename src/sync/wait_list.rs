@@ -2,9 +2,9 @@
 //! A wait list: callers enrol for a key under the owner's lock and wait without it.
 //!
 //! Enrolling happens under the lock that guards the condition, notifying too, so that there is no moment between "the
-//! condition does not hold" and "I am on the list". The wakers are called by [`Wakes`] once the lock is dropped.
+//! condition does not hold" and "I am on the list". The wakers are called by [`WakeList`] once the lock is dropped.
 //!
-//! | ticket | `notify` | `poll` |
+//! | waiter | `notify` | `poll` |
 //! |---|---|---|
 //! | enrolled, not polled | → notified | → waiting (keeps the waker) |
 //! | waiting | → notified, waker called once | stays, newer waker kept |
@@ -39,26 +39,26 @@ impl<K> Default for WaitList<K> {
 }
 
 impl<K: PartialEq> WaitList<K> {
-    /// Puts the caller on the list. Await the ticket after the owner's lock was dropped.
-    pub fn enrol(&mut self, key: K) -> Ticket {
+    /// Puts the caller on the list. Await the waiter after the owner's lock was dropped.
+    pub fn register(&mut self, key: K) -> Waiter {
         // Tickets that were dropped unawaited are swept here: the list never outgrows those who wait.
         self.waiting.retain(|(_, node)| Arc::strong_count(node) > 1);
         let node = Shared::default();
         self.waiting.push((key, node.clone()));
-        Ticket(node)
+        Waiter(node)
     }
 
-    /// Takes all who wait for a key that `matches`; they are woken by [`Wakes::wake`] or its drop.
+    /// Takes all who wait for a key that `matches`; they are woken by [`WakeList::wake`] or its drop.
     #[inline]
-    pub fn notify(&mut self, matches: impl FnMut(&K) -> bool) -> Wakes {
+    pub fn notify(&mut self, matches: impl FnMut(&K) -> bool) -> WakeList {
         // Nearly always.
         if self.waiting.is_empty() {
-            return Wakes::default();
+            return WakeList::default();
         }
         self.take(matches)
     }
 
-    fn take(&mut self, mut matches: impl FnMut(&K) -> bool) -> Wakes {
+    fn take(&mut self, mut matches: impl FnMut(&K) -> bool) -> WakeList {
         let mut wakes = Vec::new();
         self.waiting.retain(|(key, node)| {
             let taken = matches(key);
@@ -67,7 +67,7 @@ impl<K: PartialEq> WaitList<K> {
             }
             !taken
         });
-        Wakes(wakes)
+        WakeList(wakes)
     }
 
     /// Whether nobody waits.
@@ -77,11 +77,11 @@ impl<K: PartialEq> WaitList<K> {
 }
 
 /// A place on a [`WaitList`]; ready once notified.
-#[must_use = "a ticket waits only when it is awaited"]
-pub struct Ticket(Shared);
+#[must_use = "a waiter waits only when it is awaited"]
+pub struct Waiter(Shared);
 
-impl Ticket {
-    /// A ticket that is ready: nothing to wait for.
+impl Waiter {
+    /// A waiter that is ready: nothing to wait for.
     pub fn ready() -> Self {
         Self(Arc::new(Mutex::new(Node {
             notified: true,
@@ -90,7 +90,7 @@ impl Ticket {
     }
 }
 
-impl Future for Ticket {
+impl Future for Waiter {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -111,21 +111,21 @@ impl Future for Ticket {
 /// Waiters taken off a list, to be woken without a lock.
 #[must_use = "drop it after the lock, so that the waiters are woken"]
 #[derive(Default)]
-pub struct Wakes(Vec<Shared>);
+pub struct WakeList(Vec<Shared>);
 
-impl Wakes {
-    /// Wakes them. No lock of the crate may be held: a waker may run the woken coroutine at once.
+impl WakeList {
+    /// WakeList them. No lock of the crate may be held: a waker may run the woken coroutine at once.
     pub fn wake(self) {
         drop(self);
     }
 
     /// Adds the waiters of `other`.
-    pub fn append(&mut self, mut other: Wakes) {
+    pub fn append(&mut self, mut other: WakeList) {
         self.0.append(&mut other.0);
     }
 }
 
-impl Drop for Wakes {
+impl Drop for WakeList {
     #[inline]
     fn drop(&mut self) {
         if !self.0.is_empty() {
@@ -134,7 +134,7 @@ impl Drop for Wakes {
     }
 }
 
-impl Wakes {
+impl WakeList {
     fn call(&mut self) {
         for node in std::mem::take(&mut self.0) {
             let waker = {

@@ -17,7 +17,7 @@ use std::task::Waker;
 
 use qcow2cache::error::Errno;
 use qcow2cache::host::executor::{Executor, ExecutorClock};
-use qcow2cache::host::{Cancel, Context, Host, HostLock, Task, block_on};
+use qcow2cache::host::{CancelHandle, Context, Host, HostLock, Task, block_on};
 use qcow2cache::sync::lock::Owner;
 use qcow2cache::sync::parker::{Sleeper, ThreadSleeper};
 use qcow2cache::sync::sleep::{Clock, Timer};
@@ -169,7 +169,7 @@ impl Turner {
             let (executor, signal) = (executor.clone(), signal.clone());
             thread::spawn(move || {
                 while signal.wait() {
-                    executor.turn();
+                    executor.run_ready();
                 }
             })
         });
@@ -189,9 +189,9 @@ impl Turner {
         // Only now: a task that has reported its end may have been on its way out of a turn.
         assert!(!self.executor.has_tasks(), "a task was left over");
         // What is still queued is of tasks that are gone. After that nothing is due, however late it is.
-        self.executor.turn();
+        self.executor.run_ready();
         self.executor.step_clock(u64::MAX / 4);
-        assert_eq!(self.executor.turn(), 0, "a timer was left over");
+        assert_eq!(self.executor.run_ready(), 0, "a timer was left over");
     }
 }
 
@@ -294,7 +294,7 @@ impl Host for ModelHost {
         Owner(me())
     }
 
-    fn sleeper(&self, _turn: &[Context]) -> Box<dyn Sleeper> {
+    fn sleeper(&self, _contexts: &[Context]) -> Box<dyn Sleeper> {
         if matches!(self.kind, Kind::Threads | Kind::Tasks | Kind::StuckTasks) {
             return Box::new(ThreadSleeper::new());
         }
@@ -304,7 +304,11 @@ impl Host for ModelHost {
         })
     }
 
-    fn spawn(&self, _context: &Context, task: Task) -> Result<Option<Box<dyn Cancel>>, Errno> {
+    fn spawn(
+        &self,
+        _context: &Context,
+        task: Task,
+    ) -> Result<Option<Box<dyn CancelHandle>>, Errno> {
         if self.refuse.load(Ordering::Relaxed) {
             return Err(Errno::NOMEM);
         }

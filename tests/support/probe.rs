@@ -77,7 +77,7 @@ impl CleanTarget for Probe {
         (3, None)
     }
 
-    fn give_back(&self, _from: usize) -> Option<usize> {
+    fn release_memory(&self, _from: usize) -> Option<usize> {
         self.expect_not_gone();
         None
     }
@@ -137,7 +137,7 @@ impl CleanTarget for LooksWhenDropped {
         (0, None)
     }
 
-    fn give_back(&self, _from: usize) -> Option<usize> {
+    fn release_memory(&self, _from: usize) -> Option<usize> {
         None
     }
 
@@ -202,7 +202,7 @@ impl CleanTarget for Steps {
         (1, more.then_some(from + 1))
     }
 
-    fn give_back(&self, from: usize) -> Option<usize> {
+    fn release_memory(&self, from: usize) -> Option<usize> {
         self.given_back.fetch_add(1, Ordering::SeqCst);
         let more = !self.no_more_given_back.load(Ordering::SeqCst);
         more.then_some(from + 1)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The hot paths in a straight line: what nearly every get, put and read is. Nothing here loops, panics (but for debug assertions) or
 //! calls anything, so that the C API can have it before its panic guard, with no register to save. Each says yes, or leaves it to the long way, which
-//! does the same with every case considered: `…_at_length`. [`Cache::hit_for`], [`Cache::put`] and [`Cache::read`] are both in a row.
+//! does the same with every case considered: `…_at_length`. [`Cache::lookup`], [`Cache::put`] and [`Cache::read`] are both in a row.
 
 use std::ptr::NonNull;
 
@@ -11,37 +11,44 @@ use super::slot::Slot;
 use super::{Cache, load_word};
 use crate::primitives::{Ordering, fence};
 
-/// Why [`Cache::hit_at_once`] was no hit; for [`Cache::hit_at_length`], which does what is left to do. C's layout: it goes in one register.
+/// Why [`Cache::lookup_fast`] was no hit; for [`Cache::lookup_slow`], which does what is left to do. C's layout: it goes in one register.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(crate) enum Missed {
+pub(crate) enum LookupFailure {
     /// It takes more than a look at what nearly every hit is.
-    Further,
+    NeedsSlowPath,
     /// The index has no such table.
-    Absent,
+    NotIndexed,
     /// The slot went to another table between the lookup and the pin, which is still to be given back.
-    Another(u32),
+    SlotReused(u32),
 }
 
 impl Cache {
-    /// See [`Cache::hit_for`]: the slot of the table, pinned, and whether the hit is to be noted: [`Cache::note_hit`], last of all.
+    /// See [`Cache::lookup`]: the slot of the table, pinned, and whether the hit is to be noted: [`Cache::touch`], last of all.
     #[inline(always)]
-    pub(crate) fn hit_at_once(&self, offset: u64, access: Access) -> Result<(u32, bool), Missed> {
-        let number = self.index.near(offset).ok_or(Missed::Absent)?;
+    pub(crate) fn lookup_fast(
+        &self,
+        offset: u64,
+        access: Access,
+    ) -> Result<(u32, bool), LookupFailure> {
+        let number = self
+            .index
+            .find_fast(offset)
+            .ok_or(LookupFailure::NotIndexed)?;
         let slot = self.slot(number);
         if slot.offset() != offset {
-            return Err(Missed::Further);
+            return Err(LookupFailure::NeedsSlowPath);
         }
         // Looked at before the pin, which no load overtakes: the groups' memory is waited for together with the slot's.
-        let is_news = !self.is_noted(number);
+        let needs_touch = !self.is_touched(number);
         let reserved = access == Access::Unlocked && self.is_reserved(number);
-        if reserved || self.is_poisoned() || !slot.pin_at_once() {
-            return Err(Missed::Further);
+        if reserved || self.is_poisoned() || !slot.pin_fast() {
+            return Err(LookupFailure::NeedsSlowPath);
         }
         if cfg!(not(feature = "unsound-no-pin-recheck")) && slot.offset() != offset {
-            return Err(Missed::Another(number));
+            return Err(LookupFailure::SlotReused(number));
         }
-        Ok((number, is_news))
+        Ok((number, needs_touch))
     }
 
     /// The address of the table in a slot that is pinned.
@@ -51,35 +58,35 @@ impl Cache {
     }
 
     #[inline(always)]
-    fn is_noted(&self, number: u32) -> bool {
+    fn is_touched(&self, number: u32) -> bool {
         // Shifted to the right, since that is one instruction.
-        let noted = self.group(number as usize / group::SLOTS).noted();
-        noted >> (number as usize % group::SLOTS) & 1 != 0
+        let touched = self.group(number as usize / group::SLOTS).fully_touched();
+        touched >> (number as usize % group::SLOTS) & 1 != 0
     }
 
     /// Notes the use of a table.
     #[inline(always)]
-    pub(crate) fn note_hit(&self, number: u32) {
+    pub(crate) fn touch(&self, number: u32) {
         let (group, bit) = group::place(number);
         self.group(group).touch(bit);
     }
 
     /// See [`Cache::put`]: true if a pin was given back and there is nothing else to do or to say.
     #[inline(always)]
-    pub(crate) fn put_at_once(&self, table: usize) -> bool {
+    pub(crate) fn put_fast(&self, table: usize) -> bool {
         let Some(number) = self.tables.slot_of(table) else {
             return false;
         };
-        !self.is_poisoned() && self.slot(number).put_at_once()
+        !self.is_poisoned() && self.slot(number).unpin_fast()
     }
 
     /// See [`Cache::read`], for 8 bytes: as they lie in memory; the slot of the table, and whether its use is to be noted, last of all.
     #[inline(always)]
-    pub(crate) fn read_at_once(&self, offset: u64, at: usize) -> Option<(u64, u32, bool)> {
+    pub(crate) fn read_fast(&self, offset: u64, at: usize) -> Option<(u64, u32, bool)> {
         if !self.tables.is_entry(at) {
             return None;
         }
-        let number = self.index.near(offset)?;
+        let number = self.index.find_fast(offset)?;
         let slot = self.slot(number);
         let before = slot.word();
         // The offset here as well: nobody asked whoever pins another table to store atomically.
@@ -88,13 +95,13 @@ impl Cache {
         }
         // SAFETY: inside the table, and 8-aligned as tables and `at` are.
         let word = unsafe { load_word(self.tables.table(number), at) };
-        // The offset between the two looks at the word, as the bytes: see `read_at_length`.
+        // The offset between the two looks at the word, as the bytes: see `read_slow`.
         let is_it = slot.offset() == offset;
         fence(Ordering::Acquire);
         if !is_it || !slot.word().is_same_table(before) {
             return None;
         }
-        Some((word, number, !self.is_noted(number)))
+        Some((word, number, !self.is_touched(number)))
     }
 
     /// For the hot paths, which have the number from the index or from `Tables::slot_of`.
