@@ -285,7 +285,7 @@ impl State {
     /// those that are set then. One that runs already is left.
     fn start_cleaner(&self) -> core::result::Result<(), Errno> {
         loop {
-            let epoch = self.cleaner.epoch();
+            let epoch = self.cleaner.stop_epoch();
             let (caches, context) = {
                 let inner = self.inner.lock();
                 (inner.caches.clone(), inner.context.clone())

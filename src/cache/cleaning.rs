@@ -131,9 +131,6 @@ impl Cache {
             return None;
         }
         crate::test_delay::point("clean-chosen");
-        #[cfg(feature = "unsound-no-pin-recheck")]
-        let before = slot.drop_unchecked()?;
-        #[cfg(not(feature = "unsound-no-pin-recheck"))]
         let before = slot.drop_clean()?;
         self.remove_from_index(inner, number);
         Some(before)

@@ -5,6 +5,8 @@
 //! free at the last put. The state lock is held by the caller, so that no write-back of the table is under way; if one is, the
 //! slot stays until it ends.
 
+use std::ptr::NonNull;
+
 use super::slot::Discard;
 use super::{Cache, Counters, Inner, group};
 use crate::error::Errno;
@@ -44,6 +46,20 @@ impl Cache {
             self.discard_matching(|offset| (first..=last).contains(&(offset >> self.table_shift)));
         }
         Ok(())
+    }
+
+    /// The address of the resident table at `offset`, without a pin. It is only good for
+    /// [`Cache::discard_table`]. `EINVAL`, `EIO`: see [`Cache::get`].
+    pub fn table_at(&self, offset: u64) -> Result<Option<NonNull<u8>>, Errno> {
+        self.check_offset(offset)?;
+        let is_resident = |slot: &u32| self.slots[*slot as usize].word().is_readable();
+        let unlocked = self.find_unlocked(offset).filter(is_resident);
+        let found = unlocked.or_else(|| {
+            // A lookup without the lock misses an entry that is just being moved.
+            let _inner = self.lock_inner();
+            self.find_unlocked(offset).filter(is_resident)
+        });
+        Ok(found.map(|slot| self.tables.table(slot)))
     }
 
     /// Discards the table that [`Cache::table_at`] gave for `offset`. `EINVAL`: not an address of this cache's. `ESTALE`: the slot

@@ -123,7 +123,7 @@ impl Cache {
             inner.probation += 1;
             self.admit_to_probation(inner, found);
         }
-        Counters::one_more_locked(&self.counters.evictions);
+        Counters::increment_locked(&self.counters.evictions);
         Some(found)
     }
 

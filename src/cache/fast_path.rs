@@ -5,10 +5,11 @@
 
 use std::ptr::NonNull;
 
+use super::Cache;
 use super::group::{self, Group};
 use super::load::Access;
 use super::slot::Slot;
-use super::{Cache, load_word};
+use super::words::load_word;
 use crate::primitives::{Ordering, fence};
 
 /// Why [`Cache::lookup_fast`] was no hit; for [`Cache::lookup_slow`], which does what is left to do. C's layout: it goes in one register.
@@ -45,7 +46,7 @@ impl Cache {
         if reserved || self.is_poisoned() || !slot.pin_fast() {
             return Err(LookupFailure::NeedsSlowPath);
         }
-        if cfg!(not(feature = "unsound-no-pin-recheck")) && slot.offset() != offset {
+        if slot.offset() != offset {
             return Err(LookupFailure::SlotReused(number));
         }
         Ok((number, needs_touch))

@@ -43,7 +43,7 @@ pub(super) fn fast_range(hash: u64, n: usize) -> usize {
 
 /// See the module.
 pub struct Index {
-    /// The buckets, and the first one again: no bucket's neighbour has to be looked for written_by_others.
+    /// The buckets, and the first one again: no bucket's neighbour has to be looked for elsewhere.
     buckets: Zeroed<AtomicU32>,
     /// How many buckets, without the copy.
     len: usize,
@@ -51,7 +51,7 @@ pub struct Index {
     slot_bits: u32,
     /// The same bits.
     slot_mask: u32,
-    /// The bits that hold the distance_code: the next ones.
+    /// The bits that hold the distance code: the next ones.
     distance_mask: u32,
 }
 
@@ -96,7 +96,7 @@ impl Index {
         self.expected(hash, displacement) & !self.slot_mask | (slot + 1)
     }
 
-    /// Tag and distance_code, with anything in the slot's bits.
+    /// Tag and distance code, with anything in the slot's bits.
     #[inline]
     fn expected(&self, hash: u64, displacement: usize) -> u32 {
         hash as u32 & !self.distance_mask | self.distance_code(displacement)
@@ -166,7 +166,7 @@ impl Index {
         let hash = hash(key);
         let bucket = fast_range(hash, self.len);
         let (first, second) = (self.load(bucket), self.load(bucket + 1));
-        // At home: all bits of the distance_code.
+        // At home: all bits of the distance code.
         let in_first = self.fits(first, hash as u32 | self.distance_mask);
         let chosen = second ^ ((first ^ second) & u32::from(in_first).wrapping_neg());
         (chosen != 0).then(|| self.slot_of(chosen))
@@ -261,7 +261,7 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::HashMap;
 
-    /// Room for 16 slots. Few buckets make long ways; with 31 bits for the slot, one is left for the distance_code.
+    /// Room for 16 slots. Few buckets make long ways; with 31 bits for the slot, one is left for the distance code.
     fn index(crowded: bool, few_bits: bool) -> Index {
         let buckets = zeroed(if crowded { 18 } else { 65 }).unwrap();
         Index::over(buckets, if few_bits { 31 } else { 5 })

@@ -18,7 +18,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Cache, Counters, Inner, Pinned, Wait, copy_words, group, zero_words};
+use super::words::{copy_words, zero_words};
+use super::{Cache, Counters, Inner, Pinned, Wait, group};
 use crate::error::Errno;
 use crate::primitives::{Ordering, fence};
 use crate::storage::{IoBuf, Storage};
@@ -152,7 +153,7 @@ impl Cache {
 
     fn count_miss(&self, miss_counted: &mut bool) {
         if !std::mem::replace(miss_counted, true) {
-            Counters::one_more_locked(&self.counters.misses);
+            Counters::increment_locked(&self.counters.misses);
         }
     }
 
@@ -284,7 +285,7 @@ impl LoadGuard<'_> {
             let mut inner = cache.lock_inner();
             inner.loading -= 1;
             if loaded && self.from_storage {
-                Counters::one_more_locked(&cache.counters.loads);
+                Counters::increment_locked(&cache.counters.loads);
             }
             let kept = loaded && slot.finish_load();
             if !kept {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One slot's state: a word that pins change by compare-and-swap, and the offset of the table it holds.
 //!
-//! The word, from the low end: version (24 bits, +1 whenever the slot's identity ends), state (2), flags (3), hits not yet counted written_by_others
+//! The word, from the low end: version (24 bits, +1 whenever the slot's identity ends), state (2), flags (3), hits not yet counted elsewhere
 //! (14), pins (20, at the top, so that arithmetic on them cannot reach a neighbour). What a copy without a pin looks at is in the lower half.
 //!
 //! | state | pin | put | claim (eviction, cleaning) | load ends | write begins / ends | discard |
@@ -46,7 +46,7 @@ const PIN: u64 = 1 << PINS_SHIFT;
 const PINS_MASK: u64 = u64::MAX << PINS_SHIFT;
 const PINS_MAX: u64 = (1 << (64 - PINS_SHIFT)) - 1;
 const PINS_HALF: u64 = 1 << 63;
-/// The field's upper bit: once it is set, the next pin counts the hits written_by_others.
+/// The field's upper bit: once it is set, the next pin counts the hits elsewhere.
 const HITS_HALF: u64 = 1 << (HITS_SHIFT + HITS_BITS - 1);
 
 /// A slot's word as it was at one moment.
@@ -340,12 +340,6 @@ impl Slot {
     /// A droppable table goes: → free. Structure lock held.
     pub fn drop_clean(&self) -> Option<Word> {
         self.update(|w| w.is_droppable().then(|| w.next(FREE)))
-    }
-
-    /// Test-only: drops a resident table without looking at its pins, as a cleaner without the re-check would.
-    #[cfg(feature = "unsound-no-pin-recheck")]
-    pub fn drop_unchecked(&self) -> Option<Word> {
-        self.update(|w| w.is_resident().then(|| w.next(FREE)))
     }
 
     /// A droppable table moves to another slot: → loading here, until the copy is made. Returns the word before.

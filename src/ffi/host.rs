@@ -312,7 +312,7 @@ unsafe extern "C" fn look_at_condition(arg: *mut c_void) -> bool {
     guard(condition).unwrap_or(false)
 }
 
-/// WakeList the cleaner that armed the timer.
+/// Wakes the cleaner that armed the timer.
 ///
 /// # Safety
 /// `arg` is the waker of a [`CTimer`] that has not been deleted when this call begins.

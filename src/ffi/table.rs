@@ -6,37 +6,14 @@ use std::ffi::{c_int, c_void};
 
 use super::cache::q2c_cache;
 use super::{call_cache, out, value};
+use crate::cache::Cache;
 use crate::cache::fast_path::LookupFailure;
-use crate::cache::load::{Access, Fill};
-use crate::cache::{Cache, Pinned};
+use crate::cache::get::GetMode;
 use crate::error::Errno;
-use crate::host::block_on;
 
-/// What a get does with a table that is no hit.
-#[repr(C)]
-#[derive(Clone, Copy)]
-enum Miss {
-    /// Loads it, state lock held.
-    Load,
-    /// Fills it with zeros, state lock held.
-    Zero,
-    /// Loads it, state lock not held.
-    LoadUnlocked,
-    /// Says so.
-    Refuse,
-}
-
-impl Miss {
-    fn access(self) -> Access {
-        match self {
-            Miss::Load | Miss::Zero => Access::Locked,
-            Miss::LoadUnlocked | Miss::Refuse => Access::Unlocked,
-        }
-    }
-}
-
-/// A hit comes before the funnel, since it cannot panic: so neither a landing pad nor the futures of what may wait cost it
-/// registers. All else is a jump to a function that cannot unwind.
+/// A hit comes before the panic guard of `call_cache`, since it cannot panic: neither a landing pad
+/// nor the futures of a wait cost it registers. Everything else is a jump to a function that cannot
+/// unwind.
 ///
 /// # Safety
 /// `handle` is NULL or live; `table` is NULL or writable.
@@ -45,34 +22,34 @@ unsafe fn call_get(
     handle: *mut q2c_cache,
     offset: u64,
     table: *mut *mut c_void,
-    miss: Miss,
+    mode: GetMode,
 ) -> c_int {
     // SAFETY: NULL or live, as the caller promised.
     let (Ok(cache), false) = (unsafe { value(handle) }, table.is_null()) else {
         return -Errno::INVAL.code();
     };
-    match cache.lookup_fast(offset, miss.access()) {
+    match cache.lookup_fast(offset, mode.access()) {
         Ok((slot, needs_touch)) => {
             // SAFETY: not NULL, hence writable, as the caller promised.
             unsafe { table.write(cache.pinned_table(slot).as_ptr().cast()) };
             if needs_touch {
                 // SAFETY: live, as the caller promised.
-                return unsafe { note(handle, slot) };
+                return unsafe { touch(handle, slot) };
             }
             0
         }
         // SAFETY: the caller's promise.
-        Err(miss_counted) => unsafe { get_slow_path(handle, offset, table, miss, miss_counted) },
+        Err(failure) => unsafe { get_slow_path(handle, offset, table, mode, failure) },
     }
 }
 
-/// Notes a hit, last of all. 0.
+/// Touches the slot that was hit, last of all. Returns 0.
 ///
 /// # Safety
 /// `handle` is live.
 #[cold]
 #[inline(never)]
-unsafe extern "C" fn note(handle: *const q2c_cache, slot: u32) -> c_int {
+unsafe extern "C" fn touch(handle: *const q2c_cache, slot: u32) -> c_int {
     // SAFETY: live, as the caller promised.
     if let Ok(cache) = unsafe { value(handle) } {
         cache.touch(slot);
@@ -81,52 +58,24 @@ unsafe extern "C" fn note(handle: *const q2c_cache, slot: u32) -> c_int {
 }
 
 /// # Safety
-/// As `call_get`.
+/// See `call_get`.
 #[inline(never)]
 unsafe extern "C" fn get_slow_path(
     handle: *mut q2c_cache,
     offset: u64,
     table: *mut *mut c_void,
-    miss: Miss,
-    miss_counted: LookupFailure,
+    mode: GetMode,
+    failure: LookupFailure,
 ) -> c_int {
     let pin = |cache: &Cache| {
         // SAFETY: NULL or writable, as the caller promised.
         let table = unsafe { out(table) }?;
-        let hit = cache.lookup_slow(miss_counted, offset, miss.access());
-        let pinned = hit.map_or_else(|| get_absent(cache, offset, miss), Ok)?;
+        let pinned = cache.get_blocking(failure, offset, mode)?;
         table.set(pinned.into_ptr().as_ptr().cast());
         Ok(())
     };
     // SAFETY: NULL or live, as the caller promised.
     unsafe { call_cache(handle, pin) }
-}
-
-fn get_absent(cache: &Cache, offset: u64, miss: Miss) -> Result<Pinned<'_>, Errno> {
-    let contents = match miss {
-        Miss::Load | Miss::LoadUnlocked => Fill::FromStorage,
-        Miss::Zero => Fill::Zeros,
-        Miss::Refuse => return Err(cache.lookup_error(offset)),
-    };
-    let mut miss_counted = false;
-    match cache.get_in_one_step(offset, contents, miss.access(), &mut miss_counted)? {
-        Some(pinned) => Ok(pinned),
-        None => wait_for(cache, offset, contents, miss.access(), miss_counted),
-    }
-}
-
-// Apart from the rest, whose stack frame would otherwise have room for the future.
-#[cold]
-#[inline(never)]
-fn wait_for(
-    cache: &Cache,
-    offset: u64,
-    fill: Fill,
-    access: Access,
-    miss_counted: bool,
-) -> Result<Pinned<'_>, Errno> {
-    let rest = cache.get_slow(offset, fill, access, miss_counted);
-    block_on(cache.host(), &[], rest)
 }
 
 /// Pins the table at `table_offset` and gives its address. A table that is not in the cache is read
@@ -166,7 +115,7 @@ pub unsafe extern "C" fn q2c_cache_get(
     table: *mut *mut c_void,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { call_get(cache, table_offset, table, Miss::Load) }
+    unsafe { call_get(cache, table_offset, table, GetMode::Load) }
 }
 
 /// Pins the table at `table_offset`, as `q2c_cache_get` does, for a caller that is about to write
@@ -202,7 +151,7 @@ pub unsafe extern "C" fn q2c_cache_get_empty(
     table: *mut *mut c_void,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { call_get(cache, table_offset, table, Miss::Zero) }
+    unsafe { call_get(cache, table_offset, table, GetMode::LoadZeros) }
 }
 
 /// Pins the table at `table_offset`, as `q2c_cache_get` does, for callers without the state lock.
@@ -240,7 +189,7 @@ pub unsafe extern "C" fn q2c_cache_get_unlocked(
     table: *mut *mut c_void,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { call_get(cache, table_offset, table, Miss::LoadUnlocked) }
+    unsafe { call_get(cache, table_offset, table, GetMode::LoadUnlocked) }
 }
 
 /// Pins the table at `table_offset`, as `q2c_cache_get` does, if it is in the cache.
@@ -272,7 +221,7 @@ pub unsafe extern "C" fn q2c_cache_try_get(
     table: *mut *mut c_void,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { call_get(cache, table_offset, table, Miss::Refuse) }
+    unsafe { call_get(cache, table_offset, table, GetMode::ResidentOnly) }
 }
 
 /// Copies `bytes` bytes from byte `at` of a table that is in the cache to `buf`, without a pin.
@@ -315,7 +264,7 @@ pub unsafe extern "C" fn q2c_cache_read(
                 unsafe { buf.cast::<u64>().write_unaligned(word) };
                 if needs_touch {
                     // SAFETY: live, as the caller promised.
-                    return unsafe { note(cache, slot) };
+                    return unsafe { touch(cache, slot) };
                 }
                 return 0;
             }

@@ -28,7 +28,7 @@ pub trait Sleeper: Send + Sync {
     /// Sleeps until `notified` returns true. May return only then. Called by the owner alone.
     fn sleep(&self, notified: &dyn Fn() -> bool);
 
-    /// WakeList the owner, which has announced its sleep and may or may not have fallen asleep yet. Any thread; called
+    /// Wakes the owner, which has announced its sleep and may or may not have fallen asleep yet. Any thread; called
     /// once for each sleep, after `notified` became true.
     fn wake(&self);
 }

@@ -6,7 +6,7 @@
 //!
 //! | waiter | `notify` | `poll` |
 //! |---|---|---|
-//! | enrolled, not polled | → notified | → waiting (keeps the waker) |
+//! | registered, not polled | → notified | → waiting (keeps the waker) |
 //! | waiting | → notified, waker called once | stays, newer waker kept |
 //! | notified | stays | ready |
 
@@ -114,7 +114,7 @@ impl Future for Waiter {
 pub struct WakeList(Vec<Shared>);
 
 impl WakeList {
-    /// WakeList them. No lock of the crate may be held: a waker may run the woken coroutine at once.
+    /// Wakes them. No lock of the crate may be held: a waker may run the woken coroutine at once.
     pub fn wake(self) {
         drop(self);
     }
