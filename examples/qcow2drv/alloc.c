@@ -29,7 +29,7 @@ typedef struct plan {
 
 bool drv_in_flight_overlaps(const qcow2drv *s, uint64_t start, uint64_t end)
 {
-    for (const drv_in_flight *f = s->inflight; f; f = f->next) {
+    for (const drv_in_flight *f = s->in_flight; f; f = f->next) {
         if (f->start < end && start < f->end)
             return true;
     }
@@ -45,20 +45,20 @@ static bool no_end_since(void *arg)
 {
     struct ends_wait *wait = arg;
 
-    return atomic_load(&wait->s->inflight_ends) == wait->seen;
+    return atomic_load(&wait->s->in_flight_ends) == wait->seen;
 }
 
 void drv_in_flight_wait_unlock(qcow2drv *s)
 {
-    struct ends_wait wait = { .s = s, .seen = atomic_load(&s->inflight_ends) };
+    struct ends_wait wait = { .s = s, .seen = atomic_load(&s->in_flight_ends) };
 
     q2c_state_unlock(s->state);
     s->rt->ops->wait_while(s->rt, no_end_since, &wait);
 }
 
-static void inflight_remove(qcow2drv *s, const drv_in_flight *ended)
+static void in_flight_remove(qcow2drv *s, const drv_in_flight *ended)
 {
-    drv_in_flight **at = &s->inflight;
+    drv_in_flight **at = &s->in_flight;
 
     while (*at != ended)
         at = &(*at)->next;
@@ -75,7 +75,7 @@ int drv_order_l2(qcow2drv *s)
 }
 
 /* Gives back clusters that nothing on disk has ever pointed to. What fails here leaks. */
-static void give_back(qcow2drv *s, uint64_t host, uint64_t clusters)
+static void free_clusters(qcow2drv *s, uint64_t host, uint64_t clusters)
 {
     uint64_t done;
 
@@ -99,7 +99,7 @@ static int new_l2_table(qcow2drv *s, uint64_t l1_index, uint64_t *l2_offset)
         r = q2c_cache_flush(s->refcounts); /* flushes storage, too, and with it the table */
     }
     if (r < 0) {
-        give_back(s, host, 1);
+        free_clusters(s, host, 1);
         return r;
     }
     stored = htobe64(host | DRV_COPIED);
@@ -270,8 +270,8 @@ int drv_write_alloc(qcow2drv *s, uint64_t guest, const void *buf, uint64_t bytes
         return r;
     }
     size = p.clusters << s->header.cluster_bits;
-    inflight = (drv_in_flight){ .start = first, .end = first + size, .next = s->inflight };
-    s->inflight = &inflight;
+    inflight = (drv_in_flight){ .start = first, .end = first + size, .next = s->in_flight };
+    s->in_flight = &inflight;
     q2c_state_unlock(s->state);
 
     bytes = bytes < size - head ? bytes : size - head;
@@ -283,10 +283,10 @@ int drv_write_alloc(qcow2drv *s, uint64_t guest, const void *buf, uint64_t bytes
         r = link_clusters(s, &p, &linked);
     }
     if (r < 0 && p.fresh && !linked)
-        give_back(s, p.host, p.clusters);
-    inflight_remove(s, &inflight);
+        free_clusters(s, p.host, p.clusters);
+    in_flight_remove(s, &inflight);
     q2c_state_unlock(s->state);
-    atomic_fetch_add(&s->inflight_ends, 1);
+    atomic_fetch_add(&s->in_flight_ends, 1);
     runtime_notify(s->rt);
     if (r == 0)
         *done = bytes;

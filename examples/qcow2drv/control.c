@@ -7,7 +7,7 @@
 
 #include "qcow2_int.h"
 
-/* Gate shut. prepare runs under the lock; commit with it or without, as asked. */
+/* Gate closed. prepare runs under the lock; commit with it or without, as asked. */
 static int change_options(qcow2drv *s, const q2c_options *options, uint64_t clean_interval_ns,
                           bool locked, q2c_error *why)
 {
@@ -92,7 +92,7 @@ int qcow2drv_inactivate(qcow2drv *s, qcow2drv_error *error)
     return 0;
 }
 
-/* Gate shut: everything that was read from the image is read again. */
+/* Gate closed: everything that was read from the image is read again. */
 static int reload(qcow2drv *s, qcow2drv_error *error)
 {
     _Atomic uint64_t *l1;

@@ -97,7 +97,7 @@ static int take(struct file_nbd *f, struct connection **connection)
 }
 
 /* A connection that failed is closed: the next request makes a new one. */
-static void give_back(struct file_nbd *f, struct connection *c, int r)
+static void free_clusters(struct file_nbd *f, struct connection *c, int r)
 {
     if (r < 0 && nbd_aio_is_ready(c->nbd) != 1) {
         disconnect(c);
@@ -194,7 +194,7 @@ static int with_connection(struct io *io, int (*fn)(struct io *io, struct nbd_ha
     if (r < 0)
         return r;
     r = fn(io, c->nbd);
-    give_back(io->f, c, r);
+    free_clusters(io->f, c, r);
     return r;
 }
 

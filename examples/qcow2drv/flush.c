@@ -45,7 +45,7 @@ int drv_flush_all(qcow2drv *s)
     do {
         more = s->quarantine.clusters != 0; /* what this flush frees, the next one writes */
         /* Nobody is inside, so every epoch so far has ended. The counters would say so, too, but
-         * for requests that register, find the gate shut and take it back. */
+         * for requests that register, find the gate closed and take it back. */
         atomic_fetch_add(&s->epoch, 2);
         r = drv_flush(s);
         if (r == 0 && more && s->quarantine.clusters != 0)

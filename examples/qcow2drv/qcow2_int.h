@@ -3,16 +3,18 @@
  * Inside of the driver. Three rules hold it together:
  *
  * 1. Requests. Every request runs between drv_enter and drv_leave (request.c). The borrowed cache
- * pointers, the geometry and the L1 array are replaced only while the gate is shut and no request
- * is inside.
- * 2. The state lock (q2c_state_lock) guards everything that changes tables: slices' contents and
- * which clusters are free, the refcount table, the list of allocations in flight, the quarantine.
- * It may be held over I/O. Lookups and writes in place do not take it. It is never held over guest
- * data's I/O.
- * 3. A crash leaves leaked clusters at most. The order of writes that this needs stands at each
- * place: new data and refcounts before L2 entries (alloc.c), L2 tables before L1 entries (alloc.c),
- * refcount blocks before the refcount table's entries and a new refcount table before the header
- * (reftable.c), cleared L2 entries before the clusters are free to be used again (quarantine.c).
+ *    pointers, the geometry and the L1 array are replaced only while the gate is closed and no
+ *    request is inside.
+ *
+ * 2. The state lock (q2c_state_lock) guards what changes tables: the contents of slices, which
+ *    clusters are free, the refcount table, the list of allocations in flight, the quarantine. It
+ *    may be held over metadata I/O, never over I/O of guest data. Lookups and writes in place do
+ *    not take it.
+ *
+ * 3. A crash leaks clusters at most. Each file says which order of writes that takes: new data and
+ *    refcounts before L2 entries (alloc.c), L2 tables before L1 entries (alloc.c), refcount blocks
+ *    before the entries of the refcount table, and a new refcount table before the header
+ *    (reftable.c), cleared L2 entries before their clusters are reused (quarantine.c).
  */
 #ifndef QCOW2DRV_QCOW2_INT_H
 #define QCOW2DRV_QCOW2_INT_H
@@ -32,11 +34,11 @@
 #define DRV_L2_RESERVED (~(DRV_OFFSET_MASK | DRV_COPIED | DRV_COMPRESSED | DRV_ZERO))
 #define DRV_REFTABLE_RESERVED UINT64_C(0x1ff)
 
-/* Limits that other users of the format have, so that they can open what we write. */
+/* QEMU's limits: it can open what this driver writes. */
 #define DRV_MAX_L1_BYTES       (UINT64_C(32) << 20)
 #define DRV_MAX_REFTABLE_BYTES (UINT64_C(8) << 20)
 
-/* The caller's own numbers that the library hands back. */
+/* `kind` of the two caches: the library passes it back to the callbacks. */
 #define DRV_KIND_L2        1
 #define DRV_KIND_REFCOUNTS 2
 
@@ -55,8 +57,7 @@ typedef struct drv_header {
 } drv_header;
 
 /* Where fields that we write lie in the header. */
-#define DRV_HEADER_REFTABLE 48 /* offset (8 bytes) and clusters (4): one write, inside one sector  \
-                                */
+#define DRV_HEADER_REFTABLE  48 /* offset (8 bytes), clusters (4): one write inside one sector */
 #define DRV_HEADER_AUTOCLEAR 88
 
 /* Reads and checks the header of a file of file_size bytes. Writes nothing. error is filled. */
@@ -73,7 +74,7 @@ typedef struct drv_request {
     _Atomic uint32_t *active;
 } drv_request;
 
-/* ---- clusters freed and not yet reusable (quarantine.c) ---- */
+/* ---- clusters that were freed and may not be reused yet (quarantine.c) ---- */
 typedef struct drv_freed {
     uint64_t host; /* offset of the first cluster */
     uint64_t clusters;
@@ -87,7 +88,7 @@ typedef struct drv_quarantine {
     uint64_t clusters;
 } drv_quarantine;
 
-/* ---- an allocating write on its way (alloc.c): lives on the stack of its request ---- */
+/* ---- an allocating write in flight (alloc.c): lives on the stack of its request ---- */
 typedef struct drv_in_flight {
     uint64_t start, end; /* guest bytes, whole clusters */
     struct drv_in_flight *next;
@@ -104,15 +105,15 @@ struct qcow2drv {
     _Atomic unsigned reports_left;
 
     q2c_state *state;
-    /* Replaced while the gate is shut. */
+    /* Replaced while the gate is closed. */
     q2c_cache *l2, *refcounts; /* borrowed from state */
     unsigned slice_bits;       /* log2 of entries per slice */
     drv_header header;
     uint64_t cluster_size;
     unsigned l2_bits;    /* log2 of entries per L2 table */
     unsigned block_bits; /* log2 of refcounts per refcount block */
-    _Atomic uint64_t
-        *l1; /* host byte order; entries change under the state lock, readers take none */
+    /* Host byte order. Entries change under the state lock; readers take no lock. */
+    _Atomic uint64_t *l1;
 
     _Atomic uint64_t file_end; /* bytes; grows */
 
@@ -120,24 +121,23 @@ struct qcow2drv {
     uint64_t *reftable; /* host byte order */
     uint64_t reftable_entries;
     uint64_t free_hint;      /* no free cluster has a lower index */
-    bool header_unwritten;   /* the new refcount table is in memory, but the header may not point to
-                                it */
+    bool header_unwritten;   /* the header on disk may not point to the new refcount table yet */
     bool reftable_unwritten; /* entry reftable_unwritten_index may be missing on disk */
     uint64_t reftable_unwritten_index;
-    drv_in_flight *inflight;
+    drv_in_flight *in_flight;
     drv_quarantine quarantine;
     uint64_t flushes_begun; /* of the L2 cache and storage */
     uint64_t flushes_done;  /* highest number of one that succeeded */
     uint64_t clusters_allocated, clusters_freed;
 
-    _Atomic uint32_t
-        inflight_ends; /* counts allocations that ended; what those who wait for one watch */
+    /* Number of allocations that ended. Requests that wait for one watch it. */
+    _Atomic uint32_t in_flight_ends;
 
     _Atomic uint64_t epoch; /* changes under the state lock */
-    _Atomic bool gate_shut;
-    _Atomic bool broken;    /* an invalidate failed half-way: only another one helps */
+    _Atomic bool gate_closed;
+    _Atomic bool broken;    /* an invalidate failed half-way: only another one repairs it */
     _Atomic bool inactive;  /* qcow2drv_inactivate, or a close that failed, holds the gate */
-    _Atomic bool abandoned; /* what is unwritten does not matter any more */
+    _Atomic bool abandoned; /* what is not written yet is given up */
     drv_shard shards[DRV_SHARDS];
 };
 
@@ -145,18 +145,18 @@ struct qcow2drv {
 /* Fills error (may be NULL) and returns -code. */
 int drv_fail(qcow2drv_error *error, int code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
-/* One line about damage; limited per image. Any thread, any lock. */
+/* Reports damage in one line; a limited number per image. Any thread, any lock held. */
 void drv_report(qcow2drv *s, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* ---- request.c ---- */
-/* Waits while the gate is shut; then the request counts as in flight. */
+/* Waits while the gate is closed; then the request counts as in flight. */
 void drv_enter(qcow2drv *s, drv_request *request);
 void drv_leave(qcow2drv *s, drv_request *request);
 /* Holds new requests back and waits for those in flight; one caller at a time. */
 void drv_gate_close(qcow2drv *s);
 void drv_gate_open(qcow2drv *s);
-/* State lock held: begins new epochs as far as the requests in flight allow; returns the current
- * one. All requests that began in epoch e or earlier have ended when this is e + 2 or more. */
+/* Begins new epochs as far as the requests in flight allow; returns the current epoch. State lock
+ * held. All requests that began in epoch e or earlier have ended when this is e + 2 or more. */
 uint64_t drv_epoch_advance(qcow2drv *s);
 
 /* ---- map.c ---- */
@@ -177,7 +177,8 @@ typedef struct drv_extent {
 
 /* Checks an L2 entry as stored (big-endian) and takes it apart. Reports damage. */
 int drv_decode(qcow2drv *s, uint64_t guest, uint64_t stored, drv_cluster *cluster);
-/* Inside a request, no lock held: looks up as many clusters of one slice as belong together. */
+/* Looks up as many clusters of one slice as have one type and lie in a row. Inside a request, no
+ * lock held. */
 int drv_map(qcow2drv *s, uint64_t guest, uint64_t bytes, drv_extent *extent);
 /* Entry of a pinned table, as stored. */
 uint64_t drv_table_entry(const void *table, size_t index);
@@ -200,31 +201,31 @@ uint64_t drv_refcount_get(const void *block, unsigned order, uint64_t index);
 void drv_refcount_set(void *block, unsigned order, uint64_t index, uint64_t value);
 /* Finds 1 .. want free clusters in a row and sets their refcounts to one, in the cache. */
 int drv_alloc_clusters(qcow2drv *s, uint64_t want, uint64_t *host, uint64_t *got);
-/* Lowers refcounts; *done counts the clusters dealt with, also on an error. The caller has made
- * sure that nothing on disk refers to them any more. */
+/* Decrements refcounts; *done counts the clusters that were, also on an error. Nothing on disk may
+ * refer to them any more. */
 int drv_refcount_drop(qcow2drv *s, uint64_t host, uint64_t clusters, uint64_t *done);
 
 /* ---- reftable.c; all under the state lock ---- */
-/* Makes the refcount block that covers the free cluster `index`, and keeps its own refcount, in
- * that cluster. */
+/* Makes the refcount block that covers the free cluster `index` in that very cluster; the block
+ * holds its own refcount. */
 int drv_reftable_add_block(qcow2drv *s, uint64_t index);
-/* Writes again what of the refcount table or the header may not have reached the disk. */
+/* Writes the parts of the refcount table and the header that may not have reached the disk. */
 int drv_reftable_settle(qcow2drv *s);
 
 /* ---- alloc.c; under the state lock unless it says otherwise ---- */
 /* Inside a request, lock not held. Writes buf to unallocated or zero clusters from `guest` on.
- * *done: bytes written; 0 = things have changed, look again. */
+ * *done: bytes written; 0 = the mapping has changed, look it up again. */
 int drv_write_alloc(qcow2drv *s, uint64_t guest, const void *buf, uint64_t bytes, uint64_t *done);
 /* An allocation in flight overlaps [start, end). */
 bool drv_in_flight_overlaps(const qcow2drv *s, uint64_t start, uint64_t end);
-/* Lets the lock go, waits until an allocation has ended. The caller begins again. */
+/* Releases the lock and waits until an allocation has ended. The caller starts over. */
 void drv_in_flight_wait_unlock(qcow2drv *s);
 /* Host offset of the L2 table that maps `guest`; 0: there is none. -ENOTSUP: it must not be
  * written. */
 int drv_l2_table(qcow2drv *s, uint64_t guest, uint64_t *l2_offset);
-/* Says that the cluster must not be written; -ENOTSUP. */
+/* Reports that the cluster must not be written, as a snapshot shares it. -ENOTSUP. */
 int drv_refuse_shared(qcow2drv *s, uint64_t guest);
-/* The L2 cache must not write before refcounts and data are stable. */
+/* Has the L2 cache write nothing before refcounts and data are stable. */
 int drv_order_l2(qcow2drv *s);
 
 /* ---- discard.c; inside a request, lock not held ---- */
@@ -236,29 +237,29 @@ int drv_free_range(qcow2drv *s, uint64_t start, uint64_t end, bool zero_flag);
 int drv_quarantine_reserve(qcow2drv *s, size_t ranges);
 /* The clusters' L2 entry has been cleared in the cache. Room was reserved. */
 void drv_quarantine_add(qcow2drv *s, uint64_t host, uint64_t clusters);
-/* Frees what is due; false: nothing was. */
+/* Frees the clusters that are due; false: there were none. */
 bool drv_quarantine_release(qcow2drv *s);
-/* As release; flushes the L2 cache first if too much has piled up, or if it is urgent. */
+/* drv_quarantine_release, after a flush of the L2 cache if the quarantine is large or `urgent`. */
 bool drv_quarantine_relieve(qcow2drv *s, bool urgent);
-/* Forgets everything: the image is read anew. */
+/* Empties it: the image is about to be read anew. */
 void drv_quarantine_clear(qcow2drv *s);
 
 /* ---- flush.c ---- */
-/* Inside a request or with the gate shut, lock not held. */
+/* Inside a request or with the gate closed; lock not held. */
 int drv_flush(qcow2drv *s);
-/* Gate shut: flushes until nothing is in quarantine. */
+/* Flushes until the quarantine is empty. Gate closed. */
 int drv_flush_all(qcow2drv *s);
 
-/* ---- storage.c: the driver's storage as the library wants it ---- */
+/* ---- storage.c: the library's storage callbacks ---- */
 void drv_storage_fill(qcow2drv *s, q2c_storage *storage);
-/* What of the header, the L1 and the refcount table lies in that part of the file, in words; NULL =
- * nothing. State lock held or gate shut. */
+/* Names what of the header, the L1 table and the refcount table lies in that part of the file, for
+ * a message; NULL = nothing. State lock held or gate closed. */
 const char *drv_metadata_at(const qcow2drv *s, uint64_t offset, uint64_t bytes);
 /* The file is known to reach to `end`. */
 void drv_file_reaches(qcow2drv *s, uint64_t end);
 
 /* ---- open.c ---- */
-/* Gate shut: takes the borrowed caches from the state again. */
+/* Borrows the caches from the state again. Gate closed. */
 int drv_refresh_caches(qcow2drv *s);
 void drv_set_header(qcow2drv *s, const drv_header *header);
 /* Reads L1 and refcount table into new arrays and checks them. error is filled. */

@@ -35,7 +35,7 @@ static bool gate_is_shut(void *arg)
 {
     qcow2drv *s = arg;
 
-    return atomic_load(&s->gate_shut);
+    return atomic_load(&s->gate_closed);
 }
 
 void drv_enter(qcow2drv *s, drv_request *request)
@@ -47,10 +47,10 @@ void drv_enter(qcow2drv *s, drv_request *request)
 
         request->active = &shard->active[epoch % 3];
         atomic_fetch_add(request->active, 1);
-        if (atomic_load(&s->epoch) == epoch && !atomic_load(&s->gate_shut))
+        if (atomic_load(&s->epoch) == epoch && !atomic_load(&s->gate_closed))
             return;
         drv_leave(s, request);
-        if (atomic_load(&s->gate_shut))
+        if (atomic_load(&s->gate_closed))
             s->rt->ops->wait_while(s->rt, gate_is_shut, s);
     }
 }
@@ -58,7 +58,7 @@ void drv_enter(qcow2drv *s, drv_request *request)
 void drv_leave(qcow2drv *s, drv_request *request)
 {
     atomic_fetch_sub(request->active, 1);
-    if (atomic_load(&s->gate_shut))
+    if (atomic_load(&s->gate_closed))
         runtime_notify(s->rt);
 }
 
@@ -82,7 +82,7 @@ void drv_gate_close(qcow2drv *s)
 {
     bool expected = false;
 
-    while (!atomic_compare_exchange_strong(&s->gate_shut, &expected, true)) {
+    while (!atomic_compare_exchange_strong(&s->gate_closed, &expected, true)) {
         s->rt->ops->wait_while(s->rt, gate_is_shut, s);
         expected = false;
     }
@@ -91,7 +91,7 @@ void drv_gate_close(qcow2drv *s)
 
 void drv_gate_open(qcow2drv *s)
 {
-    atomic_store(&s->gate_shut, false);
+    atomic_store(&s->gate_closed, false);
     runtime_notify(s->rt);
 }
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What the driver and its commands need of the place they run in. The driver itself knows neither
- * threads nor coroutines: a "worker" below is an OS thread on one host and a coroutine on another,
- * and any call that says "waits" may let other workers run meanwhile. No pthread mutex is held by
- * the caller over such a call.
+ * The runtime: what the driver and its commands need from the host they run on. The driver itself
+ * knows neither threads nor coroutines: a "worker" is an OS thread on one host and a coroutine on
+ * another. Any call that says "waits" may let other workers run meanwhile; the caller holds no
+ * pthread mutex over it.
  *
  * Plain code = the thread that called runtime_new, outside of any worker.
  */
@@ -32,16 +32,16 @@ typedef struct runtime_ops {
     /* Worker or plain code: waits. Contexts go on working. */
     void (*sleep_ns)(struct runtime *rt, uint64_t ns);
     /* Worker or plain code: waits until cond(arg) is false. cond reads atomics alone, in the
-     * default order, and may be called with a lock of the runtime held, any number of times. Who
-     * changes what it reads calls runtime_notify afterwards. */
+     * default order, and may be called any number of times with a lock of the runtime held. After a
+     * change of what it reads, runtime_notify is called. */
     void (*wait_while)(struct runtime *rt, bool (*cond)(void *arg), void *arg);
-    /* Any thread: everybody in wait_while looks at the condition again. */
+    /* Makes every wait_while evaluate its condition again. Any thread. */
     void (*notify)(struct runtime *rt);
-    /* NULL, or: runs the blocking fn(arg) where it harms nobody, waits for its end and returns its
+    /* NULL, or: runs the blocking fn(arg) in a helper thread, waits for its end and returns its
      * value. */
     int (*blocking)(struct runtime *rt, int (*fn)(void *arg), void *arg);
-    /* NULL, or: from true to false nobody may poll, as under a graph write lock; the program aborts
-     * if somebody does. The worker must not wait meanwhile. */
+    /* NULL, or: between true and false nothing may poll, as under QEMU's graph write lock; a poll
+     * aborts the program. The worker must not wait meanwhile. */
     void (*forbid_waits)(struct runtime *rt, bool forbid);
     /* Plain code, no worker left. */
     void (*free)(struct runtime *rt);
@@ -49,12 +49,11 @@ typedef struct runtime_ops {
 
 struct runtime {
     const runtime_ops *ops;
-    _Atomic unsigned
-        waiters; /* in wait_while now: runtime_notify costs nothing when there are none */
+    _Atomic unsigned waiters; /* in wait_while now; runtime_notify does nothing if there are none */
 };
 
-/* A runtime by the name of its host ("threads", "loops", "coroutines"), with `contexts` contexts;
- * NULL with errno set: ENOTSUP = no such host in this build, ENOMEM. */
+/* Makes a runtime by the name of its host ("threads", "loops", "coroutines"), with `contexts`
+ * contexts. NULL with errno set: ENOTSUP = no such host in this build; ENOMEM. */
 struct runtime *runtime_new(const char *host, unsigned contexts);
 
 struct runtime *runtime_threads_new(unsigned contexts);
@@ -62,12 +61,12 @@ struct runtime *runtime_loops_new(unsigned contexts);
 /* In builds with HAVE_COROUTINES. */
 struct runtime *runtime_coroutines_new(unsigned contexts);
 
-/* The names runtime_new knows, for messages. */
+/* The names that runtime_new knows, for messages. */
 const char *runtime_names(void);
 
-/* Any thread: what a waiter's condition reads has changed. The change, this load, the waiter's
- * increment of `waiters` and its reads after it are all sequentially consistent: either we see the
- * waiter, or it the change. */
+/* What a waiter's condition reads has changed. Any thread. The change, this load, the waiter's
+ * increment of `waiters` and its reads after it are all sequentially consistent: either this call
+ * sees the waiter, or the waiter sees the change. */
 static inline void runtime_notify(struct runtime *rt)
 {
     if (atomic_load(&rt->waiters) != 0)

@@ -54,7 +54,7 @@ const char *drv_metadata_at(const qcow2drv *s, uint64_t offset, uint64_t bytes)
 }
 
 /* A table that would land on other metadata comes from a damaged image. The library writes only
- * while the caller holds the state lock or the gate is shut, so that s->header stands still. */
+ * while the caller holds the state lock or the gate is closed, so that s->header stands still. */
 static int storage_pre_write_check(void *opaque, int kind, uint64_t offset, uint64_t bytes)
 {
     qcow2drv *s = opaque;
