@@ -16,6 +16,22 @@ is_missing() {
     esac
 }
 
+# Rust is not installed from here: Debian 12's is too old.
+need_rust() {
+    local wanted version
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    version=$(rustc --version 2>/dev/null | cut -d' ' -f2)
+    if ! command -v cargo >/dev/null 2>&1 || [ -z "$version" ]; then
+        echo "missing: Rust $wanted or newer (cargo and rustc)" >&2
+    elif [ "$(printf '%s\n' "$wanted" "$version" | sort -V | head -n 1)" != "$wanted" ]; then
+        echo "too old: Rust $version; $wanted or newer is needed" >&2
+    else
+        return 0
+    fi
+    echo "install it first: from https://rustup.rs, or on Debian 13: apt-get install cargo" >&2
+    return 1
+}
+
 # How many seconds to wait for another package installation.
 apt_wait=300
 
@@ -45,11 +61,7 @@ wait_for_apt_lists() {
 # ones to install and fails.
 need() {
     local pair packages=()
-    command -v cargo >/dev/null 2>&1 || {
-        echo "missing: cargo, of Rust 1.85 or newer" >&2
-        echo "install it first, on Debian 13: apt-get install cargo; else see https://rustup.rs" >&2
-        return 1
-    }
+    need_rust || return 1
     for pair in "$@"; do
         if is_missing "${pair%%:*}"; then packages+=("${pair##*:}"); fi
     done
