@@ -8,9 +8,9 @@
 //! whole pages, returns the pages to the kernel without holding any lock, and then puts the slots
 //! back.
 //!
-//! A hit never waits for a pass. A miss waits no longer than the pass holds the structure lock once,
-//! some µs. If every other slot is pinned or dirty, a miss whose caller holds the state lock waits
-//! for the slots that are out of circulation.
+//! A hit never waits for a pass. A miss waits no longer than one hold of the structure lock, some
+//! µs. If every other slot is pinned or dirty, a miss whose caller holds the state lock waits for
+//! the slots that are out of circulation.
 
 use std::ops::Range;
 

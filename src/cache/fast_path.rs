@@ -103,7 +103,7 @@ impl Cache {
         let slot = self.slot(number);
         let before = slot.word();
         // The offset is checked here, too, before the bytes are loaded. If the slot holds another
-        // table, whoever has that one pinned need not store to it atomically.
+        // table, that table's pin holders need not store atomically.
         if !before.is_readable() || slot.offset() != offset || self.is_poisoned() {
             return None;
         }
