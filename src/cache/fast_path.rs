@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The hot paths in a straight line: what nearly every get, put and read is. Nothing here loops, panics (but for debug assertions) or
-//! calls anything, so that the C API can have it before its panic guard, with no register to save. Each says yes, or leaves it to the long way, which
-//! does the same with every case considered: `…_at_length`. [`Cache::lookup`], [`Cache::put`] and [`Cache::read`] are both in a row.
+//! The fast paths of get, put and read: straight-line code that handles nearly every call.
+//!
+//! Nothing here loops, panics (except for debug assertions) or calls anything. So the C API can run
+//! it before its panic guard, without saving registers. Each function either succeeds or leaves the
+//! call to the slow path, which does the same with every case considered: [`Cache::lookup_slow`],
+//! [`Cache::put_slow`], [`Cache::read_slow`]. [`Cache::lookup`], [`Cache::put`] and [`Cache::read`]
+//! try the fast path first, then the slow one.
 
 use std::ptr::NonNull;
 
@@ -12,20 +16,23 @@ use super::slot::Slot;
 use super::words::load_word;
 use crate::primitives::{Ordering, fence};
 
-/// Why [`Cache::lookup_fast`] was no hit; for [`Cache::lookup_slow`], which does what is left to do. C's layout: it goes in one register.
+/// Why [`Cache::lookup_fast`] failed. [`Cache::lookup_slow`] does what is left to do. C's layout:
+/// it goes in one register.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) enum LookupFailure {
-    /// It takes more than a look at what nearly every hit is.
+    /// The fast path cannot decide.
     NeedsSlowPath,
-    /// The index has no such table.
+    /// The index has no entry for the table.
     NotIndexed,
-    /// The slot went to another table between the lookup and the pin, which is still to be given back.
+    /// The slot went to another table between the lookup and the pin. The pin still has to be
+    /// removed.
     SlotReused(u32),
 }
 
 impl Cache {
-    /// See [`Cache::lookup`]: the slot of the table, pinned, and whether the hit is to be noted: [`Cache::touch`], last of all.
+    /// The fast path of [`Cache::lookup`]. Returns the table's slot, which is pinned, and whether
+    /// the hit has to be recorded: the caller then calls [`Cache::touch`], after everything else.
     #[inline(always)]
     pub(crate) fn lookup_fast(
         &self,
@@ -40,7 +47,8 @@ impl Cache {
         if slot.offset() != offset {
             return Err(LookupFailure::NeedsSlowPath);
         }
-        // Looked at before the pin, which no load overtakes: the groups' memory is waited for together with the slot's.
+        // Read before the pin, because no load can overtake the pin. In this order the processor
+        // waits for the group's memory and the slot's memory at the same time.
         let needs_touch = !self.is_touched(number);
         let reserved = access == Access::Unlocked && self.is_reserved(number);
         if reserved || self.is_poisoned() || !slot.pin_fast() {
@@ -52,7 +60,7 @@ impl Cache {
         Ok((number, needs_touch))
     }
 
-    /// The address of the table in a slot that is pinned.
+    /// The address of the table in a pinned slot.
     #[inline(always)]
     pub(crate) fn pinned_table(&self, number: u32) -> NonNull<u8> {
         self.tables.table(number)
@@ -60,19 +68,21 @@ impl Cache {
 
     #[inline(always)]
     fn is_touched(&self, number: u32) -> bool {
-        // Shifted to the right, since that is one instruction.
+        // Shifted to the right, because that is one instruction.
         let touched = self.group(number as usize / group::SLOTS).fully_touched();
         touched >> (number as usize % group::SLOTS) & 1 != 0
     }
 
-    /// Notes the use of a table.
+    /// Records the use of a table.
     #[inline(always)]
     pub(crate) fn touch(&self, number: u32) {
         let (group, bit) = group::place(number);
         self.group(group).touch(bit);
     }
 
-    /// See [`Cache::put`]: true if a pin was given back and there is nothing else to do or to say.
+    /// The fast path of [`Cache::put`]. Returns true if a pin was removed and nothing else has to
+    /// be done or reported. Returns false if the fast path cannot decide; call [`Cache::put_slow`]
+    /// then.
     #[inline(always)]
     pub(crate) fn put_fast(&self, table: usize) -> bool {
         let Some(number) = self.tables.slot_of(table) else {
@@ -81,7 +91,9 @@ impl Cache {
         !self.is_poisoned() && self.slot(number).unpin_fast()
     }
 
-    /// See [`Cache::read`], for 8 bytes: as they lie in memory; the slot of the table, and whether its use is to be noted, last of all.
+    /// The fast path of [`Cache::read`], for 8 bytes. Returns the bytes as they are in memory, the
+    /// table's slot, and whether the use has to be recorded with [`Cache::touch`], after everything
+    /// else. Returns `None` if the fast path cannot decide; call [`Cache::read_slow`] then.
     #[inline(always)]
     pub(crate) fn read_fast(&self, offset: u64, at: usize) -> Option<(u64, u32, bool)> {
         if !self.tables.is_entry(at) {
@@ -90,33 +102,37 @@ impl Cache {
         let number = self.index.find_fast(offset)?;
         let slot = self.slot(number);
         let before = slot.word();
-        // The offset here as well: nobody asked whoever pins another table to store atomically.
+        // The offset is checked here, too, before the bytes are loaded. If the slot holds another
+        // table, that table's pin holders need not store atomically.
         if !before.is_readable() || slot.offset() != offset || self.is_poisoned() {
             return None;
         }
         // SAFETY: inside the table, and 8-aligned as tables and `at` are.
         let word = unsafe { load_word(self.tables.table(number), at) };
-        // The offset between the two looks at the word, as the bytes: see `read_slow`.
-        let is_it = slot.offset() == offset;
+        // The second look at the offset, like the load of the bytes, comes between the two looks at
+        // the word: see `read_slow`.
+        let same_offset = slot.offset() == offset;
         fence(Ordering::Acquire);
-        if !is_it || !slot.word().is_same_table(before) {
+        if !same_offset || !slot.word().is_same_table(before) {
             return None;
         }
         Some((word, number, !self.is_touched(number)))
     }
 
-    /// For the hot paths, which have the number from the index or from `Tables::slot_of`.
+    /// For the fast paths, which have the number from the index or from `Tables::slot_of`.
     #[inline(always)]
     pub(super) fn slot(&self, number: u32) -> &Slot {
         debug_assert!((number as usize) < self.slots.len());
-        // SAFETY: the index holds numbers of this cache's slots alone, and `slot_of` gives no others.
+        // SAFETY: the index holds numbers of this cache's slots only, and `slot_of` returns no
+        // others.
         unsafe { self.slots.get_unchecked(number as usize) }
     }
 
     #[inline(always)]
     fn group(&self, number: usize) -> &Group {
         debug_assert!(number < self.groups.len());
-        // SAFETY: there is a group for every slot, and `group::place` was given a slot's number.
+        // SAFETY: there is a group for every slot, and the callers derive `number` from a slot's
+        // number.
         unsafe { self.groups.get_unchecked(number) }
     }
 }

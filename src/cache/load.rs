@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The slow way of a get: wait for whoever loads it already, make room, load.
+//! The slow path of a get: wait for a load of the same table, make room, load.
 //!
-//! One decision at a time is made under the structure lock ([`Cache::next_step`]); what it says is done without it, and
-//! then everything is looked at again.
+//! One decision at a time is made under the structure lock (`Cache::next_step`). A pin and a move
+//! are carried out there, too; a wait, a write-back and a load are carried out without the lock.
+//! After a wait, a write-back or a load that was discarded meanwhile, everything is looked at
+//! again.
 //!
 //! | the table is | and | step |
 //! |---|---|---|
@@ -11,8 +13,9 @@
 //! | being loaded | | wait for that load |
 //! | absent | a slot is free or its table droppable | load (unlocked: in ordinary slots; `EAGAIN` if the only free ones are reserved) |
 //! | absent | slots are being released | locked: wait for any; unlocked: `EAGAIN` |
-//! | absent | only dirty tables can go | locked: write one back; unlocked: `EAGAIN` |
+//! | absent | only dirty tables can be evicted | locked: write one back; unlocked: `EAGAIN` |
 //! | absent | slots are loading or being written | locked: wait for any; unlocked: `EAGAIN` |
+//! | absent | a slot was unpinned meanwhile | locked: look again; unlocked: `EAGAIN` |
 //! | absent | all are pinned | locked: `EBUSY`; unlocked: `EAGAIN` |
 
 use std::ops::Range;
@@ -28,18 +31,18 @@ use crate::sync::wait_list::Waiter;
 /// Whether the caller of a get holds the state lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// It does: write-back is allowed, every slot may be used.
+    /// The caller holds it: write-back is allowed, and every slot may be used.
     Locked,
-    /// It does not: no write-back, the reserved slots are left alone.
+    /// The caller does not hold it: no write-back, and the reserved slots are left alone.
     Unlocked,
 }
 
 /// What an absent table is filled with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {
-    /// What storage has at its offset.
+    /// The content of storage at the table's offset.
     FromStorage,
-    /// Zeros; storage is not asked.
+    /// Zeros, without a read from storage.
     Zeros,
 }
 
@@ -52,8 +55,8 @@ enum Step {
 }
 
 impl Cache {
-    /// The rest of a get after a [`Cache::lookup`] that found nothing, as far as it goes without a wait: most go to their end. `None`:
-    /// [`Cache::get_slow`] goes on, with the same `miss_counted`.
+    /// The rest of a get after [`Cache::lookup`] found nothing, as far as it goes without a wait.
+    /// Most gets end here. `None`: [`Cache::get_slow`] continues, with the same `miss_counted`.
     pub(crate) fn get_in_one_step(
         &self,
         offset: u64,
@@ -71,7 +74,7 @@ impl Cache {
         Ok(slot.map(|slot| Pinned { cache: self, slot }))
     }
 
-    /// See [`Cache::get_in_one_step`].
+    /// The rest of a get after [`Cache::get_in_one_step`] returned `None`. Waits where it has to.
     pub(crate) async fn get_slow(
         &self,
         offset: u64,
@@ -102,7 +105,8 @@ impl Cache {
         miss_counted: &mut bool,
     ) -> Result<Step, Errno> {
         let mut inner = self.lock_inner();
-        // Here, too: who is not on the list yet when a panic's waiters are woken sees the flag.
+        // Checked again under the lock. `poison` sets the flag and then wakes the registered
+        // waiters under the lock; a caller that is not registered by then sees the flag here.
         self.check_poison()?;
         if let Some(slot) = self.find_unlocked(offset) {
             if self.slots[slot as usize].word().is_loading() {
@@ -125,7 +129,8 @@ impl Cache {
             return Err(Errno::AGAIN);
         }
         if inner.releasing > 0 {
-            // A quarter of a ms at most, and there are free slots again: better than to write a table that could stay.
+            // In a quarter of a ms at most there are free slots again. That is better than writing
+            // a table that could stay.
             return Ok(Step::Wait(Self::register_waiter(&mut inner, Wait::Any)));
         }
         if let Some(slot) = self.find_dirty_victim(&mut inner) {
@@ -134,14 +139,15 @@ impl Cache {
         if inner.loading + inner.writing.len() > 0 {
             return Ok(Step::Wait(Self::register_waiter(&mut inner, Wait::Any)));
         }
-        // A slot that is not pinned now, and could not be taken a moment ago: look again.
+        // A slot is unpinned now, but could not be taken a moment ago: look again.
         if self.slots.iter().any(|slot| slot.word().pins() == 0) {
             return Ok(Step::Again);
         }
         Err(Errno::BUSY)
     }
 
-    /// A table in the index that is not loading is resident; only its number of pins can be in the way (2^20 − 1).
+    /// Pins the table of a slot that is in the index and not loading, so it is resident. The pin
+    /// can fail only because the table has the most pins that are possible (2^20 − 1).
     fn pin_found(&self, slot: u32) -> Result<Step, Errno> {
         if !self.slots[slot as usize].pin(&self.counters.hits) {
             return Err(Errno::BUSY);
@@ -165,14 +171,15 @@ impl Cache {
         self.slots.len() - self.reserved..self.slots.len()
     }
 
-    /// A slot for `offset`, in state loading: a free one, else a droppable table's. Free ordinary slots come before free
-    /// reserved ones; among the tables to drop there is no difference.
+    /// A slot for `offset`, now in state loading: a free one, else that of a droppable table. Free
+    /// ordinary slots are taken before free reserved ones; for evictions there is no such order.
     fn allocate_slot(&self, inner: &mut Inner, offset: u64, access: Access) -> Option<u32> {
         let unreserved = self.unreserved_slots();
         match access {
             Access::Unlocked => self.allocate_free(inner, &unreserved, offset).or_else(|| {
-                // A free slot that only the lock's holder may fill is better than a table's loss: the caller comes back
-                // with the lock, and a cache as large as the image's need holds all of it.
+                // A free slot that only a caller with the state lock may fill is better than the
+                // eviction of a table: this caller comes back with the lock. So a cache that is as
+                // large as the image needs holds all of the image's tables.
                 if self.has_free_reserve() {
                     return None;
                 }
@@ -197,15 +204,15 @@ impl Cache {
         })
     }
 
-    /// For a table that leaves the reserve, whose slot is free afterwards.
+    /// A slot for a table that leaves the reserve. The table's reserved slot is free afterwards.
     fn allocate_unreserved(&self, inner: &mut Inner, offset: u64) -> Option<u32> {
         let unreserved = self.unreserved_slots();
         self.allocate_free(inner, &unreserved, offset)
             .or_else(|| self.allocate_by_eviction(inner, &unreserved, offset))
     }
 
-    /// A table that unlocked callers want, and that sits in a reserved slot, moves to an ordinary one. A dirty one stays where
-    /// it is: a flush that has it on its list finds it there.
+    /// Moves a table that an unlocked caller asks for from its reserved slot to an ordinary one. A
+    /// dirty table stays in its slot: a flush that has listed it finds it there.
     fn move_out_of_reserve(&self, inner: &mut Inner, from: u32) -> Result<Step, Errno> {
         let source = &self.slots[from as usize];
         let offset = source.offset();
@@ -216,15 +223,17 @@ impl Cache {
             .allocate_unreserved(inner, offset)
             .ok_or(Errno::AGAIN)?;
         let Some(before) = source.begin_move() else {
-            // Pinned meanwhile: somebody else holds the state lock.
+            // The table was pinned meanwhile by another caller, which holds the state lock.
             self.slots[to as usize].abandon_load();
             self.mark_free(inner, to);
             return Err(Errno::AGAIN);
         };
-        // Release: as in `load`.
+        // Release: the claims' words come before the bytes that follow, as in `load`. Pairs with
+        // the acquire fence in `read`.
         fence(Ordering::Release);
-        // SAFETY: two different slots of one cache. Nobody pins either of them: the source was lifted from pins = 0, the
-        // destination was taken; both are in state loading.
+        // SAFETY: two different slots of one cache. Nobody has either of them pinned: the source
+        // was claimed while it had no pins, and the destination was allocated. Both are in state
+        // loading.
         unsafe {
             let (from, to) = (self.tables.table(from), self.tables.table(to));
             copy_words(from, to, self.table_size());
@@ -238,7 +247,8 @@ impl Cache {
         Ok(Step::Pinned(to))
     }
 
-    /// Fills a slot that is in state loading; no lock held. False: the table was discarded meanwhile.
+    /// Fills a slot that is in state loading. Returns false if the table was discarded meanwhile.
+    /// No lock held.
     fn load(&self, slot: u32, offset: u64, fill: Fill) -> Result<bool, Errno> {
         let guard = LoadGuard {
             cache: self,
@@ -246,25 +256,26 @@ impl Cache {
             from_storage: fill == Fill::FromStorage,
             ended: false,
         };
-        // Release: the claim's word comes before the bytes that follow; pairs with the acquire fence in `read`.
+        // Release: the claim's word comes before the bytes that follow. Pairs with the acquire
+        // fence in `read`.
         fence(Ordering::Release);
         let table = self.tables.table(slot);
         match fill {
             Fill::FromStorage => {
-                // SAFETY: the slot's own memory; nobody else uses it in state loading but copying readers, which
-                // throw away what they copied.
+                // SAFETY: the slot's own memory. In state loading nobody else uses it, except for
+                // readers that copy without a pin; they throw away what they copied.
                 let buf = unsafe { IoBuf::new(table.as_ptr(), self.table_size()) };
                 let storage: &Arc<dyn Storage> = &self.storage;
                 storage.preadv(offset, std::slice::from_ref(&buf))?;
             }
-            // SAFETY: as above.
+            // SAFETY: see the other case.
             Fill::Zeros => unsafe { zero_words(table, self.table_size()) },
         }
         Ok(guard.succeed())
     }
 }
 
-/// Ends a load, whatever way it ends: by success, by storage's error, or by a panic in a Rust storage.
+/// Ends a load, whether by success, by storage's error, or by a panic in a Rust storage.
 struct LoadGuard<'a> {
     cache: &'a Cache,
     slot: u32,
@@ -281,15 +292,15 @@ impl LoadGuard<'_> {
     fn end(&self, loaded: bool) -> bool {
         let cache = self.cache;
         let slot = &cache.slots[self.slot as usize];
-        let (kept, wakes) = {
+        let (resident, wakes) = {
             let mut inner = cache.lock_inner();
             inner.loading -= 1;
             if loaded && self.from_storage {
                 Counters::increment_locked(&cache.counters.loads);
             }
-            let kept = loaded && slot.finish_load();
-            if !kept {
-                // A discarded table left the index already, and `finish_load` freed its slot.
+            let resident = loaded && slot.finish_load();
+            if !resident {
+                // A discarded table left the index already. `finish_load` has freed its slot.
                 if !loaded && !slot.word().is_discarded() {
                     cache.remove_from_index(&mut inner, self.slot);
                 }
@@ -298,10 +309,10 @@ impl LoadGuard<'_> {
                 }
                 cache.mark_free(&mut inner, self.slot);
             }
-            (kept, Cache::notify_waiters(&mut inner, self.slot))
+            (resident, Cache::notify_waiters(&mut inner, self.slot))
         };
         wakes.wake();
-        kept
+        resident
     }
 }
 
