@@ -4,9 +4,9 @@
 //!
 //! Steps for each batch of neighbours:
 //!
-//! 1. Satisfy the dependencies. 2. Under the structure lock, check that no new dependency was set,
-//! and claim the tables (`DIRTY` →
-//!    `WRITING`). After that, check for new dependencies once more.
+//! 1. Satisfy the dependencies.
+//! 2. Under the structure lock, check that no new dependency was set, and claim the tables
+//!    (`DIRTY` → `WRITING`). Then check once more; if one was set, give the claims up.
 //! 3. Ask storage's `pre_write_check` about each table.
 //! 4. Write each run of tables that the check allows, with one request.
 //! 5. End the claims.
