@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The built-in event loop: tasks, timers and a kick, turned by its home thread, embeddable in a foreign loop.
+//! The built-in event loop: tasks, timers and a kick, turned by its home thread, embeddable in a
+//! foreign loop.
 //!
 //! | call | thread | |
 //! |---|---|---|
 //! | [`EventLoop::poll`], [`EventLoop::dispatch`] | home | runs timers and tasks |
 //! | [`EventLoop::fd`], [`EventLoop::timeout_ns`], [`EventLoop::kick`], the clock | any | |
 //!
-//! A wait on this host parks the thread. None needs a loop to turn: a cleaner that is asked to stop is taken out of its
-//! loop by whoever stops it, so that two threads can stop each other's cleaners, and there is no nested dispatch. Only
-//! `poll_until_done` turns the caller's own loop.
+//! A wait on this host parks the thread. None needs a loop to turn: a cleaner that is asked to stop
+//! is taken out of its loop by whoever stops it, so that two threads can stop each other's
+//! cleaners, and there is no nested dispatch. Only `poll_until_done` turns the caller's own loop.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -62,8 +63,8 @@ impl EventLoop {
         self.home.get_or_init(thread_owner);
     }
 
-    /// Waits at most `limit_ns` (`None`: without limit) for something to do, then runs it; returns how many timers
-    /// and tasks ran. `EPERM` outside the home thread.
+    /// Waits at most `limit_ns` (`None`: without limit) for something to do, then runs it; returns
+    /// how many timers and tasks ran. `EPERM` outside the home thread.
     pub fn poll(&self, limit_ns: Option<u64>) -> core::result::Result<usize, Errno> {
         self.check_home()?;
         let timeout = match (self.executor.timeout_ns(), limit_ns) {
@@ -79,7 +80,8 @@ impl EventLoop {
         wait_readable(self.fd(), timeout_ns);
     }
 
-    /// Runs what is ready, never waits; returns how many timers and tasks ran. `EPERM` outside the home thread.
+    /// Runs what is ready, never waits; returns how many timers and tasks ran. `EPERM` outside the
+    /// home thread.
     pub fn dispatch(&self) -> core::result::Result<usize, Errno> {
         self.check_home()?;
         // Drained before the turn: a notification during it leaves the descriptor readable.
@@ -87,7 +89,8 @@ impl EventLoop {
         Ok(self.executor.run_ready())
     }
 
-    /// Readable when there is something to dispatch. Timers are not behind it: see [`EventLoop::timeout_ns`].
+    /// Readable when there is something to dispatch. Timers are not behind it: see
+    /// [`EventLoop::timeout_ns`].
     pub fn fd(&self) -> RawFd {
         self.wakeup.as_raw_fd()
     }
@@ -129,7 +132,8 @@ impl EventLoop {
 
 fn notify(fd: &OwnedFd) {
     let one = 1_u64;
-    // SAFETY: eight readable bytes. EAGAIN means that the counter is full, hence readable, which is all that is wanted.
+    // SAFETY: eight readable bytes. EAGAIN means that the counter is full, hence readable, which is
+    // all that is wanted.
     unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast(), 8) };
 }
 
@@ -150,7 +154,8 @@ fn wait_readable(fd: RawFd, timeout_ns: Option<u64>) {
         tv_nsec: libc::c_long::try_from(ns % 1_000_000_000).unwrap_or(0),
     });
     let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: one pollfd, and a timespec that lives to the end of the call. EINTR is as good as a wake-up.
+    // SAFETY: one pollfd, and a timespec that lives to the end of the call. EINTR is as good as a
+    // wake-up.
     unsafe { libc::ppoll(&raw mut poll, 1, limit, std::ptr::null()) };
 }
 
