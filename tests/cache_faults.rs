@@ -2,7 +2,7 @@
 //! Storage fails, or panics, at every position of fixed sequences: the error comes back unchanged, nothing dirty is lost, the
 //! failed operation changes nothing else (the model says what it may change), the retry succeeds.
 
-mod model;
+mod reference_model;
 mod support;
 
 use std::collections::BTreeMap;
@@ -10,8 +10,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use model::How;
-use model::rig::{Op, Rig, Shape};
+use reference_model::How;
+use reference_model::harness::{Op, Rig, Shape};
 use qcow2cache::cache::{Cache, CacheOptions};
 use qcow2cache::error::Errno;
 use qcow2cache::host::block_on;
@@ -229,7 +229,7 @@ fn on_each_device(mut check: impl FnMut(&Sequence)) {
 }
 
 #[test]
-fn each_storage_call_fails_once() {
+fn storage_error_is_returned_and_retry_succeeds() {
     on_each_device(|Sequence { name, shape, ops }| {
         let (failed, calls, good) = run(shape, ops, &BTreeMap::new());
         assert_eq!(failed, 0, "{name}");
@@ -250,7 +250,7 @@ fn each_storage_call_fails_once() {
 }
 
 #[test]
-fn two_storage_calls_fail() {
+fn two_storage_errors_lose_no_dirty_table() {
     on_each_device(|Sequence { name, shape, ops }| {
         let (_, calls, good) = run(shape, ops, &BTreeMap::new());
         for first in 0..calls {
@@ -292,7 +292,7 @@ fn flush_with_failing_writes(
 }
 
 #[test]
-fn every_table_is_tried_and_no_space_counts_most() {
+fn flush_tries_every_table_and_enospc_takes_precedence() {
     let odd = Errno::from_code(libc::EREMOTEIO);
     for (errors, expected) in [
         (&[(512, Errno::NOSPC), (4096, Errno::IO)][..], Errno::NOSPC),
@@ -342,7 +342,7 @@ fn every_table_is_tried_and_no_space_counts_most() {
 }
 
 #[test]
-fn a_refused_table_alone_stays_out_of_a_joined_write() {
+fn table_refused_by_pre_write_check_is_left_out_of_coalesced_write() {
     let storage = Arc::new(TestStorage::new(64 << 10));
     let cache = cache_on(&storage, 8, 512, 0);
     dirty_tables(&cache, &[512, 1024, 1536, 2048, 2560]);
@@ -473,7 +473,7 @@ fn still_after_poison(storage: &TestStorage, caches: &[Arc<Cache>; 2]) {
 }
 
 #[test]
-fn a_panicking_storage_loses_nothing() {
+fn storage_panic_loses_no_dirty_table() {
     watched(|| {
         let calls = (0..)
             .take_while(|position| run_with_panic(*position))
@@ -484,7 +484,7 @@ fn a_panicking_storage_loses_nothing() {
 }
 
 #[test]
-fn those_who_wait_for_a_load_go_on_when_it_panics_or_fails() {
+fn waiters_for_load_continue_after_load_fails_or_panics() {
     for panics in [false, true] {
         watched(move || {
             let storage = Arc::new(TestStorage::new(64 << 10));
@@ -530,7 +530,7 @@ fn those_who_wait_for_a_load_go_on_when_it_panics_or_fails() {
 }
 
 #[test]
-fn those_who_wait_for_a_write_go_on_when_it_panics_or_fails() {
+fn waiters_for_write_continue_after_write_fails_or_panics() {
     for panics in [false, true] {
         watched(move || {
             let storage = Arc::new(TestStorage::new(64 << 10));
@@ -578,7 +578,7 @@ fn those_who_wait_for_a_write_go_on_when_it_panics_or_fails() {
 }
 
 #[test]
-fn a_poisoned_cache_never_writes_again_and_says_so() {
+fn poisoned_cache_returns_eio_and_never_writes() {
     // Before the flush, or in the middle of it, where storage is asked about the table.
     for in_the_middle in [false, true] {
         let storage = Arc::new(TestStorage::new(64 << 10));

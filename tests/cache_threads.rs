@@ -57,7 +57,7 @@ fn is_read(io: Io) -> bool {
 }
 
 #[test]
-fn one_load_per_table() {
+fn concurrent_gets_load_table_once() {
     watched(|| {
         let (storage, cache) = new(4, 0);
         let hold = Hold::new(&storage, is_read);
@@ -111,7 +111,7 @@ fn different_tables_load_in_parallel() {
 }
 
 #[test]
-fn a_hit_does_not_wait_for_loads_and_writes() {
+fn hit_does_not_wait_for_loads_or_writes() {
     watched(|| {
         let (storage, cache) = new(3, 0);
         edit(&cache, SIZE, 1).unwrap();
@@ -158,7 +158,7 @@ fn a_hit_does_not_wait_for_loads_and_writes() {
 }
 
 #[test]
-fn busy_only_when_all_are_truly_pinned() {
+fn get_returns_ebusy_only_when_all_slots_are_pinned() {
     watched(|| {
         let (storage, cache) = new(2, 0);
         let pinned = get(&cache, SIZE).unwrap();
@@ -190,7 +190,7 @@ fn busy_only_when_all_are_truly_pinned() {
 }
 
 #[test]
-fn a_locked_get_waits_for_a_slot_that_is_being_written() {
+fn locked_get_waits_for_slot_being_written() {
     watched(|| {
         let (storage, cache) = new(1, 0);
         edit(&cache, SIZE, 7).unwrap();
@@ -210,7 +210,7 @@ fn a_locked_get_waits_for_a_slot_that_is_being_written() {
 }
 
 #[test]
-fn a_discarded_table_lives_on_for_its_readers_alone() {
+fn discarded_table_stays_readable_until_last_unpin() {
     let (storage, cache) = new(3, 0);
     type Discard = fn(&Cache) -> Result<(), Errno>;
     let ways: [Discard; 3] = [
@@ -253,7 +253,7 @@ fn a_discarded_table_lives_on_for_its_readers_alone() {
 }
 
 #[test]
-fn a_table_that_is_discarded_while_it_loads_is_loaded_again() {
+fn table_discarded_during_load_is_loaded_again() {
     watched(|| {
         let (storage, cache) = new(2, 0);
         let hold = Hold::new(&storage, is_read);
@@ -279,7 +279,7 @@ fn a_table_that_is_discarded_while_it_loads_is_loaded_again() {
 }
 
 #[test]
-fn a_table_that_is_discarded_while_it_is_written_is_gone_afterwards() {
+fn table_discarded_during_write_is_dropped() {
     watched(|| {
         let (storage, cache) = new(2, 0);
         for pinned in [false, true] {
@@ -304,7 +304,7 @@ fn a_table_that_is_discarded_while_it_is_written_is_gone_afterwards() {
 }
 
 #[test]
-fn a_table_that_is_dirtied_during_its_own_write_stays_dirty() {
+fn table_dirtied_during_write_stays_dirty() {
     watched(|| {
         let (storage, cache) = new(2, 0);
         edit(&cache, SIZE, 1).unwrap();
@@ -329,7 +329,7 @@ fn a_table_that_is_dirtied_during_its_own_write_stays_dirty() {
 }
 
 #[test]
-fn a_dependency_on_a_flush_that_is_set_during_a_flush_survives_it() {
+fn flush_dependency_set_during_flush_survives() {
     watched(|| {
         for in_a_flush_of_its_own in [true, false] {
             let (storage, cache) = new(2, 0);
@@ -385,7 +385,7 @@ fn a_dependency_on_a_flush_that_is_set_during_a_flush_survives_it() {
 }
 
 #[test]
-fn a_flush_writes_a_table_that_moves_out_of_the_reserve_meanwhile() {
+fn flush_writes_table_moving_out_of_reserve() {
     watched(|| {
         let (storage, cache) = new(3, 1);
         edit(&cache, SIZE, 11).unwrap();
@@ -427,7 +427,7 @@ fn pages_in_memory(address: usize, bytes: usize) -> usize {
 }
 
 #[test]
-fn cleaning_gives_every_page_back() {
+fn cleaning_releases_every_page() {
     for (tables, table_size) in [
         (4, 512),
         (8, 512),

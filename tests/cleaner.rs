@@ -14,40 +14,40 @@ use qcow2cache::host::Context;
 use qcow2cache::host::block_on;
 use qcow2cache::host::threads::ThreadHost;
 use support::hosts::Fixture;
-use support::probe::{
+use support::cleaners::{
     BUSY, NEVER, Probe, STOPS, Steps, Stop, cleaner_of, cleaner_that_looks, stop, with_thread,
 };
 use support::{Latch, Rng, TestStorage, cache_on, lock, until, watched};
 
 on_every_host! {
-    passes_come_and_are_counted
-    interval_zero_starts_nothing
-    starting_twice_is_refused
-    a_foreign_context_is_refused
-    a_stop_without_a_cleaner_returns_at_once
-    every_stop_from_every_place_ends_a_sleep
-    every_stop_ends_what_was_just_started
-    a_stop_waits_for_the_pass_under_way
-    a_stop_needs_no_lock_while_the_cleaner_waits_for_it
-    a_locked_stop_lets_the_lock_go_and_has_it_again
-    the_wrong_context_is_an_error_and_no_hang
-    from_inside_a_pass_a_stop_is_refused
-    a_start_succeeds_while_the_old_instance_is_on_its_way_out
+    passes_run_periodically_and_are_counted
+    start_with_interval_zero_starts_no_instance
+    second_start_returns_ealready
+    start_rejects_foreign_context
+    stop_without_cleaner_returns_immediately
+    each_kind_of_stop_ends_sleep_from_any_thread
+    each_kind_of_stop_ends_new_instance
+    stop_waits_for_running_pass
+    unlocked_stop_returns_while_cleaner_waits_for_lock
+    locked_stop_releases_and_reacquires_lock
+    wrong_lock_context_returns_error_instead_of_hanging
+    stop_inside_pass_returns_edeadlk
+    start_succeeds_while_old_instance_ends
     each_instance_holds_its_own_caches
-    caches_are_let_go_before_the_end_is_reported
-    a_new_interval_takes_effect_in_mid_sleep
-    interval_zero_asks_the_running_one_to_stop
-    a_pass_holds_the_lock
-    between_two_steps_of_a_pass_others_have_the_lock
-    a_stop_between_two_steps_cuts_the_pass_short
-    a_panicking_cache_is_poisoned_and_the_others_are_cleaned
-    idle_means_no_instance_and_no_lock
-    stops_and_starts_in_a_storm_all_return
-    a_stop_request_is_never_lost
-    real_caches_are_cleaned
+    caches_are_released_before_end_is_reported
+    new_interval_takes_effect_during_sleep
+    set_interval_zero_requests_stop
+    pass_holds_state_lock
+    pass_releases_lock_between_steps
+    stop_between_steps_aborts_pass
+    panicking_cache_is_poisoned_and_others_are_cleaned
+    check_idle_requires_no_instance_and_no_lock
+    random_stops_and_starts_all_return
+    stop_request_is_never_lost
+    cleaner_drops_unused_tables_of_real_caches
 }
 
-fn passes_come_and_are_counted(fixture: &dyn Fixture) {
+fn passes_run_periodically_and_are_counted(fixture: &dyn Fixture) {
     let (probe, cleaner) = cleaner_of(fixture);
     assert!(!cleaner.is_running());
     cleaner.start(fixture.context(0), 1_000_000).unwrap();
@@ -65,7 +65,7 @@ fn passes_come_and_are_counted(fixture: &dyn Fixture) {
     cleaner.check_idle().unwrap();
 }
 
-fn interval_zero_starts_nothing(fixture: &dyn Fixture) {
+fn start_with_interval_zero_starts_no_instance(fixture: &dyn Fixture) {
     let (_probe, cleaner) = cleaner_of(fixture);
     cleaner.start(fixture.context(0), 0).unwrap();
     assert!(!cleaner.is_running());
@@ -73,7 +73,7 @@ fn interval_zero_starts_nothing(fixture: &dyn Fixture) {
     cleaner.check_idle().unwrap();
 }
 
-fn starting_twice_is_refused(fixture: &dyn Fixture) {
+fn second_start_returns_ealready(fixture: &dyn Fixture) {
     let (_probe, cleaner) = cleaner_of(fixture);
     cleaner.start(fixture.context(0), NEVER).unwrap();
     assert_eq!(cleaner.start(fixture.context(0), 5), Err(Errno::ALREADY));
@@ -87,7 +87,7 @@ fn starting_twice_is_refused(fixture: &dyn Fixture) {
     cleaner.del_and_wait().unwrap();
 }
 
-fn a_foreign_context_is_refused(fixture: &dyn Fixture) {
+fn start_rejects_foreign_context(fixture: &dyn Fixture) {
     let (_probe, cleaner) = cleaner_of(fixture);
     assert_eq!(
         cleaner.start(fixture.foreign_context(), 5),
@@ -99,7 +99,7 @@ fn a_foreign_context_is_refused(fixture: &dyn Fixture) {
     cleaner.del_and_wait().unwrap();
 }
 
-fn a_stop_without_a_cleaner_returns_at_once(fixture: &dyn Fixture) {
+fn stop_without_cleaner_returns_immediately(fixture: &dyn Fixture) {
     let (_probe, cleaner) = cleaner_of(fixture);
     for how in STOPS {
         stop(&cleaner, how);
@@ -112,7 +112,7 @@ fn a_stop_without_a_cleaner_returns_at_once(fixture: &dyn Fixture) {
     }
 }
 
-fn every_stop_from_every_place_ends_a_sleep(fixture: &dyn Fixture) {
+fn each_kind_of_stop_ends_sleep_from_any_thread(fixture: &dyn Fixture) {
     for how in STOPS {
         for place in 0..3 {
             let (probe, cleaner) = cleaner_of(fixture);
@@ -129,7 +129,7 @@ fn every_stop_from_every_place_ends_a_sleep(fixture: &dyn Fixture) {
     }
 }
 
-fn every_stop_ends_what_was_just_started(fixture: &dyn Fixture) {
+fn each_kind_of_stop_ends_new_instance(fixture: &dyn Fixture) {
     for how in STOPS {
         for place in 0..3 {
             for interval_ns in [BUSY, NEVER] {
@@ -149,7 +149,7 @@ fn every_stop_ends_what_was_just_started(fixture: &dyn Fixture) {
     }
 }
 
-fn a_stop_waits_for_the_pass_under_way(fixture: &dyn Fixture) {
+fn stop_waits_for_running_pass(fixture: &dyn Fixture) {
     for how in [Stop::Unlocked, Stop::Mixed, Stop::Requested] {
         let (probe, cleaner) = cleaner_of(fixture);
         let (inside, go_on) = (Latch::default(), Latch::default());
@@ -187,7 +187,7 @@ fn a_stop_waits_for_the_pass_under_way(fixture: &dyn Fixture) {
     }
 }
 
-fn a_stop_needs_no_lock_while_the_cleaner_waits_for_it(fixture: &dyn Fixture) {
+fn unlocked_stop_returns_while_cleaner_waits_for_lock(fixture: &dyn Fixture) {
     for how in [Stop::Unlocked, Stop::Mixed, Stop::Requested] {
         let (probe, cleaner) = cleaner_of(fixture);
         cleaner.lock().unwrap();
@@ -202,7 +202,7 @@ fn a_stop_needs_no_lock_while_the_cleaner_waits_for_it(fixture: &dyn Fixture) {
     }
 }
 
-fn a_locked_stop_lets_the_lock_go_and_has_it_again(fixture: &dyn Fixture) {
+fn locked_stop_releases_and_reacquires_lock(fixture: &dyn Fixture) {
     let (probe, cleaner) = cleaner_of(fixture);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -242,7 +242,7 @@ fn a_locked_stop_lets_the_lock_go_and_has_it_again(fixture: &dyn Fixture) {
     probe.must_be_left_alone();
 }
 
-fn the_wrong_context_is_an_error_and_no_hang(fixture: &dyn Fixture) {
+fn wrong_lock_context_returns_error_instead_of_hanging(fixture: &dyn Fixture) {
     let (probe, cleaner) = cleaner_of(fixture);
     cleaner.start(fixture.context(0), NEVER).unwrap();
     assert_eq!(cleaner.unlock(), Err(Errno::PERM));
@@ -268,7 +268,7 @@ fn the_wrong_context_is_an_error_and_no_hang(fixture: &dyn Fixture) {
     probe.must_be_left_alone();
 }
 
-fn from_inside_a_pass_a_stop_is_refused(fixture: &dyn Fixture) {
+fn stop_inside_pass_returns_edeadlk(fixture: &dyn Fixture) {
     let (probe, cleaner) = cleaner_of(fixture);
     let results = Arc::new(Mutex::new(Vec::new()));
     probe.set_hook({
@@ -295,7 +295,7 @@ fn from_inside_a_pass_a_stop_is_refused(fixture: &dyn Fixture) {
     cleaner.del_and_wait().unwrap();
 }
 
-fn a_start_succeeds_while_the_old_instance_is_on_its_way_out(fixture: &dyn Fixture) {
+fn start_succeeds_while_old_instance_ends(fixture: &dyn Fixture) {
     let (old, cleaner) = cleaner_of(fixture);
     let (inside, go_on) = (Latch::default(), Latch::default());
     old.set_hook({
@@ -352,7 +352,7 @@ fn each_instance_holds_its_own_caches(fixture: &dyn Fixture) {
     assert_eq!(Arc::strong_count(&second), 1);
 }
 
-fn caches_are_let_go_before_the_end_is_reported(fixture: &dyn Fixture) {
+fn caches_are_released_before_end_is_reported(fixture: &dyn Fixture) {
     for wait in [false, true] {
         let (probe, cleaner, instances) = cleaner_that_looks(fixture.host());
         // From the home thread: there the task cannot run before the stop.
@@ -376,7 +376,7 @@ fn caches_are_let_go_before_the_end_is_reported(fixture: &dyn Fixture) {
     }
 }
 
-fn a_new_interval_takes_effect_in_mid_sleep(fixture: &dyn Fixture) {
+fn new_interval_takes_effect_during_sleep(fixture: &dyn Fixture) {
     let (probe, cleaner) = cleaner_of(fixture);
     assert_eq!(cleaner.set_interval(5), Err(Errno::SRCH));
     cleaner.start(fixture.context(0), NEVER).unwrap();
@@ -396,7 +396,7 @@ fn a_new_interval_takes_effect_in_mid_sleep(fixture: &dyn Fixture) {
     );
 }
 
-fn interval_zero_asks_the_running_one_to_stop(fixture: &dyn Fixture) {
+fn set_interval_zero_requests_stop(fixture: &dyn Fixture) {
     let (probe, cleaner) = cleaner_of(fixture);
     cleaner.start(fixture.context(0), NEVER).unwrap();
     cleaner.set_interval(0).unwrap();
@@ -406,7 +406,7 @@ fn interval_zero_asks_the_running_one_to_stop(fixture: &dyn Fixture) {
     assert_eq!(cleaner.stats().interval_ns, NEVER);
 }
 
-fn a_pass_holds_the_lock(fixture: &dyn Fixture) {
+fn pass_holds_state_lock(fixture: &dyn Fixture) {
     let (probe, cleaner) = cleaner_of(fixture);
     let inside = Arc::new(AtomicUsize::new(0));
     probe.set_hook({
@@ -439,7 +439,7 @@ fn a_pass_holds_the_lock(fixture: &dyn Fixture) {
     cleaner.del_and_wait().unwrap();
 }
 
-fn a_panicking_cache_is_poisoned_and_the_others_are_cleaned(fixture: &dyn Fixture) {
+fn panicking_cache_is_poisoned_and_others_are_cleaned(fixture: &dyn Fixture) {
     let (bad, cleaner) = cleaner_of(fixture);
     let good = Arc::new(Probe::default());
     cleaner.set_caches(vec![bad.clone(), good.clone()]);
@@ -453,7 +453,7 @@ fn a_panicking_cache_is_poisoned_and_the_others_are_cleaned(fixture: &dyn Fixtur
     assert!(!good.poisoned.load(Ordering::SeqCst));
 }
 
-fn idle_means_no_instance_and_no_lock(fixture: &dyn Fixture) {
+fn check_idle_requires_no_instance_and_no_lock(fixture: &dyn Fixture) {
     let (_probe, cleaner) = cleaner_of(fixture);
     cleaner.check_idle().unwrap();
     cleaner.lock().unwrap();
@@ -465,7 +465,7 @@ fn idle_means_no_instance_and_no_lock(fixture: &dyn Fixture) {
     cleaner.check_idle().unwrap();
 }
 
-fn stops_and_starts_in_a_storm_all_return(fixture: &dyn Fixture) {
+fn random_stops_and_starts_all_return(fixture: &dyn Fixture) {
     let (probe, cleaner) = cleaner_of(fixture);
     std::thread::scope(|scope| {
         for seed in 1..=4 {
@@ -508,7 +508,7 @@ fn stops_and_starts_in_a_storm_all_return(fixture: &dyn Fixture) {
     cleaner.check_idle().unwrap();
 }
 
-fn a_stop_request_is_never_lost(fixture: &dyn Fixture) {
+fn stop_request_is_never_lost(fixture: &dyn Fixture) {
     let mut rng = Rng::new(7);
     for round in 0..400 {
         let (probe, cleaner) = cleaner_of(fixture);
@@ -538,7 +538,7 @@ fn stepping(fixture: &dyn Fixture, steps: Steps) -> (Arc<Steps>, Cleaner) {
     (steps, cleaner)
 }
 
-fn between_two_steps_of_a_pass_others_have_the_lock(fixture: &dyn Fixture) {
+fn pass_releases_lock_between_steps(fixture: &dyn Fixture) {
     let (steps, cleaner) = stepping(fixture, Steps::default());
     until(|| steps.drops() > 0);
     // The pass goes on until it is told to end: it would never come to its end if it kept the lock, or its thread.
@@ -565,7 +565,7 @@ fn between_two_steps_of_a_pass_others_have_the_lock(fixture: &dyn Fixture) {
     cleaner.del_and_wait().unwrap();
 }
 
-fn a_stop_between_two_steps_cuts_the_pass_short(fixture: &dyn Fixture) {
+fn stop_between_steps_aborts_pass(fixture: &dyn Fixture) {
     for how in STOPS {
         let (steps, cleaner) = stepping(fixture, Steps::default());
         until(|| steps.drops() > 0);
@@ -583,7 +583,7 @@ fn a_stop_between_two_steps_cuts_the_pass_short(fixture: &dyn Fixture) {
     }
 }
 
-fn real_caches_are_cleaned(fixture: &dyn Fixture) {
+fn cleaner_drops_unused_tables_of_real_caches(fixture: &dyn Fixture) {
     let storage = Arc::new(TestStorage::new(1 << 16));
     let caches = [
         cache_on(&storage, 8, 512, 0),
@@ -615,7 +615,7 @@ fn real_caches_are_cleaned(fixture: &dyn Fixture) {
 }
 
 #[test]
-fn a_cleaner_that_is_dropped_while_it_runs_is_left_behind_by_nobody() {
+fn dropping_running_cleaner_ends_its_instance() {
     watched(|| {
         for round in 0..300_u64 {
             let probe = Arc::new(Probe::default());

@@ -12,7 +12,7 @@ use qcow2cache::host::Context;
 use qcow2cache::host::event_loop::{EventLoop, EventLoopHost};
 use qcow2cache::host::executor::Executor;
 use support::hosts::{Fixture, Loops};
-use support::probe::{
+use support::cleaners::{
     BUSY, NEVER, Probe, STOPS, cleaner_of, cleaner_that_looks, stop, with_thread,
 };
 use support::{lock, watched};
@@ -32,7 +32,7 @@ fn dispatch_all(event_loop: &EventLoop) {
 }
 
 #[test]
-fn a_pass_comes_when_the_clock_has_reached_it_and_not_before() {
+fn pass_runs_exactly_when_interval_elapses() {
     let (event_loop, probe, cleaner) = stepped_loop();
     cleaner
         .start(Context::Loop(event_loop.clone()), 100)
@@ -51,7 +51,7 @@ fn a_pass_comes_when_the_clock_has_reached_it_and_not_before() {
 }
 
 #[test]
-fn caches_are_let_go_before_the_end_is_reported_wherever_the_stop_finds_the_cleaner() {
+fn stop_at_each_await_releases_caches_before_end_is_reported() {
     watched(|| {
         for how in STOPS {
             for turns in 0..4 {
@@ -83,7 +83,7 @@ fn caches_are_let_go_before_the_end_is_reported_wherever_the_stop_finds_the_clea
 }
 
 #[test]
-fn a_short_interval_leaves_the_loop_to_others() {
+fn short_interval_does_not_starve_event_loop() {
     watched(|| {
         let event_loop = EventLoop::new().unwrap();
         let probe = Arc::new(Probe::default());
@@ -109,7 +109,7 @@ fn a_short_interval_leaves_the_loop_to_others() {
 }
 
 #[test]
-fn a_new_interval_counts_from_the_beginning_of_the_sleep() {
+fn new_interval_counts_from_start_of_sleep() {
     let (event_loop, probe, cleaner) = stepped_loop();
     cleaner
         .start(Context::Loop(event_loop.clone()), 1000)
@@ -142,7 +142,7 @@ fn a_new_interval_counts_from_the_beginning_of_the_sleep() {
 }
 
 #[test]
-fn a_stop_depends_on_no_clock_and_on_nobody_turning_the_loop() {
+fn stop_returns_without_clock_or_loop_progress() {
     watched(|| {
         for how in STOPS {
             let (event_loop, probe, cleaner) = stepped_loop();
@@ -163,7 +163,7 @@ fn a_stop_depends_on_no_clock_and_on_nobody_turning_the_loop() {
 }
 
 #[test]
-fn two_loops_stop_each_others_cleaners_at_once() {
+fn two_loops_stop_each_others_cleaners_concurrently() {
     watched(|| {
         let loops = Loops::new();
         for _ in 0..200 {
@@ -192,7 +192,7 @@ fn two_loops_stop_each_others_cleaners_at_once() {
 }
 
 #[test]
-fn a_wake_up_that_comes_while_a_task_is_polled_is_kept() {
+fn wake_up_during_poll_is_not_lost() {
     let executor = Executor::new(Box::new(|| {}));
     let polls = Arc::new(AtomicUsize::new(0));
     let task = {

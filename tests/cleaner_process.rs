@@ -63,7 +63,7 @@ fn in_a_child(child: impl FnOnce() -> i32) -> i32 {
     status
 }
 
-fn one_thread_for_all_of_them() {
+fn all_cleaners_share_one_background_thread() {
     assert_eq!(background_threads(), 0, "none before the first start");
     let cleaners: Vec<_> = (0..50).map(|_| running_cleaner(1_000_000)).collect();
     for (passes, _) in &cleaners {
@@ -80,7 +80,7 @@ fn one_thread_for_all_of_them() {
     until(|| background_threads() == 0);
 }
 
-fn a_forked_child_finds_its_cleaners_lost_and_can_go_on() {
+fn forked_child_can_stop_and_restart_cleaners() {
     // A fork may come while the background thread is at anything.
     for interval_ns in [1000, 600_000_000_000].repeat(10) {
         let (passes, cleaner) = running_cleaner(interval_ns);
@@ -118,9 +118,9 @@ fn a_forked_child_finds_its_cleaners_lost_and_can_go_on() {
 }
 
 #[test]
-fn cleaners_of_a_process() {
+fn process_has_one_background_thread_and_survives_fork() {
     watched(|| {
-        one_thread_for_all_of_them();
-        a_forked_child_finds_its_cleaners_lost_and_can_go_on();
+        all_cleaners_share_one_background_thread();
+        forked_child_can_stop_and_restart_cleaners();
     });
 }

@@ -298,7 +298,7 @@ fn hit_ratios(size: usize, mix: &Mix, n: usize) -> (f64, f64) {
 }
 
 #[test]
-fn the_hit_ratio_is_at_least_lrus() {
+fn hit_ratio_is_at_least_lru() {
     let mut worse = Vec::new();
     println!(
         "{:32} {:>6} {:>8} {:>8} {:>8}",
@@ -333,7 +333,7 @@ fn the_hit_ratio_is_at_least_lrus() {
 }
 
 #[test]
-fn the_lru_it_is_compared_with_is_exact() {
+fn baseline_lru_is_exact() {
     let mut rng = Rng::new(3);
     let mut lru = Lru::new(5, 12);
     let mut plain: Vec<usize> = Vec::new();

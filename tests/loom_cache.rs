@@ -4,14 +4,14 @@
 //! at most the given number of forced switches (one thread waits or ends: not forced).
 #![cfg(loom)]
 
-mod checked;
+mod model_checking;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use checked::host::{Kind, ModelHost};
-use checked::storage::{ModelStorage, TABLE, fresh};
-use checked::{explore, thread};
+use model_checking::host::{Kind, ModelHost};
+use model_checking::storage::{ModelStorage, TABLE, fresh};
+use model_checking::{explore, thread};
 use qcow2cache::cache::{Cache, CacheOptions, Pinned};
 use qcow2cache::error::Errno;
 use qcow2cache::host::block_on;
@@ -102,7 +102,7 @@ fn spawn(model: &Arc<Model>, body: impl FnOnce(&Model) + 'static) -> thread::Joi
 }
 
 #[test]
-fn a_hit_against_an_eviction() {
+fn hit_is_correct_during_eviction() {
     explore(Some(3), || {
         let model = Model::with_a(1);
         let hit = spawn(&model, |m| {
@@ -119,7 +119,7 @@ fn a_hit_against_an_eviction() {
 }
 
 #[test]
-fn a_hit_against_cleaning() {
+fn hit_is_correct_during_cleaning() {
     explore(None, || {
         let model = Model::with_a(1);
         // The first pass takes the mark of use.
@@ -134,7 +134,7 @@ fn a_hit_against_cleaning() {
 }
 
 #[test]
-fn a_hit_against_a_discard() {
+fn hit_is_correct_during_discard() {
     explore(None, || {
         let model = Model::with_a(1);
         let hit = spawn(&model, |m| {
@@ -161,19 +161,19 @@ fn copies_against(bound: usize, gets: &'static [u64]) {
 }
 
 #[test]
-fn a_copy_without_a_pin_against_an_eviction() {
+fn unpinned_copy_is_correct_during_eviction() {
     copies_against(3, &[B]);
 }
 
 /// A's slot goes to B and back to A. A copy of A that came by the index's first entry, and sees the slot's last offset but B's bytes, has to
 /// see the claim for A, too.
 #[test]
-fn a_copy_without_a_pin_of_a_table_that_comes_back_to_its_slot() {
+fn unpinned_copy_is_correct_when_table_returns_to_its_slot() {
     copies_against(2, &[B, A]);
 }
 
 #[test]
-fn a_copy_without_a_pin_against_the_load() {
+fn unpinned_copy_is_correct_during_load() {
     for copy in COPIES {
         explore(None, move || {
             let model = Model::with_a(1);
@@ -185,7 +185,7 @@ fn a_copy_without_a_pin_against_the_load() {
 }
 
 #[test]
-fn a_copy_without_a_pin_against_cleaning_and_the_pages_that_go_back() {
+fn unpinned_copy_is_correct_during_cleaning_and_page_release() {
     for copy in COPIES {
         explore(None, move || {
             let model = Model::with_a(1);
@@ -198,7 +198,7 @@ fn a_copy_without_a_pin_against_cleaning_and_the_pages_that_go_back() {
 }
 
 #[test]
-fn a_copy_without_a_pin_against_a_table_that_enters_filled_with_zeros() {
+fn unpinned_copy_is_correct_when_zeroed_table_enters() {
     for copy in COPIES {
         explore(Some(3), move || {
             let model = Model::with_a(1);
@@ -212,7 +212,7 @@ fn a_copy_without_a_pin_against_a_table_that_enters_filled_with_zeros() {
 }
 
 #[test]
-fn a_copy_without_a_pin_against_a_move_out_of_the_reserve() {
+fn unpinned_copy_is_correct_during_move_out_of_reserve() {
     for copy in COPIES {
         explore(Some(3), move || {
             let model = Model::new(2, 1);
@@ -230,7 +230,7 @@ fn a_copy_without_a_pin_against_a_move_out_of_the_reserve() {
 }
 
 #[test]
-fn two_gets_of_one_absent_table_load_it_once() {
+fn two_gets_of_absent_table_load_it_once() {
     explore(Some(4), || {
         let model = Model::new(2, 0);
         let other = spawn(&model, |m| m.check(A));
@@ -264,17 +264,17 @@ fn mark_against_flush(first_dirty: bool) {
 }
 
 #[test]
-fn a_mark_against_a_flush() {
+fn mark_dirty_during_flush_loses_no_change() {
     mark_against_flush(true);
 }
 
 #[test]
-fn a_first_mark_against_a_flush() {
+fn first_mark_during_flush_loses_no_change() {
     mark_against_flush(false);
 }
 
 #[test]
-fn two_flushes_of_one_table_both_return_after_it_is_written() {
+fn two_flushes_return_only_after_table_is_written() {
     explore(Some(4), || {
         let model = Model::with_a(1);
         let pinned = model.get(A);
@@ -292,7 +292,7 @@ fn two_flushes_of_one_table_both_return_after_it_is_written() {
 }
 
 #[test]
-fn a_change_against_the_eviction_of_its_table() {
+fn change_during_eviction_is_not_lost() {
     explore(Some(2), || {
         let model = Model::with_a(1);
         let writer = spawn(&model, |m| {
@@ -316,7 +316,7 @@ fn a_change_against_the_eviction_of_its_table() {
 }
 
 #[test]
-fn a_mark_against_two_flushes() {
+fn mark_dirty_during_two_flushes_loses_no_change() {
     explore(Some(2), || {
         let model = Model::with_a(1);
         let pinned = model.get(A);

@@ -4,12 +4,12 @@
 //! reports a race on them, too.
 #![cfg(loom)]
 
-mod checked;
+mod model_checking;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use checked::{explore, thread};
+use model_checking::{explore, thread};
 use loom::cell::UnsafeCell;
 use loom::sync::{Mutex, MutexGuard};
 use qcow2cache::cache::dirty::DirtySet;
@@ -154,7 +154,7 @@ fn expect_own(table: &Table, offset: u64) {
 }
 
 #[test]
-fn a_pin_is_of_the_table_that_was_looked_up_whatever_is_evicted() {
+fn pin_holds_looked_up_table_during_eviction() {
     explore(Some(3), || {
         let table = Table::resident(A);
         let threads = [
@@ -167,7 +167,7 @@ fn a_pin_is_of_the_table_that_was_looked_up_whatever_is_evicted() {
 }
 
 #[test]
-fn a_slot_that_comes_back_to_its_first_table_shows_its_new_contents() {
+fn slot_returning_to_first_table_shows_new_contents() {
     explore(None, || {
         let table = Table::resident(A);
         let threads = [run(&table, |t| expect_own(t, A))];
@@ -205,7 +205,7 @@ fn clean_against(preemptions: Option<usize>, readers: &'static [u64]) {
 }
 
 #[test]
-fn cleaning_drops_no_pinned_table_and_no_pin_sees_given_back_memory() {
+fn cleaning_drops_no_pinned_table_and_no_pin_sees_released_memory() {
     clean_against(None, &[A]);
     clean_against(Some(3), &[A, C]);
 }
@@ -228,7 +228,7 @@ impl Answers {
 }
 
 #[test]
-fn at_once_a_pin_is_of_the_table_that_was_looked_up_and_a_put_frees_it_for_the_next() {
+fn fast_path_pin_is_of_looked_up_table_and_unpin_allows_eviction() {
     let answers = Arc::new(Answers::default());
     explore(Some(3), {
         let answers = answers.clone();
@@ -246,7 +246,7 @@ fn at_once_a_pin_is_of_the_table_that_was_looked_up_and_a_put_frees_it_for_the_n
 }
 
 #[test]
-fn at_once_a_discarded_table_is_freed_once_after_its_last_reader() {
+fn fast_path_unpin_frees_discarded_table_once() {
     let answers = Arc::new(Answers::default());
     explore(None, {
         let answers = answers.clone();
@@ -270,7 +270,7 @@ fn at_once_a_discarded_table_is_freed_once_after_its_last_reader() {
 }
 
 #[test]
-fn a_discarded_table_is_freed_once_after_its_last_reader() {
+fn discarded_table_is_freed_once_after_last_reader() {
     explore(None, || {
         let table = Table::pinned(A);
         let discard = run(&table, |t| {
@@ -291,7 +291,7 @@ fn a_discarded_table_is_freed_once_after_its_last_reader() {
 }
 
 #[test]
-fn a_discarded_table_that_is_being_written_is_freed_once() {
+fn table_discarded_during_write_is_freed_once() {
     explore(None, || {
         let table = Table::pinned(A);
         assert!(table.slot.mark_dirty());
@@ -318,7 +318,7 @@ fn a_discarded_table_that_is_being_written_is_freed_once() {
 }
 
 #[test]
-fn a_pin_sees_what_the_load_read_or_fails() {
+fn pin_sees_loaded_contents_or_fails() {
     explore(Some(3), || {
         let table = Table::free();
         assert!(table.slot.allocate(A));
@@ -336,7 +336,7 @@ fn a_pin_sees_what_the_load_read_or_fails() {
 }
 
 #[test]
-fn a_load_that_is_discarded_or_fails_frees_its_slot_once_and_is_never_pinned() {
+fn discarded_or_failed_load_frees_slot_once_and_is_never_pinned() {
     for fails in [false, true] {
         explore(Some(3), move || {
             let table = Table::free();
@@ -441,17 +441,17 @@ fn mark_against_write_back(failed: bool) {
 }
 
 #[test]
-fn a_change_that_a_write_back_missed_leaves_the_table_dirty() {
+fn change_missed_by_write_back_leaves_table_dirty() {
     mark_against_write_back(false);
 }
 
 #[test]
-fn a_failed_write_back_leaves_the_table_dirty() {
+fn failed_write_back_leaves_table_dirty() {
     mark_against_write_back(true);
 }
 
 #[test]
-fn nothing_dirty_is_evicted_cleaned_or_moved() {
+fn dirty_table_is_never_evicted_cleaned_or_moved() {
     for how in [Slot::drop_clean, Slot::begin_move, |slot: &Slot| {
         slot.evict_for(B)
     }] {
@@ -551,18 +551,18 @@ fn marked_is_listed(bit: bool) {
 }
 
 #[test]
-fn a_mark_that_races_the_settling_of_a_stale_bit_is_listed() {
+fn mark_racing_clear_of_stale_bit_is_listed() {
     marked_is_listed(true);
 }
 
 #[test]
-fn a_mark_that_races_the_sweep_of_a_stale_summary_is_listed() {
+fn mark_racing_sweep_of_stale_summary_is_listed() {
     marked_is_listed(false);
 }
 
 /// A flush has the table on its list from before somebody else wrote it: there is nothing to claim, unless it is marked now.
 #[test]
-fn a_mark_that_races_a_claim_in_vain_is_listed() {
+fn mark_racing_failed_claim_is_listed() {
     explore(None, || {
         let set = Set::stale(true);
         let marker = thread::spawn({

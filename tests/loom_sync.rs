@@ -4,15 +4,15 @@
 //! which loom reports.
 #![cfg(loom)]
 
-mod checked;
+mod model_checking;
 
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use checked::host::{Freed, Kind, ModelHost};
-use checked::{explore, thread, timeline};
+use model_checking::host::{Freed, Kind, ModelHost};
+use model_checking::{explore, thread, timeline};
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::sync::{Condvar, Mutex};
@@ -108,7 +108,7 @@ fn a_message(parker: &Arc<Parker>) {
 }
 
 #[test]
-fn what_was_written_before_the_wake_up_is_read_after_it() {
+fn writes_before_wake_up_are_visible_after_it() {
     explore(None, || {
         a_message(&Arc::new(Parker::new(Box::new(ThreadSleeper::new()))));
     });
@@ -142,7 +142,7 @@ fn two_wakers_wake_one_sleep_once() {
 }
 
 #[test]
-fn a_wake_up_that_comes_before_the_sleep_needs_no_host() {
+fn wake_up_before_sleep_needs_no_host_call() {
     explore(None, || {
         let (parker, coroutine) = coroutine();
         parker.unpark();
@@ -189,7 +189,7 @@ impl Cell {
 }
 
 #[test]
-fn a_waker_that_outlasts_its_wait_wakes_nobody() {
+fn waker_outliving_its_wait_wakes_nobody() {
     explore(None, || {
         let coroutine = Arc::new(Coroutine::default());
         let cell = Arc::new(Cell::default());
@@ -216,7 +216,7 @@ fn a_waker_that_outlasts_its_wait_wakes_nobody() {
 }
 
 #[test]
-fn a_ticket_is_ready_after_its_key_was_notified() {
+fn waiter_completes_after_its_key_is_notified() {
     explore(Some(4), || {
         let host = ModelHost::new(Kind::Coroutines, false);
         let gate = Arc::new(Mutex::new((false, WaitList::default())));
@@ -264,7 +264,7 @@ fn poll_until_done_misses_no_notification() {
 }
 
 #[test]
-fn the_state_lock_excludes_and_loses_no_wake_up() {
+fn state_lock_is_exclusive_and_loses_no_wake_up() {
     explore(Some(4), || {
         let host = ModelHost::new(Kind::Coroutines, false);
         let lock = Arc::new(StateLock::new());
@@ -298,7 +298,7 @@ fn the_state_lock_excludes_and_loses_no_wake_up() {
 }
 
 #[test]
-fn a_request_that_is_given_up_wakes_the_next() {
+fn cancelled_lock_request_wakes_next_waiter() {
     explore(Some(4), || {
         let host = ModelHost::new(Kind::Coroutines, false);
         let lock = Arc::new(StateLock::new());
@@ -336,7 +336,7 @@ struct Bell {
 }
 
 #[test]
-fn a_task_that_is_woken_while_it_is_polled_is_polled_again() {
+fn task_woken_during_poll_is_polled_again() {
     explore(None, || {
         let bell = Arc::new(Bell::default());
         let executor = Executor::new(Box::new({
@@ -428,7 +428,7 @@ impl Life {
 }
 
 #[test]
-fn a_stop_at_any_moment_of_a_cleaners_life() {
+fn stop_at_any_moment_ends_cleaner() {
     for kind in [Kind::Threads, Kind::Coroutines, Kind::Tasks] {
         explore(Some(5), move || {
             let life = Life::started(kind);
@@ -440,7 +440,7 @@ fn a_stop_at_any_moment_of_a_cleaners_life() {
 }
 
 #[test]
-fn a_stop_against_the_timer_and_the_pass() {
+fn stop_during_timer_and_pass_ends_cleaner() {
     for kind in [Kind::Threads, Kind::Coroutines, Kind::OwnLock] {
         explore(Some(3), move || {
             let life = Life::started(kind);
@@ -457,7 +457,7 @@ fn a_stop_against_the_timer_and_the_pass() {
 }
 
 #[test]
-fn two_stops_at_once() {
+fn two_concurrent_stops_both_return() {
     for kind in [Kind::Coroutines, Kind::Tasks] {
         explore(Some(3), move || {
             let life = Life::started(kind);

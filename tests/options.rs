@@ -136,7 +136,7 @@ fn cases_worked_out_by_hand() -> Vec<(Geometry, Options, (usize, usize, usize))>
 }
 
 #[test]
-fn sizes_are_those_worked_out_by_hand() {
+fn sizes_match_hand_computed_cases() {
     for (geometry, options, expected) in cases_worked_out_by_hand() {
         let resolved = options.resolve(&geometry);
         let resolved = resolved
@@ -224,7 +224,7 @@ fn refusals() -> Vec<(Geometry, Options, &'static str)> {
 }
 
 #[test]
-fn refusals_name_the_option_its_value_and_the_range() {
+fn error_messages_name_option_value_and_range() {
     for (geometry, options, message) in refusals() {
         let error = options.resolve(&geometry).expect_err(message);
         assert_eq!(error.message(), message);
@@ -234,7 +234,7 @@ fn refusals_name_the_option_its_value_and_the_range() {
 
 /// Zero switches cleaning off everywhere; any other interval needs a kernel that takes memory back.
 #[test]
-fn interval_is_in_seconds_up_to_uint_max() {
+fn clean_interval_is_in_seconds_up_to_uint_max() {
     for seconds in [0, 1, 600, 86_400, MAX_CACHE_CLEAN_INTERVAL] {
         let options = Options {
             cache_clean_interval: Some(seconds),
@@ -338,7 +338,7 @@ proptest! {
     /// Never a panic; what comes out can be given to the caches, or the message fits a C caller's
     /// 256 bytes.
     #[test]
-    fn any_input_gives_a_usable_shape_or_a_short_message(
+    fn any_input_resolves_or_returns_short_message(
         options in any_options(), geometry in any_geometry(),
     ) {
         match options.resolve(&geometry) {
@@ -361,7 +361,7 @@ proptest! {
 
     /// No cache is above its own option, nor both together above `cache-size`, but for the minimum.
     #[test]
-    fn caches_stay_within_what_was_set(options in any_options(), geometry in good_geometry()) {
+    fn cache_sizes_stay_within_configured_limits(options in any_options(), geometry in good_geometry()) {
         let Ok(resolved) = options.resolve(&geometry) else { return Ok(()) };
         let (l2, refcount) = (l2_bytes(&resolved), refcount_bytes(&resolved));
         let (l2_least, refcount_least) = (resolved.l2_tables == 2, resolved.refcount_tables == 4);
@@ -392,7 +392,7 @@ proptest! {
 
     /// The L2 table size is the one asked for, or follows from whether the cache covers the disk.
     #[test]
-    fn tables_are_small_exactly_when_the_cache_does_not_cover_the_disk(
+    fn l2_tables_are_small_iff_cache_does_not_cover_disk(
         options in any_options(), geometry in good_geometry(),
     ) {
         let Ok(resolved) = options.resolve(&geometry) else { return Ok(()) };
@@ -413,7 +413,7 @@ proptest! {
     /// The range that the refusal of too many tables tells is true: its upper end is accepted, and
     /// one more is not, unless the cache covers the disk there and gets larger tables.
     #[test]
-    fn the_range_of_a_refusal_ends_where_it_says(
+    fn allowed_range_in_error_message_is_exact(
         geometry in good_geometry(), entry in maybe((9_u32..22).prop_map(|bits| 1 << bits)),
         which in 0..4, size in huge(),
         refcount in 0_u64..(1 << 40),

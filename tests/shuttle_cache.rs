@@ -3,15 +3,15 @@
 //! no change is lost, nobody starves and nobody hangs. Memory ordering is loom's part; here are the long schedules.
 #![cfg(shuttle)]
 
-mod checked;
+mod model_checking;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use checked::host::{Kind, ModelHost};
-use checked::storage::{ModelStorage, TABLE, fresh};
-use checked::sync::Mutex;
-use checked::{sample, thread};
+use model_checking::host::{Kind, ModelHost};
+use model_checking::storage::{ModelStorage, TABLE, fresh};
+use model_checking::sync::Mutex;
+use model_checking::{sample, thread};
 use qcow2cache::cache::{Cache, CacheOptions, Pinned};
 use qcow2cache::error::Errno;
 use qcow2cache::host::block_on;
@@ -182,24 +182,24 @@ fn storm(tables: usize, reserved: usize, flaky: bool) {
 }
 
 #[test]
-fn everything_at_once() {
+fn mixed_operations_lose_no_change() {
     // With more slots than threads that pin, no locked get may say EBUSY.
     sample(3000, || storm(4, 0, false));
 }
 
 #[test]
-fn everything_at_once_with_a_reserve() {
+fn mixed_operations_with_reserve_lose_no_change() {
     // Two readers that pin without the lock, and one slot that they leave alone.
     sample(3000, || storm(3, 1, false));
 }
 
 #[test]
-fn everything_at_once_while_every_second_write_fails() {
+fn mixed_operations_with_failing_writes_lose_no_change() {
     sample(3000, || storm(3, 1, true));
 }
 
 #[test]
-fn unlocked_callers_that_pin_all_they_can_never_starve_a_locked_one() {
+fn greedy_unlocked_pins_never_starve_locked_get() {
     sample(3000, || {
         let model = Model::new(3, 1, false);
         let greedy = [(), ()].map(|()| {
@@ -225,7 +225,7 @@ fn unlocked_callers_that_pin_all_they_can_never_starve_a_locked_one() {
 }
 
 #[test]
-fn one_load_each_and_different_tables_in_parallel() {
+fn each_table_loads_once_and_loads_run_in_parallel() {
     let parallel = Arc::new(AtomicUsize::new(0));
     sample(1000, {
         let parallel = parallel.clone();
@@ -247,7 +247,7 @@ fn one_load_each_and_different_tables_in_parallel() {
 }
 
 #[test]
-fn discards_under_readers_leave_every_slot_free_or_resident() {
+fn discards_during_reads_leak_no_slot() {
     sample(3000, || {
         let model = Model::new(2, 0, false);
         let readers = [(), ()].map(|()| {
@@ -291,7 +291,7 @@ fn m_get(model: &Model, offset: u64) -> Pinned<'_> {
 }
 
 #[test]
-fn a_table_is_never_written_before_what_it_depends_on() {
+fn table_is_never_written_before_its_dependency() {
     sample(1000, || {
         let refcounts = Model::new(2, 0, false);
         let l2 = Model::new(2, 0, false);

@@ -3,15 +3,15 @@
 //! deadlock that shuttle reports; the host asserts one wake for each sleep; whatever is touched after a stop fails.
 #![cfg(shuttle)]
 
-mod checked;
+mod model_checking;
 
 use std::sync::Arc;
 use std::sync::Mutex as Std;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use checked::host::{Freed, Kind, ModelHost};
-use checked::sync::{Condvar, Mutex};
-use checked::{sample, thread, timeline};
+use model_checking::host::{Freed, Kind, ModelHost};
+use model_checking::sync::{Condvar, Mutex};
+use model_checking::{sample, thread, timeline};
 use qcow2cache::cleaner::{CleanTarget, Cleaner};
 use qcow2cache::error::Errno;
 use qcow2cache::host::Context;
@@ -219,7 +219,7 @@ fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
 }
 
 #[test]
-fn a_stop_at_any_moment_returns_and_nothing_comes_after_it() {
+fn stop_at_any_moment_returns_and_nothing_is_touched_afterwards() {
     let stuck = (Kind::StuckTasks, false);
     for how in STOPS {
         for (kind, eager) in HOSTS.into_iter().chain([stuck]) {
@@ -244,7 +244,7 @@ fn a_stop_at_any_moment_returns_and_nothing_comes_after_it() {
 }
 
 #[test]
-fn three_stops_and_a_request_at_once_all_return() {
+fn three_concurrent_stops_and_a_request_all_return() {
     on_every_host(1400, |kind, eager| {
         let model = Model::started(kind, eager);
         let stops = STOPS.map(|how| {
@@ -261,7 +261,7 @@ fn three_stops_and_a_request_at_once_all_return() {
 }
 
 #[test]
-fn stops_while_timers_fire_and_passes_are_made() {
+fn stops_return_while_timers_fire_and_passes_run() {
     on_every_host(1400, |kind, eager| {
         let model = Model::started(kind, eager);
         let clock = spawn(&model, |m| {
@@ -282,7 +282,7 @@ fn stops_while_timers_fire_and_passes_are_made() {
 }
 
 #[test]
-fn a_timer_that_fires_ends_the_sleep() {
+fn timer_ends_sleep() {
     on_every_host(600, |kind, eager| {
         let model = Model::started(kind, eager);
         let driver = spawn(&model, |m| m.with_lock(thread::yield_now));
@@ -302,7 +302,7 @@ fn a_timer_that_fires_ends_the_sleep() {
 }
 
 #[test]
-fn starts_that_overlap_instances_on_their_way_out() {
+fn starts_overlap_ending_instances() {
     on_every_host(1000, |kind, eager| {
         let model = Model::new(kind, eager);
         let starter = spawn(&model, |m| {
@@ -331,7 +331,7 @@ fn starts_that_overlap_instances_on_their_way_out() {
 }
 
 #[test]
-fn a_locked_stop_returns_with_the_lock_and_without_an_instance() {
+fn locked_stop_returns_with_lock_held_and_no_instance() {
     on_every_host(1000, |kind, eager| {
         let model = Model::started(kind, eager);
         // Starts come under the lock, as a driver's do.
@@ -360,7 +360,7 @@ fn a_locked_stop_returns_with_the_lock_and_without_an_instance() {
 }
 
 #[test]
-fn no_lock_is_needed_to_end() {
+fn unlocked_stop_returns_while_lock_is_held() {
     for kind in [Kind::Threads, Kind::Coroutines, Kind::Tasks] {
         sample(1400, move || {
             let model = Model::started(kind, false);
@@ -379,7 +379,7 @@ fn no_lock_is_needed_to_end() {
 }
 
 #[test]
-fn after_a_request_under_the_lock_no_table_is_dropped() {
+fn stop_request_under_lock_prevents_further_drops() {
     on_every_host(600, |kind, eager| {
         let model = Model::started(kind, eager);
         let clock = spawn(&model, |m| {
@@ -398,7 +398,7 @@ fn after_a_request_under_the_lock_no_table_is_dropped() {
 }
 
 #[test]
-fn of_two_starts_at_once_one_is_refused() {
+fn one_of_two_concurrent_starts_is_refused() {
     on_every_host(300, |kind, eager| {
         let model = Model::new(kind, eager);
         let start = |m: &Model| m.cleaner.start(Context::Default, INTERVAL);
@@ -418,7 +418,7 @@ fn of_two_starts_at_once_one_is_refused() {
 }
 
 #[test]
-fn a_stop_needs_no_progress_of_the_loop() {
+fn stop_returns_without_loop_progress() {
     for how in STOPS {
         sample(400, move || {
             let model = Model::started(Kind::StuckTasks, false);
@@ -435,7 +435,7 @@ fn a_stop_needs_no_progress_of_the_loop() {
 }
 
 #[test]
-fn a_new_interval_takes_effect_in_mid_sleep() {
+fn new_interval_takes_effect_during_sleep() {
     // Not in an executor: whether the cleaner sleeps already cannot be seen there.
     on_hosts(&HOSTS[..5], 800, |kind, eager| {
         let model = Model::started(kind, eager);
@@ -460,7 +460,7 @@ fn a_new_interval_takes_effect_in_mid_sleep() {
 }
 
 #[test]
-fn changes_of_the_interval_against_stops() {
+fn interval_changes_and_stops_all_return() {
     on_every_host(1000, |kind, eager| {
         let model = Model::started(kind, eager);
         let changes = [2 * INTERVAL, 0].map(|interval| {
@@ -481,7 +481,7 @@ fn changes_of_the_interval_against_stops() {
 }
 
 #[test]
-fn a_refused_start_leaves_nothing_to_wait_for() {
+fn refused_start_leaves_no_instance() {
     on_every_host(400, |kind, eager| {
         let model = Model::new(kind, eager);
         model.host.refuse.store(true, Relaxed);
@@ -496,7 +496,7 @@ fn a_refused_start_leaves_nothing_to_wait_for() {
 }
 
 #[test]
-fn a_dropped_handle_ends_its_instance() {
+fn dropped_handle_ends_its_instance() {
     on_every_host(400, |kind, eager| {
         let host = ModelHost::new(kind, eager);
         let protected = Arc::<Protected>::default();

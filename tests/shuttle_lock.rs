@@ -3,7 +3,7 @@
 //! cleaners, which never queue. With it the wait list and `poll_until_done`.
 #![cfg(shuttle)]
 
-mod checked;
+mod model_checking;
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker};
 
-use checked::host::{Kind, ModelHost};
-use checked::sync::Mutex;
-use checked::{sample, thread};
+use model_checking::host::{Kind, ModelHost};
+use model_checking::sync::Mutex;
+use model_checking::{sample, thread};
 use qcow2cache::host::{Event, block_on, poll_until_done};
 use qcow2cache::sync::lock::{Owner, StateLock};
 use qcow2cache::sync::wait_list::WaitList;
@@ -145,7 +145,7 @@ fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
 }
 
 #[test]
-fn requests_and_cleaners_all_get_the_lock() {
+fn requests_and_cleaners_all_acquire_lock() {
     sample(6000, || {
         let model = Model::new();
         let requests = (1..=3).map(|n| {
@@ -165,7 +165,7 @@ fn requests_and_cleaners_all_get_the_lock() {
 }
 
 #[test]
-fn requests_that_are_given_up_pass_their_wake_up_on() {
+fn cancelled_requests_pass_on_their_wake_up() {
     for polls in [1, 2, 3] {
         sample(4000, move || {
             let model = Model::new();
@@ -196,7 +196,7 @@ fn requests_that_are_given_up_pass_their_wake_up_on() {
 }
 
 #[test]
-fn a_request_that_is_given_up_wakes_the_next_though_nobody_else_comes() {
+fn cancelled_request_wakes_last_waiter() {
     for polls in [1, 2] {
         sample(4000, move || {
             let model = Model::new();
@@ -210,7 +210,7 @@ fn a_request_that_is_given_up_wakes_the_next_though_nobody_else_comes() {
 }
 
 #[test]
-fn nobody_is_overtaken_again_after_losing_once() {
+fn request_that_lost_a_race_is_not_overtaken_again() {
     sample(6000, || {
         let model = Model::new();
         let fair = run(&model, |m| {
@@ -241,7 +241,7 @@ struct Gate {
 }
 
 #[test]
-fn a_wait_list_wakes_everybody_whose_key_was_notified() {
+fn wait_list_wakes_every_waiter_of_notified_keys() {
     sample(4000, || {
         let host = ModelHost::new(Kind::Coroutines, false);
         let gate = Arc::new(Mutex::new(Gate::default()));
@@ -288,7 +288,7 @@ fn a_wait_list_wakes_everybody_whose_key_was_notified() {
 }
 
 #[test]
-fn poll_until_done_sees_a_condition_that_came_true_at_any_moment() {
+fn poll_until_done_sees_condition_set_at_any_moment() {
     sample(4000, || {
         let host = ModelHost::new(Kind::Coroutines, false);
         let event = Arc::new(Event::default());

@@ -3,14 +3,14 @@
 //! options, an invalidation and a close always come back.
 #![cfg(shuttle)]
 
-mod checked;
+mod model_checking;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use checked::host::{Kind, ModelHost};
-use checked::storage::ModelStorage;
-use checked::{sample, thread};
+use model_checking::host::{Kind, ModelHost};
+use model_checking::storage::ModelStorage;
+use model_checking::{sample, thread};
 use qcow2cache::error::Errno;
 use qcow2cache::host::Context;
 use qcow2cache::options::{Geometry, Options};
@@ -104,18 +104,18 @@ fn detach_against(iterations: usize, other: impl Fn(&Model) + Copy + Send + Sync
 }
 
 #[test]
-fn a_detach_against_a_change_of_options() {
+fn detach_during_options_change_leaves_no_cleaner() {
     detach_against(200, |m| m.change_options(false));
     detach_against(200, |m| m.change_options(true));
 }
 
 #[test]
-fn a_detach_against_an_invalidation() {
+fn detach_during_invalidate_leaves_no_cleaner() {
     detach_against(200, |m| m.state.invalidate().unwrap());
 }
 
 #[test]
-fn an_attach_against_a_detach_leaves_what_came_last() {
+fn last_of_attach_and_detach_takes_effect() {
     for kind in KINDS {
         sample(200, move || {
             let model = Model::open(kind);
@@ -141,7 +141,7 @@ fn an_attach_against_a_detach_leaves_what_came_last() {
 }
 
 #[test]
-fn changes_of_options_at_once_leave_one_cleaner() {
+fn concurrent_options_changes_leave_one_cleaner() {
     for kind in KINDS {
         sample(200, move || {
             let model = Model::open(kind);
@@ -158,7 +158,7 @@ fn changes_of_options_at_once_leave_one_cleaner() {
 }
 
 #[test]
-fn a_change_of_options_against_an_invalidation_and_a_move() {
+fn options_change_during_invalidate_and_move_keeps_cleaner() {
     for kind in KINDS {
         sample(200, move || {
             let model = Model::open(kind);

@@ -21,21 +21,21 @@ use support::image::{
 use support::{Io, Latch, TestStorage, edit, lock, pattern, until, watched};
 
 on_every_host! {
-    open_starts_the_cleaner_with_every_option_set
-    open_refuses_what_it_cannot_do
-    without_an_interval_there_is_no_cleaner
-    the_caches_are_cleaned
-    close_writes_everything
-    close_loses_nothing_when_it_fails
-    detach_never_waits_and_attach_keeps_the_interval
-    attach_refuses_what_is_attached_or_foreign
-    invalidate_drops_everything
-    invalidate_drops_nothing_when_a_table_is_in_use
-    waiting_where_one_holds_the_lock_is_refused
-    polling_ends_when_it_is_done
+    open_applies_every_option_and_starts_cleaner
+    open_rejects_bad_options_geometry_and_context
+    interval_zero_runs_no_cleaner
+    cleaner_cleans_both_caches
+    close_writes_all_dirty_tables
+    failed_close_loses_no_dirty_table
+    detach_never_waits_and_attach_keeps_interval
+    attach_rejects_attached_state_and_foreign_context
+    invalidate_drops_all_tables
+    invalidate_drops_nothing_while_table_is_pinned
+    waiting_calls_return_edeadlk_while_caller_holds_lock
+    poll_until_done_returns_once_condition_holds
 }
 
-fn open_starts_the_cleaner_with_every_option_set(fixture: &dyn Fixture) {
+fn open_applies_every_option_and_starts_cleaner(fixture: &dyn Fixture) {
     let (storage, state) = open(fixture, 0);
     assert!(state.cleaner().is_running());
     // 600 s, the default.
@@ -77,7 +77,7 @@ fn open_starts_the_cleaner_with_every_option_set(fixture: &dyn Fixture) {
     state.close().unwrap();
 }
 
-fn open_refuses_what_it_cannot_do(fixture: &dyn Fixture) {
+fn open_rejects_bad_options_geometry_and_context(fixture: &dyn Fixture) {
     let storage = Arc::new(TestStorage::new(1 << 19));
     let config = || config(fixture.host(), &storage, fixture.context(0), 0);
     let bad = Options {
@@ -122,7 +122,7 @@ fn open_refuses_what_it_cannot_do(fixture: &dyn Fixture) {
     );
 }
 
-fn without_an_interval_there_is_no_cleaner(fixture: &dyn Fixture) {
+fn interval_zero_runs_no_cleaner(fixture: &dyn Fixture) {
     let storage = Arc::new(TestStorage::new(1 << 19));
     let options = Options {
         cache_clean_interval: Some(0),
@@ -142,7 +142,7 @@ fn without_an_interval_there_is_no_cleaner(fixture: &dyn Fixture) {
     state.close().unwrap();
 }
 
-fn the_caches_are_cleaned(fixture: &dyn Fixture) {
+fn cleaner_cleans_both_caches(fixture: &dyn Fixture) {
     let (_storage, state) = open(fixture, BUSY);
     for n in 1..4 {
         drop(block_on(&*fixture.host(), &[], state.l2_cache().get(n * TABLE)).unwrap());
@@ -163,7 +163,7 @@ fn the_caches_are_cleaned(fixture: &dyn Fixture) {
     assert_eq!(state.cleaner().stats().tables_cleaned, 6);
 }
 
-fn close_writes_everything(fixture: &dyn Fixture) {
+fn close_writes_all_dirty_tables(fixture: &dyn Fixture) {
     let (storage, state) = open(fixture, NEVER);
     dirty_both(&state, 42);
     fixture.run_in(0, Box::new(|| state.close().unwrap()));
@@ -189,7 +189,7 @@ fn close_writes_everything(fixture: &dyn Fixture) {
     assert_eq!(Arc::strong_count(&storage), 1);
 }
 
-fn close_loses_nothing_when_it_fails(fixture: &dyn Fixture) {
+fn failed_close_loses_no_dirty_table(fixture: &dyn Fixture) {
     let (storage, state) = open(fixture, NEVER);
     dirty_both(&state, 43);
     let refcount = state.refcount_cache();
@@ -226,7 +226,7 @@ fn close_loses_nothing_when_it_fails(fixture: &dyn Fixture) {
     );
 }
 
-fn detach_never_waits_and_attach_keeps_the_interval(fixture: &dyn Fixture) {
+fn detach_never_waits_and_attach_keeps_interval(fixture: &dyn Fixture) {
     let (_storage, state) = open(fixture, 50_000);
     for round in 0..30 {
         let passes = state.cleaner().stats().passes;
@@ -257,7 +257,7 @@ fn detach_never_waits_and_attach_keeps_the_interval(fixture: &dyn Fixture) {
     assert_eq!(state.cleaner().stats().instances, 0);
 }
 
-fn attach_refuses_what_is_attached_or_foreign(fixture: &dyn Fixture) {
+fn attach_rejects_attached_state_and_foreign_context(fixture: &dyn Fixture) {
     let (_storage, state) = open(fixture, NEVER);
     assert_eq!(state.attach(fixture.context(0)), Err(Errno::ALREADY));
     assert_eq!(state.attach(fixture.foreign_context()), Err(Errno::INVAL));
@@ -271,7 +271,7 @@ fn attach_refuses_what_is_attached_or_foreign(fixture: &dyn Fixture) {
     state.close().unwrap();
 }
 
-fn invalidate_drops_everything(fixture: &dyn Fixture) {
+fn invalidate_drops_all_tables(fixture: &dyn Fixture) {
     let (storage, state) = open(fixture, NEVER);
     dirty_both(&state, 9);
     lock(&storage.disk)[TABLE as usize..][..8].copy_from_slice(&77_u64.to_ne_bytes());
@@ -308,7 +308,7 @@ fn invalidate_drops_everything(fixture: &dyn Fixture) {
     );
 }
 
-fn invalidate_drops_nothing_when_a_table_is_in_use(fixture: &dyn Fixture) {
+fn invalidate_drops_nothing_while_table_is_pinned(fixture: &dyn Fixture) {
     let (storage, state) = open(fixture, NEVER);
     for which in 0..2 {
         dirty_both(&state, 10);
@@ -331,7 +331,7 @@ fn invalidate_drops_nothing_when_a_table_is_in_use(fixture: &dyn Fixture) {
     assert_eq!((storage.word(TABLE), storage.word(BLOCKS)), (10, 10));
 }
 
-fn waiting_where_one_holds_the_lock_is_refused(fixture: &dyn Fixture) {
+fn waiting_calls_return_edeadlk_while_caller_holds_lock(fixture: &dyn Fixture) {
     let (_storage, state) = open(fixture, NEVER);
     state.cleaner().lock().unwrap();
     assert_eq!(state.close(), Err(Errno::DEADLK));
@@ -363,7 +363,7 @@ fn waiting_where_one_holds_the_lock_is_refused(fixture: &dyn Fixture) {
     state.close().unwrap();
 }
 
-fn polling_ends_when_it_is_done(fixture: &dyn Fixture) {
+fn poll_until_done_returns_once_condition_holds(fixture: &dyn Fixture) {
     let (_storage, state) = open(fixture, NEVER);
     for place in 0..3 {
         let done = AtomicBool::new(false);
@@ -400,7 +400,7 @@ fn polling_ends_when_it_is_done(fixture: &dyn Fixture) {
 }
 
 #[test]
-fn a_moved_cleaner_cleans_in_the_new_loop_alone() {
+fn moved_cleaner_runs_only_in_new_loop() {
     watched(|| {
         // Two loops in this one thread, turned by hand.
         let loops = [EventLoop::new().unwrap(), EventLoop::new().unwrap()];
@@ -442,7 +442,7 @@ fn a_moved_cleaner_cleans_in_the_new_loop_alone() {
 }
 
 #[test]
-fn the_cleaner_of_a_state_and_caches_alone_do_the_same() {
+fn cache_and_cleaner_work_without_state() {
     watched(|| {
         // What the state offers is made of parts that work alone, too.
         let storage = Arc::new(TestStorage::new(1 << 19));

@@ -19,17 +19,17 @@ use support::image::{
 use support::{Io, Rng, edit, lock, pattern, until};
 
 on_every_host! {
-    prepare_flushes_the_old_caches_and_changes_nothing
-    prepare_changes_nothing_when_it_fails
-    commit_puts_every_option_into_effect
-    commit_gives_the_update_back_when_it_fails
-    a_change_can_switch_the_cleaner_off_and_on
-    a_dropped_update_changes_nothing
-    options_can_change_while_detached
+    prepare_flushes_old_caches_and_changes_nothing
+    failed_prepare_changes_nothing
+    commit_applies_every_option
+    failed_commit_returns_update_and_changes_nothing
+    commit_turns_cleaner_off_and_on
+    dropped_update_changes_nothing
+    options_change_while_detached
     options_change_under_load
 }
 
-fn prepare_flushes_the_old_caches_and_changes_nothing(fixture: &dyn Fixture) {
+fn prepare_flushes_old_caches_and_changes_nothing(fixture: &dyn Fixture) {
     let (storage, state) = open(fixture, NEVER);
     let old = state.l2_cache();
     dirty_both(&state, 5);
@@ -47,7 +47,7 @@ fn prepare_flushes_the_old_caches_and_changes_nothing(fixture: &dyn Fixture) {
     state.close().unwrap();
 }
 
-fn prepare_changes_nothing_when_it_fails(fixture: &dyn Fixture) {
+fn failed_prepare_changes_nothing(fixture: &dyn Fixture) {
     let (storage, state) = open(fixture, NEVER);
     dirty_both(&state, 6);
     let old = (state.l2_cache(), state.refcount_cache());
@@ -96,7 +96,7 @@ fn prepare_changes_nothing_when_it_fails(fixture: &dyn Fixture) {
     assert_eq!((storage.word(TABLE), storage.word(BLOCKS)), (6, 6));
 }
 
-fn commit_puts_every_option_into_effect(fixture: &dyn Fixture) {
+fn commit_applies_every_option(fixture: &dyn Fixture) {
     for locked in [false, true] {
         for place in 0..3 {
             let (storage, state) = open(fixture, NEVER);
@@ -141,7 +141,7 @@ fn commit_puts_every_option_into_effect(fixture: &dyn Fixture) {
     }
 }
 
-fn commit_gives_the_update_back_when_it_fails(fixture: &dyn Fixture) {
+fn failed_commit_returns_update_and_changes_nothing(fixture: &dyn Fixture) {
     let (storage, state) = open(fixture, NEVER);
     let old = state.l2_cache();
     let unchanged = |when: &str| {
@@ -195,7 +195,7 @@ fn commit_gives_the_update_back_when_it_fails(fixture: &dyn Fixture) {
     state.close().unwrap();
 }
 
-fn a_change_can_switch_the_cleaner_off_and_on(fixture: &dyn Fixture) {
+fn commit_turns_cleaner_off_and_on(fixture: &dyn Fixture) {
     let (_storage, state) = open(fixture, NEVER);
     let off = Options {
         cache_clean_interval: Some(0),
@@ -220,7 +220,7 @@ fn a_change_can_switch_the_cleaner_off_and_on(fixture: &dyn Fixture) {
     state.close().unwrap();
 }
 
-fn a_dropped_update_changes_nothing(fixture: &dyn Fixture) {
+fn dropped_update_changes_nothing(fixture: &dyn Fixture) {
     let (storage, state) = open(fixture, NEVER);
     let holders = Arc::strong_count(&storage);
     let old = state.l2_cache();
@@ -245,7 +245,7 @@ fn a_dropped_update_changes_nothing(fixture: &dyn Fixture) {
     state.close().unwrap();
 }
 
-fn options_can_change_while_detached(fixture: &dyn Fixture) {
+fn options_change_while_detached(fixture: &dyn Fixture) {
     let (_storage, state) = open(fixture, NEVER);
     state.detach();
     let update = prepared(&state, &options(6, 6), 70_000);

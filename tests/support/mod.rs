@@ -9,7 +9,7 @@
 
 pub mod hosts;
 pub mod image;
-pub mod probe;
+pub mod cleaners;
 
 use std::future::Future;
 use std::pin::Pin;

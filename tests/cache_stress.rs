@@ -22,7 +22,7 @@ fn new(tables: usize, reserved: usize) -> (Arc<TestStorage>, Arc<Cache>) {
 }
 
 #[test]
-fn unlocked_pins_never_make_a_locked_get_fail() {
+fn unlocked_pins_never_make_locked_get_fail() {
     watched(|| {
         const TABLES: u64 = 40;
         for (tables, reserved) in [(2, 1), (4, 2), (70, 1)] {
@@ -76,7 +76,7 @@ fn unlocked_pins_never_make_a_locked_get_fail() {
 }
 
 #[test]
-fn an_unlocked_get_that_is_refused_pins_nothing_even_for_a_moment() {
+fn refused_unlocked_get_never_pins_a_slot() {
     watched(|| {
         let (_storage, cache) = new(2, 1);
         // The ordinary slot is pinned, the reserved one holds a table that unlocked callers want all the time.
@@ -107,7 +107,7 @@ fn an_unlocked_get_that_is_refused_pins_nothing_even_for_a_moment() {
 }
 
 #[test]
-fn copies_are_of_the_right_table_while_tables_come_and_go() {
+fn read_copies_right_table_during_evictions() {
     watched(|| {
         // A few more than slots: most are resident, and all of them come and go.
         const TABLES: u64 = 9;
@@ -254,7 +254,7 @@ fn unlocked_step(caches: &[Arc<Cache>; 2], rng: &mut Rng) {
 }
 
 #[test]
-fn a_storm_of_everything_loses_nothing() {
+fn concurrent_operations_lose_no_change() {
     watched(|| {
         let storage = Arc::new(TestStorage::new(1 << 18));
         let caches = [cache_on(&storage, 5, 512, 2), cache_on(&storage, 9, 512, 2)];
@@ -292,7 +292,7 @@ fn a_storm_of_everything_loses_nothing() {
 }
 
 #[test]
-fn nobody_who_waits_for_any_slot_is_forgotten() {
+fn waiters_for_any_slot_are_all_woken() {
     watched(|| {
         let (storage, cache) = new(2, 0);
         storage.set_hook(|_, _| {
@@ -331,7 +331,7 @@ fn nobody_who_waits_for_any_slot_is_forgotten() {
 }
 
 #[test]
-fn memory_that_is_given_back_makes_nobody_fail() {
+fn get_succeeds_while_memory_is_released() {
     watched(|| {
         // One slot, and a table as large as they come: giving it back takes a while, in which there is no slot at all.
         const LARGE: usize = 2 << 20;

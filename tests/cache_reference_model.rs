@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Sequences of operations on real caches and on a reference model: every result, every storage call in its order, every byte.
 
-mod model;
+mod reference_model;
 mod support;
 
 use std::collections::BTreeMap;
 
-use model::How;
-use model::rig::{Op, Rig, Shape};
+use reference_model::How;
+use reference_model::harness::{Op, Rig, Shape};
 use proptest::prelude::*;
 use qcow2cache::error::Errno;
 
@@ -90,7 +90,7 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn the_cache_does_what_the_model_says((shape, ops) in scenario()) {
+    fn cache_matches_reference_model((shape, ops) in scenario()) {
         let mut rig = Rig::new(&shape, UNIVERSE, &BTreeMap::new());
         for op in &ops {
             // What it returned was compared; errors of the caller's making are part of it.
@@ -100,7 +100,7 @@ proptest! {
     }
 
     #[test]
-    fn the_cache_does_what_the_model_says_with_a_failing_storage((shape, ops) in scenario(), faults in faults()) {
+    fn cache_with_storage_faults_matches_reference_model((shape, ops) in scenario(), faults in faults()) {
         let mut rig = Rig::new(&shape, UNIVERSE, &faults);
         for op in &ops {
             let _ = rig.apply(op);

@@ -11,7 +11,7 @@
     reason = "each test binary uses its own part of it"
 )]
 
-pub mod rig;
+pub mod harness;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -10,7 +10,7 @@ pub use loom::{sync, thread};
 pub use shuttle::{sync, thread};
 
 pub mod host;
-pub mod original;
+pub mod negative_controls;
 pub mod storage;
 pub mod timeline;
 

@@ -3,16 +3,16 @@
 //! library's own, must hang and must wake twice; its repaired twin must not.
 #![cfg(shuttle)]
 
-mod checked;
+mod model_checking;
 
-use checked::original::{Registers, Takes, stop_by_interval, timer_against_stop};
-use checked::{assert_found, sample};
+use model_checking::negative_controls::{Registers, Takes, stop_by_interval, timer_against_stop};
+use model_checking::{assert_found, sample};
 
 /// As many as the fewest that any model of the library's gets.
 const SCHEDULES: usize = 200;
 
 #[test]
-fn registering_after_the_lock_loses_the_wake_up() {
+fn registering_after_unlock_loses_wake_up() {
     assert_found("deadlock", || {
         sample(SCHEDULES, || stop_by_interval(Registers::AfterTheLock));
     });
@@ -20,7 +20,7 @@ fn registering_after_the_lock_loses_the_wake_up() {
 }
 
 #[test]
-fn a_sleeper_field_without_synchronisation_wakes_twice() {
+fn unsynchronised_sleeper_field_wakes_twice() {
     assert_found("woken twice", || {
         sample(SCHEDULES, || timer_against_stop(Takes::InTwoSteps));
     });

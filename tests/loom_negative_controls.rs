@@ -3,18 +3,18 @@
 //! it must find none. A check that cannot fail proves nothing.
 #![cfg(loom)]
 
-mod checked;
+mod model_checking;
 
 use std::sync::Arc;
 
-use checked::original::{Registers, Takes, stop_by_interval, timer_against_stop};
-use checked::timeline::event;
-use checked::{assert_found, explore, thread};
+use model_checking::negative_controls::{Registers, Takes, stop_by_interval, timer_against_stop};
+use model_checking::timeline::event;
+use model_checking::{assert_found, explore, thread};
 use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicU64, Ordering};
 
 #[test]
-fn registering_after_the_lock_loses_the_wake_up() {
+fn registering_after_unlock_loses_wake_up() {
     assert_found("deadlock", || {
         explore(None, || stop_by_interval(Registers::AfterTheLock));
     });
@@ -22,7 +22,7 @@ fn registering_after_the_lock_loses_the_wake_up() {
 }
 
 #[test]
-fn a_sleeper_field_without_synchronisation_wakes_twice() {
+fn unsynchronised_sleeper_field_wakes_twice() {
     assert_found("woken twice", || {
         explore(None, || timer_against_stop(Takes::InTwoSteps));
     });
@@ -114,7 +114,7 @@ fn hit_against_eviction(second_look: bool) {
 }
 
 #[test]
-fn a_pin_without_the_second_look_returns_a_wrong_table() {
+fn pin_without_recheck_returns_wrong_table() {
     assert_found("a pin of the wrong table", || {
         explore(None, || hit_against_eviction(false));
     });
@@ -153,7 +153,7 @@ fn hit_against_cleaning(recheck: bool) {
 }
 
 #[test]
-fn a_table_dropped_without_a_second_look_at_its_pins_is_read_by_whoever_pinned_it() {
+fn drop_without_pin_recheck_frees_pinned_table() {
     assert_found("a pinned table was dropped", || {
         explore(None, || hit_against_cleaning(false));
     });
@@ -200,7 +200,7 @@ fn mark_against_write_back(always_an_exchange: bool) {
 }
 
 #[test]
-fn a_mark_that_is_skipped_when_the_flag_is_set_loses_a_change() {
+fn mark_dirty_skipped_when_flag_is_set_loses_change() {
     assert_found("a change was lost", || {
         explore(None, || mark_against_write_back(false));
     });
