@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The cache itself, with its index, bits and structure lock: hits, copies without a pin, and marks against whatever takes a
-//! table away or writes it. Every value that C11 lets a load return, and every interleaving; where that is too many, those with
-//! at most the given number of forced switches (one thread waits or ends: not forced).
+//! The cache itself, with its index, bits and structure lock: hits, copies without a pin, and marks
+//! against whatever takes a table away or writes it. Every value that C11 lets a load return, and
+//! every interleaving; where that is too many, those with at most the given number of forced
+//! switches (one thread waits or ends: not forced).
 #![cfg(loom)]
 
 mod model_checking;
@@ -165,8 +166,8 @@ fn unpinned_copy_is_correct_during_eviction() {
     copies_against(3, &[B]);
 }
 
-/// A's slot goes to B and back to A. A copy of A that came by the index's first entry, and sees the slot's last offset but B's bytes, has to
-/// see the claim for A, too.
+/// A's slot goes to B and back to A. A copy of A that came by the index's first entry, and sees the
+/// slot's last offset but B's bytes, has to see the claim for A, too.
 #[test]
 fn unpinned_copy_is_correct_when_table_returns_to_its_slot() {
     copies_against(2, &[B, A]);
@@ -240,7 +241,8 @@ fn two_gets_of_absent_table_load_it_once() {
     });
 }
 
-/// A change is made and marked while others flush: the last flush, after all of them, leaves nothing behind.
+/// A change is made and marked while others flush: the last flush, after all of them, leaves
+/// nothing behind.
 fn mark_against_flush(first_dirty: bool) {
     explore(None, move || {
         let model = Model::with_a(1);
@@ -310,7 +312,8 @@ fn change_during_eviction_is_not_lost() {
         let changed = model.get(A).load(0) == 7;
         block_on(model.cache.host(), &[], model.cache.flush()).unwrap();
         assert_eq!(model.storage.contents(A)[0] == 7, changed);
-        // It was resident when the writer came, so it was changed, unless the eviction was there first.
+        // It was resident when the writer came, so it was changed, unless the eviction was there
+        // first.
         assert!(changed || evicting.is_ok(), "a change was lost");
     });
 }

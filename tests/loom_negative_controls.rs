@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Negative controls: protocols that are wrong, in which loom must find the failure, each with its repaired twin, in which
-//! it must find none. A check that cannot fail proves nothing.
+//! Negative controls: protocols that are wrong, in which loom must find the failure, each with its
+//! repaired twin, in which it must find none. A check that cannot fail proves nothing.
 #![cfg(loom)]
 
 mod model_checking;
 
 use std::sync::Arc;
 
+use loom::sync::Mutex;
+use loom::sync::atomic::{AtomicU64, Ordering};
 use model_checking::negative_controls::{Registers, Takes, stop_by_interval, timer_against_stop};
 use model_checking::timeline::event;
 use model_checking::{assert_found, explore, thread};
-use loom::sync::Mutex;
-use loom::sync::atomic::{AtomicU64, Ordering};
 
 #[test]
 fn registering_after_unlock_loses_wake_up() {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The slot's word, the dirty set and the two orders they are changed in: every interleaving and every value that C11 lets a
-//! load return; with three threads, at most three forced switches. Table contents are plain memory here, so that loom
-//! reports a race on them, too.
+//! The slot's word, the dirty set and the two orders they are changed in: every interleaving and
+//! every value that C11 lets a load return; with three threads, at most three forced switches.
+//! Table contents are plain memory here, so that loom reports a race on them, too.
 #![cfg(loom)]
 
 mod model_checking;
@@ -9,9 +9,9 @@ mod model_checking;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use model_checking::{explore, thread};
 use loom::cell::UnsafeCell;
 use loom::sync::{Mutex, MutexGuard};
+use model_checking::{explore, thread};
 use qcow2cache::cache::dirty::DirtySet;
 use qcow2cache::cache::group::Group;
 use qcow2cache::cache::slot::{Discard, Slot, UnpinResult};
@@ -110,7 +110,8 @@ impl Table {
         found
     }
 
-    /// The same in a straight line, as nearly every hit goes; no answer where that one looks further.
+    /// The same in a straight line, as nearly every hit goes; no answer where that one looks
+    /// further.
     fn read_fast(&self, offset: u64) -> Option<u64> {
         if self.slot.offset() != offset || !self.slot.pin_fast() {
             return None;
@@ -377,7 +378,8 @@ fn discarded_or_failed_load_frees_slot_once_and_is_never_pinned() {
     }
 }
 
-/// A table's word in memory, changed while others may write it back, and the same word in the image.
+/// A table's word in memory, changed while others may write it back, and the same word in the
+/// image.
 struct Fill {
     memory: loom::sync::atomic::AtomicU64,
     image: Mutex<u64>,
@@ -412,7 +414,8 @@ impl Fill {
     }
 }
 
-/// Two changes race with two write-backs, one of which may fail: whatever the image lacks is still dirty.
+/// Two changes race with two write-backs, one of which may fail: whatever the image lacks is still
+/// dirty.
 fn mark_against_write_back(failed: bool) {
     explore(None, move || {
         let table = Table::pinned(A);
@@ -479,7 +482,8 @@ fn dirty_table_is_never_evicted_cleaned_or_moved() {
     }
 }
 
-/// Slots with the dirty set over them: what a marker and the holder of the structure lock do to both.
+/// Slots with the dirty set over them: what a marker and the holder of the structure lock do to
+/// both.
 struct Set {
     table: Arc<Table>,
     groups: [Group; 1],
@@ -487,7 +491,8 @@ struct Set {
 }
 
 impl Set {
-    /// Slot 0 is pinned and clean; its bit is set all the same, or only its group's bit in the summary is.
+    /// Slot 0 is pinned and clean; its bit is set all the same, or only its group's bit in the
+    /// summary is.
     fn stale(bit: bool) -> Arc<Self> {
         let set = Self {
             table: Table::pinned(A),
@@ -536,7 +541,8 @@ impl Set {
     }
 }
 
-/// Whoever marked the table and returned is found by the next flush, if not by one that ran meanwhile.
+/// Whoever marked the table and returned is found by the next flush, if not by one that ran
+/// meanwhile.
 fn marked_is_listed(bit: bool) {
     explore(None, move || {
         let set = Set::stale(bit);
@@ -560,7 +566,8 @@ fn mark_racing_sweep_of_stale_summary_is_listed() {
     marked_is_listed(false);
 }
 
-/// A flush has the table on its list from before somebody else wrote it: there is nothing to claim, unless it is marked now.
+/// A flush has the table on its list from before somebody else wrote it: there is nothing to claim,
+/// unless it is marked now.
 #[test]
 fn mark_racing_failed_claim_is_listed() {
     explore(None, || {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The parker, its wakers, the wait list, and the cleaner's start, sleep and stop on them: every interleaving and every value
-//! that C11 lets a load return; where a bound is given, at most so many forced switches. A wake-up that is lost is a deadlock,
-//! which loom reports.
+//! The parker, its wakers, the wait list, and the cleaner's start, sleep and stop on them: every
+//! interleaving and every value that C11 lets a load return; where a bound is given, at most so
+//! many forced switches. A wake-up that is lost is a deadlock, which loom reports.
 #![cfg(loom)]
 
 mod model_checking;
@@ -11,11 +11,11 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use model_checking::host::{Freed, Kind, ModelHost};
-use model_checking::{explore, thread, timeline};
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::sync::{Condvar, Mutex};
+use model_checking::host::{Freed, Kind, ModelHost};
+use model_checking::{explore, thread, timeline};
 use qcow2cache::cleaner::{CleanTarget, Cleaner};
 use qcow2cache::host::executor::Executor;
 use qcow2cache::host::{Context as Place, Event, block_on, poll_until_done};
@@ -136,7 +136,8 @@ fn two_wakers_wake_one_sleep_once() {
             parker.park();
         }
         wakers.into_iter().for_each(|w| w.join().unwrap());
-        // What came too late for the last sleep ends the next one at once, without a wake of the host's.
+        // What came too late for the last sleep ends the next one at once, without a wake of the
+        // host's.
         no_wake_is_left(&coroutine);
     });
 }
@@ -367,7 +368,8 @@ fn task_woken_during_poll_is_polled_again() {
     });
 }
 
-/// A cache that may not be touched once it is freed. Plain memory: a pass that races the free is a race loom reports.
+/// A cache that may not be touched once it is freed. Plain memory: a pass that races the free is a
+/// race loom reports.
 struct Target {
     freed: Freed,
     memory: Message,

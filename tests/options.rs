@@ -56,8 +56,8 @@ fn shape(resolved: &Resolved) -> (usize, usize, usize) {
     )
 }
 
-/// Geometry, options, shape. QEMU 10.0.2 allocates the same, where such an image can be made and the
-/// memory is there.
+/// Geometry, options, shape. QEMU 10.0.2 allocates the same, where such an image can be made and
+/// the memory is there.
 #[rustfmt::skip]
 fn cases_worked_out_by_hand() -> Vec<(Geometry, Options, (usize, usize, usize))> {
     let none = None;

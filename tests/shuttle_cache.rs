@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The cache with many threads that do everything at once, on a few tables in fewer slots: no table is ever mistaken for another,
-//! no change is lost, nobody starves and nobody hangs. Memory ordering is loom's part; here are the long schedules.
+//! The cache with many threads that do everything at once, on a few tables in fewer slots: no table
+//! is ever mistaken for another, no change is lost, nobody starves and nobody hangs. Memory
+//! ordering is loom's part; here are the long schedules.
 #![cfg(shuttle)]
 
 mod model_checking;
@@ -307,7 +308,8 @@ fn table_is_never_written_before_its_dependency() {
             thread::spawn(move || {
                 for _ in 0..2 {
                     let held = lock.lock().unwrap();
-                    // As a driver allocates: the refcount first, then, dependent on it, the entry that refers to it.
+                    // As a driver allocates: the refcount first, then, dependent on it, the entry
+                    // that refers to it.
                     refcounts.change(TABLE).unwrap();
                     l2.wait(l2.cache.set_dependency(&refcounts.cache)).unwrap();
                     l2.change(TABLE).unwrap();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The cleaner's whole life, with many threads: start, sleep, pass and every kind of stop, on every kind of host. A hang is a
-//! deadlock that shuttle reports; the host asserts one wake for each sleep; whatever is touched after a stop fails.
+//! The cleaner's whole life, with many threads: start, sleep, pass and every kind of stop, on every
+//! kind of host. A hang is a deadlock that shuttle reports; the host asserts one wake for each
+//! sleep; whatever is touched after a stop fails.
 #![cfg(shuttle)]
 
 mod model_checking;
@@ -180,7 +181,8 @@ impl Model {
         self.target.freed.free();
     }
 
-    /// Starts another instance with a cache of its own; waits while one runs that nobody asked to stop.
+    /// Starts another instance with a cache of its own; waits while one runs that nobody asked to
+    /// stop.
     fn start_another(&self) {
         let target = Target::new(&self.protected);
         self.cleaner.set_caches(vec![target.clone()]);
@@ -443,7 +445,8 @@ fn new_interval_takes_effect_during_sleep() {
             while m.host.clock.armed() == 0 {
                 thread::yield_now();
             }
-            // Half of the old interval, more than the new one. Nothing but what is due fires, however often that is looked at.
+            // Half of the old interval, more than the new one. Nothing but what is due fires,
+            // however often that is looked at.
             m.host.advance(INTERVAL / 2);
             m.cleaner.set_interval(INTERVAL / 4).unwrap();
             while m.cleaner.stats().passes == 0 {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The state lock with many threads: one holder, no wake-up lost, nobody overtaken for ever, requests that are given up, and
-//! cleaners, which never queue. With it the wait list and `poll_until_done`.
+//! The state lock with many threads: one holder, no wake-up lost, nobody overtaken for ever,
+//! requests that are given up, and cleaners, which never queue. With it the wait list and
+//! `poll_until_done`.
 #![cfg(shuttle)]
 
 mod model_checking;
@@ -102,7 +103,8 @@ impl Model {
         }
     }
 
-    /// Waits as `request` does, and counts how often it is overtaken once the lock knows that it lost a race.
+    /// Waits as `request` does, and counts how often it is overtaken once the lock knows that it
+    /// lost a race.
     fn request_fairly(&self, owner: Owner) {
         let mut request = pin!(self.lock.lock(owner));
         let mut pending = 0;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Negative controls: the protocol that this library replaces, sampled with the same schedulers and no more schedules than the
-//! library's own, must hang and must wake twice; its repaired twin must not.
+//! Negative controls: the protocol that this library replaces, sampled with the same schedulers and
+//! no more schedules than the library's own, must hang and must wake twice; its repaired twin must
+//! not.
 #![cfg(shuttle)]
 
 mod model_checking;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The state's transitions against each other: whoever detached last has no cleaner left, whatever else was under way; a change of
-//! options, an invalidation and a close always come back.
+//! The state's transitions against each other: whoever detached last has no cleaner left, whatever
+//! else was under way; a change of options, an invalidation and a close always come back.
 #![cfg(shuttle)]
 
 mod model_checking;

@@ -41,7 +41,8 @@ impl Kind {
     }
 }
 
-/// Something that is freed once a stop has returned. Touching it afterwards fails the model, at [`ModelHost::join`] if not at once.
+/// Something that is freed once a stop has returned. Touching it afterwards fails the model, at
+/// [`ModelHost::join`] if not at once.
 #[derive(Default)]
 pub struct Freed(AtomicBool);
 
@@ -124,7 +125,8 @@ impl FirstWait {
     }
 }
 
-/// An executor and the thread that turns it, as in an event loop. Its clock stands until it is stepped.
+/// An executor and the thread that turns it, as in an event loop. Its clock stands until it is
+/// stepped.
 struct Turner {
     executor: Arc<Executor>,
     signal: Arc<Signal>,
@@ -188,7 +190,8 @@ impl Turner {
         }
         // Only now: a task that has reported its end may have been on its way out of a turn.
         assert!(!self.executor.has_tasks(), "a task was left over");
-        // What is still queued is of tasks that are gone. After that nothing is due, however late it is.
+        // What is still queued is of tasks that are gone. After that nothing is due, however late
+        // it is.
         self.executor.run_ready();
         self.executor.step_clock(u64::MAX / 4);
         assert_eq!(self.executor.run_ready(), 0, "a timer was left over");
@@ -428,7 +431,8 @@ struct Timers {
     armed: Vec<Armed>,
 }
 
-/// A clock that stands still until it is told to go on; its timers fire then, or are told to fire without reason.
+/// A clock that stands still until it is told to go on; its timers fire then, or are told to fire
+/// without reason.
 pub struct ModelClock {
     timers: Arc<Mutex<Timers>>,
     freed: Arc<Freed>,

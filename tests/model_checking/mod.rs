@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the model tests share: how a model is run, how a failure is expected, and a host made of model threads.
+//! What the model tests share: how a model is run, how a failure is expected, and a host made of
+//! model threads.
 //!
 //! Compiled under `--cfg loom` and `--cfg shuttle`; a test file uses what it needs of it.
 #![allow(dead_code, unused_imports, unreachable_pub)]
@@ -20,8 +21,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(loom)]
 const MOST_EXECUTIONS: usize = 200_000;
 
-/// Explores every interleaving with at most `preemptions` forced switches (`None`: every one there is), and every value that
-/// C11 lets a load return. `LOOM_MAX_PREEMPTIONS` gives another bound.
+/// Explores every interleaving with at most `preemptions` forced switches (`None`: every one there
+/// is), and every value that C11 lets a load return. `LOOM_MAX_PREEMPTIONS` gives another bound.
 #[cfg(loom)]
 pub fn explore(preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
@@ -46,8 +47,9 @@ pub fn explore(preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'sta
     assert!(runs > 1, "there was nothing to explore");
 }
 
-/// Runs `iterations` schedules of uniform choice and as many of PCT (few, well-placed switches) at depth 3. The seeds are
-/// fixed, so that every run is the same; `MODEL_SEED` gives another one, `MODEL_FACTOR` multiplies the schedules.
+/// Runs `iterations` schedules of uniform choice and as many of PCT (few, well-placed switches) at
+/// depth 3. The seeds are fixed, so that every run is the same; `MODEL_SEED` gives another one,
+/// `MODEL_FACTOR` multiplies the schedules.
 #[cfg(shuttle)]
 pub fn sample(iterations: usize, model: impl Fn() + Send + Sync + 'static) {
     use shuttle::scheduler::{PctScheduler, RandomScheduler};
@@ -78,7 +80,8 @@ pub fn sample(iterations: usize, model: impl Fn() + Send + Sync + 'static) {
     shuttle::Runner::new(pct, config).run(move || model());
 }
 
-/// Runs a checker and asserts that it finds a failure whose message has `text` in it; prints the failing schedule.
+/// Runs a checker and asserts that it finds a failure whose message has `text` in it; prints the
+/// failing schedule.
 pub fn assert_found(text: &str, check: impl FnOnce()) {
     let found = catch_unwind(AssertUnwindSafe(check));
     let schedule = timeline::take();

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Negative controls: the shape of the protocol that qcow2cache replaces, and of its repair, small enough to be gone through whole.
+//! Negative controls: the shape of the protocol that qcow2cache replaces, and of its repair, small
+//! enough to be gone through whole.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -48,8 +49,8 @@ struct Cleaner {
     sleeper: Sleeper,
 }
 
-/// Interval read under the lock, lock dropped, then registered; a stop sets the interval to 0 and wakes whoever is
-/// registered. The clock stands still: only a wake ends the sleep.
+/// Interval read under the lock, lock dropped, then registered; a stop sets the interval to 0 and
+/// wakes whoever is registered. The clock stands still: only a wake ends the sleep.
 pub fn stop_by_interval(registers: Registers) {
     let cleaner = Arc::new(Cleaner {
         interval: Mutex::new(600),

@@ -19,8 +19,8 @@ pub fn fresh(offset: u64) -> Words {
     std::array::from_fn(|n| offset + n as u64 * 8 + 1)
 }
 
-/// Image contents and counters. Its own data are no part of the model: a call is one step of its thread, but for the table
-/// words, each of which is one.
+/// Image contents and counters. Its own data are no part of the model: a call is one step of its
+/// thread, but for the table words, each of which is one.
 #[derive(Default)]
 pub struct ModelStorage {
     tables: Std<HashMap<u64, Words>>,

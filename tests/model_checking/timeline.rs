@@ -5,7 +5,8 @@ use std::cell::RefCell;
 use std::fmt::Write;
 
 thread_local! {
-    // Both checkers run all of a model's threads in one thread of the operating system: the order here is the real one.
+    // Both checkers run all of a model's threads in one thread of the operating system: the order
+    // here is the real one.
     static EVENTS: RefCell<Vec<(&'static str, String)>> = RefCell::default();
 }
 
