@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Negative controls: protocols that are wrong, in which loom must find the failure, each with its
-//! repaired twin, in which it must find none. A check that cannot fail proves nothing.
+//! Negative controls: wrong protocols in which loom must find the failure, each with a repaired
+//! twin in which it must find none. A check that cannot fail proves nothing.
 #![cfg(loom)]
 
 mod model_checking;
@@ -9,27 +9,27 @@ use std::sync::Arc;
 
 use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicU64, Ordering};
-use model_checking::negative_controls::{Registers, Takes, stop_by_interval, timer_against_stop};
+use model_checking::negative_controls::{Registration, Take, stop_by_interval, timer_against_stop};
 use model_checking::timeline::event;
 use model_checking::{assert_found, explore, thread};
 
 #[test]
 fn registering_after_unlock_loses_wake_up() {
     assert_found("deadlock", || {
-        explore(None, || stop_by_interval(Registers::AfterTheLock));
+        explore(None, || stop_by_interval(Registration::AfterUnlock));
     });
-    explore(None, || stop_by_interval(Registers::UnderTheLock));
+    explore(None, || stop_by_interval(Registration::UnderLock));
 }
 
 #[test]
 fn unsynchronised_sleeper_field_wakes_twice() {
     assert_found("woken twice", || {
-        explore(None, || timer_against_stop(Takes::InTwoSteps));
+        explore(None, || timer_against_stop(Take::InTwoSteps));
     });
-    explore(None, || timer_against_stop(Takes::AtOnce));
+    explore(None, || timer_against_stop(Take::Atomically));
 }
 
-/// A slot as small as can be: 0 free or in motion, else 1 + pins; its offset and its table.
+/// A minimal slot. `word` is 0 while the slot is free or claimed, else 1 + pins.
 struct Slot {
     word: AtomicU64,
     offset: AtomicU64,
@@ -92,7 +92,7 @@ impl Slot {
     }
 }
 
-fn hit_against_eviction(second_look: bool) {
+fn hit_against_eviction(recheck: bool) {
     let slot = Slot::with_a();
     let eviction = thread::spawn({
         let slot = slot.clone();
@@ -102,7 +102,7 @@ fn hit_against_eviction(second_look: bool) {
         event("hit", "looks up A: this slot");
         if slot.pin() {
             event("hit", "pins the slot");
-            if !second_look || slot.offset.load(Ordering::Relaxed) == A {
+            if !recheck || slot.offset.load(Ordering::Relaxed) == A {
                 let found = slot.table();
                 event("hit", format!("reads table {found:#x}"));
                 assert!(found == A, "a pin of the wrong table");
@@ -167,7 +167,7 @@ struct Dirty {
     image: Mutex<u64>,
 }
 
-fn mark_against_write_back(always_an_exchange: bool) {
+fn mark_against_write_back(always_read_modify_write: bool) {
     let table = Arc::new(Dirty {
         flag: AtomicU64::new(1),
         memory: AtomicU64::new(0),
@@ -185,7 +185,7 @@ fn mark_against_write_back(always_an_exchange: bool) {
     });
     table.memory.store(7, Ordering::Relaxed);
     event("mark_dirty", "has changed the table to 7");
-    if always_an_exchange {
+    if always_read_modify_write {
         table.flag.fetch_or(1, Ordering::AcqRel);
     } else if table.flag.load(Ordering::Acquire) == 0 {
         table.flag.fetch_or(1, Ordering::AcqRel);
