@@ -25,12 +25,12 @@ static uint64_t now_ns(void)
 
 static void stop(void *arg)
 {
-    uint64_t switches = th_co_switches(), begun = now_ns();
+    uint64_t switches = host_co_switches(), begun = now_ns();
 
     (void)arg;
     MUST(q2c_cleaner_del_and_wait(cleaner));
     taken_ns[stops++] = now_ns() - begun;
-    switches = th_co_switches() - switches;
+    switches = host_co_switches() - switches;
     most_switches = switches > most_switches ? switches : most_switches;
 }
 
@@ -49,26 +49,26 @@ static void print(const char *name, double share)
 int main(void)
 {
     q2c_storage calls;
-    th_storage *storage;
+    host_storage *storage;
     q2c_cache *cache;
 
     test_begin();
     world_begin();
-    th_clock_stop(world.program);
+    host_clock_stop(world.program);
     host_begin((struct variant){.own_lock = false});
-    storage = storage_new(4, TH_RESUME_HOME, &calls);
+    storage = storage_new(4, HOST_RESUME_HOME, &calls);
     cache = cache_new(&calls, 4);
     cleaner = cleaner_new(cache);
     while (stops < STOPS) {
         MUST(q2c_cleaner_start(cleaner, world.io[0], 600 * SECOND));
         EVENTUALLY(host_stats().parked == 1);
-        TURN_UNTIL(th_co_alive() == 1);
-        th_call(world.io[1], true, stop, NULL);
+        TURN_UNTIL(host_co_alive() == 1);
+        host_context_call(world.io[1], true, stop, NULL);
     }
-    TURN_UNTIL(th_co_alive() == 0);
+    TURN_UNTIL(host_co_alive() == 0);
     MUST(q2c_cleaner_destroy(&cleaner));
     cache_drop(cache);
-    th_storage_free(storage);
+    host_storage_free(storage);
     host_end();
     world_end();
     qsort(taken_ns, STOPS, sizeof(taken_ns[0]), compare);

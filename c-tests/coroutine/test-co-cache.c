@@ -9,7 +9,7 @@
 enum { TABLES = 64, SLOTS = 8, PER_CONTEXT = 4, ROUNDS = 150 };
 
 static q2c_storage calls;
-static th_storage *storage;
+static host_storage *storage;
 static q2c_cache *cache;
 static q2c_cleaner *cleaner;
 static uint64_t updates[TABLES]; /* protected by the state lock */
@@ -59,7 +59,7 @@ static void look(uint64_t n)
     ret = q2c_cache_get_unlocked(cache, AT(n), &table);
     if (ret == 0) {
         check_tag(table, n);
-        th_co_sleep_ns(true, 1000); /* pinned over a wait of the host's own */
+        host_co_sleep_ns(true, 1000); /* pinned over a wait of the host's own */
         check_tag(table, n);
         CHECK_INT(q2c_cache_put(cache, &table), 0);
     } else {
@@ -105,7 +105,7 @@ static void finish(void *arg)
 
 static void check_image(void)
 {
-    const uint64_t *image = th_storage_image(storage);
+    const uint64_t *image = host_storage_image(storage);
 
     for (uint64_t n = 1; n < TABLES; n++) {
         const uint64_t *table = image + AT(n) / 8;
@@ -114,7 +114,7 @@ static void check_image(void)
     }
 }
 
-static void begin(size_t slots, th_resume resume)
+static void begin(size_t slots, host_resume resume)
 {
     storage = storage_new(TABLES, resume, &calls);
     cache = cache_new(&calls, slots);
@@ -125,28 +125,28 @@ static void end(void)
 {
     CHECK_INT(q2c_cleaner_destroy(&cleaner), 0);
     cache_drop(cache);
-    th_storage_free(storage);
+    host_storage_free(storage);
 }
 
 static void no_wrong_byte_under_load(void)
 {
     q2c_cache_stats stats = {.struct_size = sizeof(stats)};
-    th_storage_stats requests;
+    host_storage_stats requests;
 
     memset(updates, 0, sizeof(updates));
-    begin(SLOTS, TH_RESUME_MIXED);
+    begin(SLOTS, HOST_RESUME_MIXED);
     CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], SECOND / 1000), 0);
     atomic_store(&running, IO_THREADS * PER_CONTEXT);
     for (int i = 0; i < IO_THREADS * PER_CONTEXT; i++) {
-        th_co_schedule(world.io[i % IO_THREADS], th_co_create(load, (void *)(uintptr_t)(i + 1)));
+        host_co_schedule(world.io[i % IO_THREADS], host_co_create(load, (void *)(uintptr_t)(i + 1)));
     }
     TURN_UNTIL(atomic_load(&running) == 0);
-    th_call(world.io[1], true, finish, NULL);
+    host_context_call(world.io[1], true, finish, NULL);
     check_image();
     CHECK_INT(q2c_cache_get_stats(cache, &stats), 0);
     CHECK(stats.evictions > 0 && stats.write_backs > 0);
     CHECK_U64(stats.pinned_tables, 0);
-    th_storage_get_stats(storage, &requests);
+    host_storage_get_stats(storage, &requests);
     CHECK(requests.yields > 0 && requests.moved > 0);
     end();
 }
@@ -168,7 +168,7 @@ static void getters_begin(struct getter *g, int n, bool same)
     for (int i = 0; i < n; i++) {
         g[i].offset = same ? AT(5) : AT(5 + i);
         atomic_store(&g[i].result, 1);
-        th_co_schedule(world.io[i % IO_THREADS], th_co_create(get, &g[i]));
+        host_co_schedule(world.io[i % IO_THREADS], host_co_create(get, &g[i]));
     }
 }
 
@@ -179,7 +179,7 @@ static void getters_end(struct getter *g, int n)
         CHECK_INT(atomic_load(&g[i].result), 0);
         CHECK_INT(q2c_cache_put(cache, &g[i].table), 0);
     }
-    TURN_UNTIL(th_co_alive() == 0);
+    TURN_UNTIL(host_co_alive() == 0);
 }
 
 /* In another thread, while the main thread polls inside the library. */
@@ -188,27 +188,27 @@ static void release_when_all_wait(void *arg)
     uint64_t parked = *(uint64_t *)arg;
 
     CO_EVENTUALLY(host_stats().parked == parked && host_stats().polls > 0);
-    th_storage_release(storage);
+    host_storage_release(storage);
 }
 
 static void one_load_for_coroutines_and_plain_code(void)
 {
     struct getter g[5], plain = {.offset = AT(5)};
     uint64_t parked = 4;
-    th_storage_stats requests;
+    host_storage_stats requests;
 
-    begin(SLOTS, TH_RESUME_HOME);
-    th_storage_hold(storage);
+    begin(SLOTS, HOST_RESUME_HOME);
+    host_storage_hold(storage);
     getters_begin(g, 1, true);
-    TURN_UNTIL(th_storage_held(storage) == 1);
+    TURN_UNTIL(host_storage_held(storage) == 1);
     getters_begin(g + 1, 4, true);
     TURN_UNTIL(host_stats().parked == 4);
-    th_co_schedule(world.io[2], th_co_create(release_when_all_wait, &parked));
+    host_co_schedule(world.io[2], host_co_create(release_when_all_wait, &parked));
     get(&plain); /* polls until done */
     CHECK_INT(atomic_load(&plain.result), 0);
     getters_end(g, 5);
     CHECK_INT(q2c_cache_put(cache, &plain.table), 0);
-    th_storage_get_stats(storage, &requests);
+    host_storage_get_stats(storage, &requests);
     CHECK_U64(requests.reads, 1);
     end();
 }
@@ -217,12 +217,12 @@ static void different_tables_load_in_parallel(void)
 {
     struct getter g[6];
 
-    begin(SLOTS, TH_RESUME_WORKER);
-    th_storage_hold(storage);
+    begin(SLOTS, HOST_RESUME_WORKER);
+    host_storage_hold(storage);
     getters_begin(g, 6, false);
-    TURN_UNTIL(th_storage_held(storage) == 6);
-    CHECK_U64(th_storage_held(storage), 6);
-    th_storage_release(storage);
+    TURN_UNTIL(host_storage_held(storage) == 6);
+    CHECK_U64(host_storage_held(storage), 6);
+    host_storage_release(storage);
     getters_end(g, 6);
     end();
 }
@@ -232,14 +232,14 @@ static void a_failed_load_fails_all_who_wait_or_is_tried_again(void)
     struct getter g[4];
     int failed = 0;
 
-    begin(SLOTS, TH_RESUME_SPREAD);
-    th_storage_hold(storage);
-    th_storage_fail_at(storage, 1, EIO);
+    begin(SLOTS, HOST_RESUME_SPREAD);
+    host_storage_hold(storage);
+    host_storage_fail_at(storage, 1, EIO);
     getters_begin(g, 1, true);
-    TURN_UNTIL(th_storage_held(storage) == 1);
+    TURN_UNTIL(host_storage_held(storage) == 1);
     getters_begin(g + 1, 3, true);
     TURN_UNTIL(host_stats().parked == 3);
-    th_storage_release(storage);
+    host_storage_release(storage);
     for (int i = 0; i < 4; i++) {
         int ret;
         TURN_UNTIL((ret = atomic_load(&g[i].result)) != 1);
@@ -250,7 +250,7 @@ static void a_failed_load_fails_all_who_wait_or_is_tried_again(void)
         }
     }
     CHECK_BETWEEN(failed, 1, 4);
-    TURN_UNTIL(th_co_alive() == 0);
+    TURN_UNTIL(host_co_alive() == 0);
     getters_begin(g, 1, true);
     getters_end(g, 1);
     end();
@@ -263,7 +263,7 @@ static void dirty_then_flush_without_space(void *arg)
     (void)arg;
     update(3);
     update(4);
-    th_storage_fail_at(storage, 1, ENOSPC);
+    host_storage_fail_at(storage, 1, ENOSPC);
     CHECK_INT(q2c_cleaner_lock(cleaner), 0);
     CHECK_INT(q2c_cache_flush(cache), -ENOSPC);
     CHECK_INT(q2c_cache_flush(cache), 0);
@@ -273,8 +273,8 @@ static void dirty_then_flush_without_space(void *arg)
 static void a_failed_flush_loses_nothing(void)
 {
     memset(updates, 0, sizeof(updates));
-    begin(SLOTS, TH_RESUME_SPREAD);
-    th_call(world.io[0], true, dirty_then_flush_without_space, NULL);
+    begin(SLOTS, HOST_RESUME_SPREAD);
+    host_context_call(world.io[0], true, dirty_then_flush_without_space, NULL);
     check_image();
     end();
 }

@@ -11,7 +11,7 @@ enum { N_L2 = 48, N_REFCOUNT = 24, LOADERS = 6, CLUSTER = 4096, SLICE = 512 };
 
 #define MS (SECOND / 1000)
 
-static th_storage *l2_storage, *refcount_storage;
+static host_storage *l2_storage, *refcount_storage;
 static q2c_storage l2_calls, refcount_calls;
 static q2c_state *state;
 static uint64_t l2_updates[N_L2], refcount_updates[N_REFCOUNT]; /* protected by the state lock */
@@ -76,7 +76,7 @@ static void load_begin(void)
     atomic_store(&quiesce, false);
     atomic_store(&loaders, LOADERS);
     for (int i = 0; i < LOADERS; i++) {
-        th_co_schedule(world.io[i % IO_THREADS], th_co_create(load, (void *)(uintptr_t)(i + 1)));
+        host_co_schedule(world.io[i % IO_THREADS], host_co_create(load, (void *)(uintptr_t)(i + 1)));
     }
 }
 
@@ -152,7 +152,7 @@ static void close_it(void *arg)
     *(int *)arg = q2c_state_close(&state);
 }
 
-static void storage_begin(th_resume resume)
+static void storage_begin(host_resume resume)
 {
     l2_storage = storage_new(N_L2, resume, &l2_calls);
     refcount_storage = storage_new(N_REFCOUNT * CLUSTER / TABLE, resume, &refcount_calls);
@@ -160,9 +160,9 @@ static void storage_begin(th_resume resume)
     memset(refcount_updates, 0, sizeof(refcount_updates));
 }
 
-static void check_image(th_storage *storage, size_t table_size, const uint64_t *updates, uint64_t n)
+static void check_image(host_storage *storage, size_t table_size, const uint64_t *updates, uint64_t n)
 {
-    const char *image = th_storage_image(storage);
+    const char *image = host_storage_image(storage);
 
     for (uint64_t i = 1; i < n; i++) {
         uint64_t words[2];
@@ -180,7 +180,7 @@ static void check_images(void)
 
 static void begin(void)
 {
-    storage_begin(TH_RESUME_MIXED);
+    storage_begin(HOST_RESUME_MIXED);
     MUST(open_state());
     load_begin();
     let_it_run(50);
@@ -192,14 +192,14 @@ static void end(bool in_coroutine)
     int ret = 1;
 
     load_end();
-    th_call(world.main, in_coroutine, close_it, &ret);
+    host_context_call(world.main, in_coroutine, close_it, &ret);
     CHECK_INT(ret, 0);
     CHECK_PTR(state, NULL);
     check_images();
     CHECK_U64(host_stats().timers_alive, 0);
-    TURN_UNTIL(th_co_alive() == 0);
-    th_storage_free(l2_storage);
-    th_storage_free(refcount_storage);
+    TURN_UNTIL(host_co_alive() == 0);
+    host_storage_free(l2_storage);
+    host_storage_free(refcount_storage);
 }
 
 static q2c_cleaner_stats cleaning(void)
@@ -232,8 +232,8 @@ static void open_and_close_in_coroutines(void)
 {
     int ret = 1;
 
-    storage_begin(TH_RESUME_HOME);
-    th_call(world.io[1], true, open_it, &ret);
+    storage_begin(HOST_RESUME_HOME);
+    host_context_call(world.io[1], true, open_it, &ret);
     CHECK_INT(ret, 0);
     load_begin();
     let_it_run(50);
@@ -246,15 +246,15 @@ static void an_open_that_cannot_start_its_cleaner_leaves_nothing(void)
 {
     q2c_state *const untouched = (q2c_state *)&world;
 
-    storage_begin(TH_RESUME_HOME);
+    storage_begin(HOST_RESUME_HOME);
     state = untouched;
-    th_host_fail_spawn(world.host, EAGAIN);
+    host_adapter_fail_spawn(world.host, EAGAIN);
     CHECK_INT(open_state(), -EAGAIN);
     CHECK_PTR(state, untouched);
     CHECK_U64(host_stats().spawned_alive, 0);
-    th_host_close(world.host); /* nothing may come from it any more */
-    th_storage_free(l2_storage);
-    th_storage_free(refcount_storage);
+    host_adapter_close(world.host); /* nothing may come from it any more */
+    host_storage_free(l2_storage);
+    host_storage_free(refcount_storage);
 }
 
 /* A driver that builds on the parts, and fails after it started the cleaner, the lock held. */
@@ -277,13 +277,13 @@ static void fail_half_way(void *arg)
 
 static void an_open_that_fails_with_the_lock_held(void)
 {
-    storage_begin(TH_RESUME_HOME);
+    storage_begin(HOST_RESUME_HOME);
     for (int i = 0; i < 50; i++) {
-        th_call(world.io[i % IO_THREADS], true, fail_half_way, NULL);
+        host_context_call(world.io[i % IO_THREADS], true, fail_half_way, NULL);
     }
-    th_host_close(world.host);
-    th_storage_free(l2_storage);
-    th_storage_free(refcount_storage);
+    host_adapter_close(world.host);
+    host_storage_free(l2_storage);
+    host_storage_free(refcount_storage);
 }
 
 /* ---- option changes ---- */
@@ -326,7 +326,7 @@ static void options_change_with_the_lock_held(void)
 {
     begin();
     for (unsigned i = 0; i < 20; i++) {
-        th_call(i % 2 ? world.io[0] : world.io[1], true, change_options_locked, &i);
+        host_context_call(i % 2 ? world.io[0] : world.io[1], true, change_options_locked, &i);
         let_it_run(5);
     }
     CHECK_INT(q2c_cleaner_is_running(q2c_state_cleaner(state)), 1);
@@ -369,30 +369,30 @@ static void an_aborted_change_changes_nothing(void)
 
 /* ---- detach and attach ---- */
 
-static _Atomic(th_context *) seen_in;
+static _Atomic(host_context *) seen_in;
 
 /* Where the cleaner makes its timers. */
 static void see_context(void *arg, const char *callback)
 {
     (void)arg;
     if (strcmp(callback, "timer_new") == 0) {
-        atomic_store(&seen_in, th_context_current());
+        atomic_store(&seen_in, host_context_current());
     }
 }
 
 /* Both with the graph locked for writing: neither may wait. */
-static void detach_and_attach(th_context *to)
+static void detach_and_attach(host_context *to)
 {
     q2c_cleaner_stats stats;
     uint64_t passes;
 
-    th_graph_wrlock(world.program);
+    host_graph_wrlock(world.program);
     CHECK_INT(q2c_state_detach_context(state), 0);
     CHECK_INT(q2c_cleaner_is_running(q2c_state_cleaner(state)), 0);
     CHECK_INT(q2c_state_detach_context(state), 0);
     CHECK_INT(q2c_state_attach_context(state, to), 0);
     CHECK_INT(q2c_state_attach_context(state, to), -EALREADY);
-    th_graph_wrunlock(world.program);
+    host_graph_wrunlock(world.program);
     stats = cleaning();
     CHECK_U64(stats.interval_ns, MS);
     TURN_UNTIL(cleaning().instances == 1); /* the old one is gone */
@@ -405,21 +405,21 @@ static void detach_and_attach(th_context *to)
 static void a_detach_never_waits_and_keeps_the_interval(void)
 {
     begin();
-    th_host_on_call(world.host, see_context, NULL);
+    host_adapter_on_call(world.host, see_context, NULL);
     for (int i = 1; i <= 6; i++) {
         detach_and_attach(world.io[i % IO_THREADS]);
         let_it_run(5);
     }
-    th_host_on_call(world.host, NULL, NULL);
+    host_adapter_on_call(world.host, NULL, NULL);
     end(false);
 }
 
 static void close_while_detached(void)
 {
     begin();
-    th_graph_wrlock(world.program);
+    host_graph_wrlock(world.program);
     CHECK_INT(q2c_state_detach_context(state), 0);
-    th_graph_wrunlock(world.program);
+    host_graph_wrunlock(world.program);
     end(false);
 }
 
@@ -433,7 +433,7 @@ static void invalidate_it(void *arg)
 /* Another process changes the image. */
 static void change_image(void)
 {
-    char *image = th_storage_image(l2_storage);
+    char *image = host_storage_image(l2_storage);
 
     for (uint64_t i = 1; i < N_L2; i++) {
         uint64_t words[2] = {i, l2_updates[i] + 1000};
@@ -451,7 +451,7 @@ static void an_invalidate_reads_everything_again(void)
         CHECK_INT(q2c_cache_flush(q2c_state_refcount_cache(state)), 0);
         CHECK_INT(q2c_cache_flush(q2c_state_l2_cache(state)), 0);
         change_image();
-        th_call(i % 2 ? world.main : world.io[0], i % 2 == 0, invalidate_it, &ret);
+        host_context_call(i % 2 ? world.main : world.io[0], i % 2 == 0, invalidate_it, &ret);
         CHECK_INT(ret, 0);
         CHECK_INT(q2c_cleaner_is_running(q2c_state_cleaner(state)), 1);
         CHECK_U64(cleaning().interval_ns, MS);
@@ -471,7 +471,7 @@ static void a_close_that_cannot_write_may_be_called_again(void)
     CHECK_INT(q2c_state_lock(state), world.variant.own_lock ? -EPERM : 0);
     update(q2c_state_l2_cache(state), SLICE, 5, &l2_updates[5]);
     CHECK_INT(q2c_state_unlock(state), world.variant.own_lock ? -EPERM : 0);
-    th_storage_fail_at(l2_storage, 1, ENOSPC);
+    host_storage_fail_at(l2_storage, 1, ENOSPC);
     CHECK_INT(q2c_state_close(&state), -ENOSPC);
     CHECK(state != NULL);
     CHECK_INT(q2c_cleaner_is_running(q2c_state_cleaner(state)), 0);

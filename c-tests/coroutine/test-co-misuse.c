@@ -5,24 +5,24 @@
 #include "world.h"
 
 static q2c_storage calls;
-static th_storage *storage;
+static host_storage *storage;
 static q2c_cache *cache;
 static q2c_cleaner *cleaner;
 
 static void begin(void)
 {
-    storage = storage_new(16, TH_RESUME_HOME, &calls);
+    storage = storage_new(16, HOST_RESUME_HOME, &calls);
     cache = cache_new(&calls, 4);
     cleaner = cleaner_new(cache);
 }
 
 static void end(void)
 {
-    TURN_UNTIL(th_co_alive() == 0);
+    TURN_UNTIL(host_co_alive() == 0);
     CHECK_INT(q2c_cleaner_destroy(&cleaner), 0);
     CHECK_PTR(cleaner, NULL);
     cache_drop(cache);
-    th_storage_free(storage);
+    host_storage_free(storage);
 }
 
 static bool own_lock(void)
@@ -70,9 +70,9 @@ static void stops_with_the_lock_in_the_wrong_state(void)
 {
     begin();
     start();
-    th_call(world.io[1], true, stop_with_the_lock_held, NULL);
-    th_call(world.io[0], true, stop_with_the_lock_held, NULL);
-    th_call(world.io[1], true, stop_without_the_lock, NULL);
+    host_context_call(world.io[1], true, stop_with_the_lock_held, NULL);
+    host_context_call(world.io[0], true, stop_with_the_lock_held, NULL);
+    host_context_call(world.io[1], true, stop_without_the_lock, NULL);
     stop();
     end();
 }
@@ -93,7 +93,7 @@ static void a_lock_of_somebody_else(void)
     begin();
     atomic_store(&lock_taken, false);
     atomic_store(&release, false);
-    th_co_schedule(world.io[1], th_co_create(take_lock, NULL));
+    host_co_schedule(world.io[1], host_co_create(take_lock, NULL));
     EVENTUALLY(atomic_load(&lock_taken));
     if (!own_lock()) {
         CHECK_INT(q2c_cleaner_destroy(&cleaner), -EBUSY);
@@ -102,7 +102,7 @@ static void a_lock_of_somebody_else(void)
     CHECK_INT(q2c_cleaner_co_locked_del_and_wait(cleaner), -EPERM);
     CHECK(cleaner != NULL);
     atomic_store(&release, true);
-    TURN_UNTIL(th_co_alive() == 0);
+    TURN_UNTIL(host_co_alive() == 0);
     end();
 }
 
@@ -135,7 +135,7 @@ static void plain_code_waits_for_a_lock_that_a_coroutine_holds(void)
     if (own_lock()) {
         CHECK_INT(q2c_cleaner_lock(cleaner), -EPERM);
     } else {
-        th_co_enter(th_co_create(take_lock, NULL)); /* in this very thread: only a poll gets it on */
+        host_co_enter(host_co_create(take_lock, NULL)); /* in this very thread: only a poll gets it on */
         CHECK_INT(q2c_cleaner_destroy(&cleaner), -EBUSY);
         atomic_store(&release, true);
         CHECK_INT(q2c_cleaner_lock(cleaner), 0);
@@ -153,7 +153,7 @@ static void stop_from_inside(void *arg, const char *callback)
 {
     (void)arg;
     (void)callback;
-    if (th_context_current() != world.io[0] || !th_in_coroutine() || cleaner_stats(cleaner).passes == 0 ||
+    if (host_context_current() != world.io[0] || !host_in_coroutine() || cleaner_stats(cleaner).passes == 0 ||
         atomic_exchange(&tried, true)) {
         return;
     }
@@ -170,10 +170,10 @@ static void a_stop_from_inside_the_cleaner(void)
         atomic_store(&from_inside[i], 0);
     }
     start();
-    th_host_on_call(world.host, stop_from_inside, NULL);
-    th_clock_step(world.program, 600 * SECOND);
+    host_adapter_on_call(world.host, stop_from_inside, NULL);
+    host_clock_step(world.program, 600 * SECOND);
     EVENTUALLY(atomic_load(&tried) && atomic_load(&from_inside[2]));
-    th_host_on_call(world.host, NULL, NULL);
+    host_adapter_on_call(world.host, NULL, NULL);
     CHECK_INT(atomic_load(&from_inside[0]), -EDEADLK);
     CHECK_INT(atomic_load(&from_inside[1]), -EDEADLK);
     CHECK(atomic_load(&from_inside[2]) == -EDEADLK || atomic_load(&from_inside[2]) == -EPERM);
@@ -199,7 +199,7 @@ static void starting_twice(void)
 static void a_start_that_the_host_refuses(void)
 {
     begin();
-    th_host_fail_spawn(world.host, ENOMEM);
+    host_adapter_fail_spawn(world.host, ENOMEM);
     CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], SECOND), -ENOMEM);
     CHECK_U64(cleaner_stats(cleaner).instances, 0);
     CHECK_INT(q2c_cleaner_is_running(cleaner), 0);
@@ -219,10 +219,10 @@ static void start_here(void *arg)
 static void a_start_in_the_current_context(void)
 {
     begin();
-    th_call(world.io[1], true, start_here, NULL);
+    host_context_call(world.io[1], true, start_here, NULL);
     EVENTUALLY(host_stats().parked == 1);
     stop();
-    th_call(world.io[2], false, start_here, NULL);
+    host_context_call(world.io[2], false, start_here, NULL);
     EVENTUALLY(host_stats().parked == 1);
     stop();
     CHECK_U64(cleaner_stats(cleaner).starts, 2);
@@ -261,11 +261,11 @@ static void destroying_a_cache_that_loads(void)
     atomic_bool done = false;
 
     begin();
-    th_storage_hold(storage);
-    th_co_schedule(world.io[1], th_co_create(get_and_hold, &done));
-    EVENTUALLY(th_storage_held(storage) == 1);
+    host_storage_hold(storage);
+    host_co_schedule(world.io[1], host_co_create(get_and_hold, &done));
+    EVENTUALLY(host_storage_held(storage) == 1);
     CHECK_INT(q2c_cache_destroy(&cache), -EBUSY);
-    th_storage_release(storage);
+    host_storage_release(storage);
     EVENTUALLY(atomic_load(&done));
     end();
 }
@@ -343,7 +343,7 @@ int main(void)
 {
     test_begin();
     world_begin();
-    th_clock_stop(world.program);
+    host_clock_stop(world.program);
     EACH(stops_with_the_lock_in_the_wrong_state);
     EACH(a_lock_of_somebody_else);
     EACH(plain_code_and_the_lock);

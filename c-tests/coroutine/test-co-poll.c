@@ -5,7 +5,7 @@
 #include "world.h"
 
 static q2c_storage calls;
-static th_storage *storage;
+static host_storage *storage;
 static q2c_state *state;
 
 static void begin(void)
@@ -20,15 +20,15 @@ static void begin(void)
         .context = world.io[0],
     };
 
-    storage = storage_new(1024, TH_RESUME_SPREAD, &calls);
+    storage = storage_new(1024, HOST_RESUME_SPREAD, &calls);
     MUST(q2c_state_open(&config, &state, NULL));
 }
 
 static void end(void)
 {
     CHECK_INT(q2c_state_close(&state), 0);
-    TURN_UNTIL(th_co_alive() == 0);
-    th_storage_free(storage);
+    TURN_UNTIL(host_co_alive() == 0);
+    host_storage_free(storage);
 }
 
 /* ---- poll until done ---- */
@@ -48,7 +48,7 @@ static bool is_done(void *arg)
 static void finish_later(void *arg)
 {
     CO_EVENTUALLY(atomic_load(&looks) > 0);
-    th_co_sleep_ns(true, 1000000);
+    host_co_sleep_ns(true, 1000000);
     atomic_store(&done, true);
     CHECK_INT(q2c_poll_kick(state), 0);
     atomic_store(&kicked, true);
@@ -60,7 +60,7 @@ static void poll_it(void *arg)
     atomic_store(&looks, 0);
     atomic_store(&done, false);
     atomic_store(&kicked, false);
-    th_co_schedule(world.io[2], th_co_create(finish_later, arg));
+    host_co_schedule(world.io[2], host_co_create(finish_later, arg));
     CHECK_INT(q2c_poll_until_done(state, is_done, NULL), 0);
     CHECK(atomic_load(&done));
     EVENTUALLY(atomic_load(&kicked));
@@ -70,9 +70,9 @@ static void a_poll_ends_with_its_condition(void)
 {
     begin();
     poll_it(NULL);
-    th_call(world.io[0], false, poll_it, NULL);
-    th_call(world.io[1], true, poll_it, NULL);
-    th_call(world.main, true, poll_it, NULL);
+    host_context_call(world.io[0], false, poll_it, NULL);
+    host_context_call(world.io[1], true, poll_it, NULL);
+    host_context_call(world.main, true, poll_it, NULL);
     atomic_store(&looks, 0);
     CHECK_INT(q2c_poll_until_done(state, is_done, NULL), 0); /* already so */
     CHECK_BETWEEN(atomic_load(&looks), 1, 2);
@@ -90,7 +90,7 @@ static void a_poll_turns_its_own_context(void)
 {
     begin();
     atomic_store(&done, false);
-    th_bh_schedule(world.main, set_done, NULL);
+    host_bh_schedule(world.main, set_done, NULL);
     CHECK_INT(q2c_poll_until_done(state, is_done, NULL), 0);
     CHECK(atomic_load(&done));
     end();
@@ -106,7 +106,7 @@ static void use_cache(void *arg)
     q2c_cache *cache = q2c_state_l2_cache(state);
     uint64_t *table = NULL;
 
-    r->was_in_coroutine = th_in_coroutine();
+    r->was_in_coroutine = host_in_coroutine();
     CHECK_INT(q2c_state_lock(state), 0);
     r->ret = q2c_cache_get(cache, 4096, (void **)&table);
     if (r->ret == 0) {
@@ -133,12 +133,12 @@ static void a_run_is_in_a_coroutine_and_ends(void)
     struct run r;
 
     begin();
-    ((uint64_t *)th_storage_image(storage))[4096 / 8 + 3] = 4711;
+    ((uint64_t *)host_storage_image(storage))[4096 / 8 + 3] = 4711;
     run_it(&r);
     CHECK_INT(q2c_cache_discard_range(q2c_state_l2_cache(state), 0, UINT64_MAX), 0);
-    th_call(world.io[1], false, run_it, &r);
+    host_context_call(world.io[1], false, run_it, &r);
     CHECK_INT(q2c_cache_discard_range(q2c_state_l2_cache(state), 0, UINT64_MAX), 0);
-    th_call(world.io[1], true, run_it, &r);
+    host_context_call(world.io[1], true, run_it, &r);
     end();
 }
 
@@ -147,14 +147,14 @@ static void a_run_that_the_host_refuses(void)
     struct run r;
 
     begin();
-    th_host_fail_spawn(world.host, ENOMEM);
+    host_adapter_fail_spawn(world.host, ENOMEM);
     CHECK_INT(q2c_run_until_done(state, use_cache, &r), -ENOMEM);
     end();
 }
 
 /* ---- kicks in a row ---- */
 
-#define KICKS th_rounds(2000)
+#define KICKS host_scale_rounds(2000)
 
 static atomic_uint asked, answered;
 static unsigned expected;
@@ -170,7 +170,7 @@ static void answer(void *arg)
     (void)arg;
     for (unsigned i = 1; i <= KICKS; i++) {
         while (atomic_load(&asked) < i) {
-            th_co_sleep_ns(true, 0);
+            host_co_sleep_ns(true, 0);
         }
         atomic_store(&answered, i);
         CHECK_INT(q2c_poll_kick(state), 0);
@@ -184,7 +184,7 @@ static void no_kick_is_lost(void)
     atomic_store(&asked, 0);
     atomic_store(&answered, 0);
     atomic_store(&kicked, false);
-    th_co_schedule(world.io[2], th_co_create(answer, NULL));
+    host_co_schedule(world.io[2], host_co_create(answer, NULL));
     for (expected = 1; expected <= KICKS; expected++) {
         atomic_store(&asked, expected);
         if (q2c_poll_until_done(state, is_answered, NULL) != 0) {

@@ -8,7 +8,7 @@
 enum { TABLES = 64 };
 
 static q2c_storage calls;
-static th_storage *storage;
+static host_storage *storage;
 static q2c_cache *cache;
 static q2c_cleaner *cleaner;
 static q2c_state *state;
@@ -88,28 +88,28 @@ static void be_refused(void *arg)
 
 static void calls_fit_in_16_kib(void)
 {
-    storage = storage_new(TABLES, TH_RESUME_MIXED, &calls);
+    storage = storage_new(TABLES, HOST_RESUME_MIXED, &calls);
     cache = cache_new(&calls, 8);
     cleaner = cleaner_new(cache);
-    th_call(world.io[1], true, use_cache, NULL);
-    th_call(world.io[1], true, use_cleaner, NULL);
-    th_call(world.io[1], true, use_state, NULL);
-    th_call(world.io[1], true, be_refused, NULL);
-    TURN_UNTIL(th_co_alive() == 0);
+    host_context_call(world.io[1], true, use_cache, NULL);
+    host_context_call(world.io[1], true, use_cleaner, NULL);
+    host_context_call(world.io[1], true, use_state, NULL);
+    host_context_call(world.io[1], true, be_refused, NULL);
+    TURN_UNTIL(host_co_alive() == 0);
     CHECK_INT(q2c_cleaner_destroy(&cleaner), 0);
     cache_drop(cache);
-    th_storage_free(storage);
-    test_note("deepest use of a stack: %zu bytes", th_co_stack_peak());
-    if (th_co_stacks_measurable()) {
-        CHECK_BETWEEN(th_co_stack_peak(), 512, 16 * 1024);
+    host_storage_free(storage);
+    test_note("deepest use of a stack: %zu bytes", host_co_stack_peak());
+    if (host_co_can_measure()) {
+        CHECK_BETWEEN(host_co_stack_peak(), 512, 16 * 1024);
     }
 }
 
 int main(void)
 {
     test_begin();
-    th_co_set_stack_size(TH_STACK_SIZE_SMALL);
-    th_co_measure_stacks(true);
+    host_co_set_stack_size(HOST_STACK_SIZE_SMALL);
+    host_co_measure_stacks(true);
     world_begin();
     EACH(calls_fit_in_16_kib);
     world_end();

@@ -5,10 +5,10 @@
 
 #include "world.h"
 
-#define ROUNDS th_rounds(200)
-#define IN_A_ROW th_rounds(5000)
+#define ROUNDS host_scale_rounds(200)
+#define IN_A_ROW host_scale_rounds(5000)
 
-static th_storage *storage;
+static host_storage *storage;
 static q2c_cache *cache;
 static q2c_cleaner *cleaner;
 
@@ -16,7 +16,7 @@ static void begin(void)
 {
     q2c_storage calls;
 
-    storage = storage_new(64, TH_RESUME_HOME, &calls);
+    storage = storage_new(64, HOST_RESUME_HOME, &calls);
     cache = cache_new(&calls, 32);
     cleaner = cleaner_new(cache);
 }
@@ -24,11 +24,11 @@ static void begin(void)
 /* Nothing may be left of the cleaner; the host is closed next. */
 static void end(void)
 {
-    TURN_UNTIL(th_co_alive() == 0);
+    TURN_UNTIL(host_co_alive() == 0);
     CHECK_U64(cleaner_stats(cleaner).instances, 0);
     CHECK_INT(q2c_cleaner_destroy(&cleaner), 0);
     cache_drop(cache);
-    th_storage_free(storage);
+    host_storage_free(storage);
 }
 
 static uint32_t instances(void)
@@ -61,7 +61,7 @@ static void stop_by(enum how how)
     }
 }
 
-static th_context *somewhere(uint64_t *random)
+static host_context *somewhere(uint64_t *random)
 {
     uint64_t n = test_random(random) % (IO_THREADS + WORKERS);
 
@@ -69,12 +69,12 @@ static th_context *somewhere(uint64_t *random)
 }
 
 /* Run fn(arg) there, and do not wait for its end. */
-static void launch(th_context *context, bool in_coroutine, th_fn *fn, void *arg)
+static void launch(host_context *context, bool in_coroutine, host_fn *fn, void *arg)
 {
     if (in_coroutine) {
-        th_co_schedule(context, th_co_create(fn, arg));
+        host_co_schedule(context, host_co_create(fn, arg));
     } else {
-        th_bh_schedule(context, fn, arg);
+        host_bh_schedule(context, fn, arg);
     }
 }
 
@@ -89,7 +89,7 @@ static void stop_when_told(void *arg)
 {
     struct stopper *s = arg;
 
-    if (th_in_coroutine()) {
+    if (host_in_coroutine()) {
         CO_EVENTUALLY(atomic_load(&go));
     } else {
         EVENTUALLY(atomic_load(&go));
@@ -134,7 +134,7 @@ static void start_under_the_lock(void *arg)
         CHECK(ret == 0 || ret == -EALREADY);
         *started += ret == 0;
         if (i % 4 == 0) {
-            th_co_sleep_ns(true, 10000);
+            host_co_sleep_ns(true, 10000);
         }
     }
     atomic_fetch_sub(&still_running, 1);
@@ -157,7 +157,7 @@ static void stop_unlocked_often(void *arg)
     (void)arg;
     for (unsigned i = 0; i < ROUNDS; i++) {
         stop_by(i % 2 ? UNLOCKED : MIXED_CO);
-        th_co_sleep_ns(true, 10000);
+        host_co_sleep_ns(true, 10000);
     }
     atomic_fetch_sub(&still_running, 1);
 }
@@ -189,7 +189,7 @@ static void change_interval_often(void *arg)
         int ret = q2c_cleaner_set_interval(cleaner, ns % 3 == 0 ? 600 * SECOND : ns);
         CHECK(ret == 0 || ret == -ESRCH);
         if (i % 4 == 0) {
-            th_co_sleep_ns(true, 10000);
+            host_co_sleep_ns(true, 10000);
         }
     }
     atomic_fetch_sub(&still_running, 1);
@@ -240,7 +240,7 @@ static void stops_at_any_moment_of_passes_in_a_row(void)
         while (spin--) {
             (void)q2c_cleaner_is_running(cleaner);
         }
-        th_call(i % 8 < 4 ? world.io[1] : world.io[0], how != MIXED_PLAIN, random_stop, &how);
+        host_context_call(i % 8 < 4 ? world.io[1] : world.io[0], how != MIXED_PLAIN, random_stop, &how);
     }
     CHECK(passes() > 0);
     end();
@@ -255,7 +255,7 @@ static void kick_without_end(void *arg)
 {
     (void)arg;
     while (atomic_load(&keep_kicking)) {
-        th_kick(world.program);
+        host_kick(world.program);
         sched_yield();
     }
 }
@@ -265,7 +265,7 @@ static void nothing_is_called_after_a_stop_returned(void)
     struct variant variant = world.variant;
 
     atomic_store(&keep_kicking, true);
-    th_bh_schedule(world.workers[0], kick_without_end, NULL);
+    host_bh_schedule(world.workers[0], kick_without_end, NULL);
     for (unsigned i = 0; i < ROUNDS; i++) {
         CHECK_INT(q2c_cleaner_create(world.vtable, &cleaner, NULL), 0);
         CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], 600 * SECOND), 0);
@@ -283,14 +283,14 @@ static void nothing_is_called_after_a_stop_returned(void)
 static void starts_and_stops_in_a_row_with_a_stopped_clock(void)
 {
     begin();
-    th_clock_stop(world.program);
+    host_clock_stop(world.program);
     for (unsigned i = 0; i < IN_A_ROW; i++) {
         if (q2c_cleaner_start(cleaner, world.io[0], 600 * SECOND) || q2c_cleaner_del_and_wait(cleaner)) {
             CHECK(false);
         }
     }
     CHECK_U64(cleaner_stats(cleaner).starts, IN_A_ROW);
-    th_clock_resume(world.program);
+    host_clock_resume(world.program);
     end();
 }
 
@@ -299,7 +299,7 @@ static void starts_and_stops_in_a_row_with_a_stopped_clock(void)
 static void a_stop_needs_no_timer(void)
 {
     begin();
-    th_clock_set_firing(world.program, false); /* while the clock goes on */
+    host_clock_set_firing(world.program, false); /* while the clock goes on */
     CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], SECOND / 50), 0);
     EVENTUALLY(host_stats().parked == 1);
     for (int i = 0; i < 40; i++) {
@@ -307,7 +307,7 @@ static void a_stop_needs_no_timer(void)
     }
     CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0);
     CHECK_U64(passes(), 0);
-    th_clock_set_firing(world.program, true);
+    host_clock_set_firing(world.program, true);
     end();
 }
 
@@ -316,7 +316,7 @@ static void a_stopped_clock_stops_the_passes(void)
     uint64_t seen;
 
     begin();
-    th_clock_stop(world.program);
+    host_clock_stop(world.program);
     CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], SECOND), 0);
     EVENTUALLY(host_stats().parked == 1);
     for (int i = 0; i < 20; i++) {
@@ -324,13 +324,13 @@ static void a_stopped_clock_stops_the_passes(void)
     }
     CHECK_U64(passes(), 0);
     for (seen = 0; seen < 3; seen++) {
-        th_clock_step(world.program, SECOND - 1);
+        host_clock_step(world.program, SECOND - 1);
         test_pause();
         CHECK_U64(passes(), seen);
-        th_clock_step(world.program, 1);
+        host_clock_step(world.program, 1);
         EVENTUALLY(passes() == seen + 1 && host_stats().parked == 1);
     }
-    th_clock_resume(world.program);
+    host_clock_resume(world.program);
     CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0);
     end();
 }
@@ -338,23 +338,23 @@ static void a_stopped_clock_stops_the_passes(void)
 static void a_shorter_interval_ends_a_long_sleep(void)
 {
     begin();
-    th_clock_stop(world.program);
+    host_clock_stop(world.program);
     CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], 600 * SECOND), 0);
     EVENTUALLY(host_stats().parked == 1);
     CHECK_INT(q2c_cleaner_set_interval(cleaner, 2 * SECOND), 0);
     CHECK_U64(cleaner_stats(cleaner).interval_ns, 2 * SECOND);
-    th_clock_step(world.program, 2 * SECOND);
+    host_clock_step(world.program, 2 * SECOND);
     EVENTUALLY(passes() == 1 && host_stats().parked == 1);
     CHECK_U64(cleaner_stats(cleaner).starts, 1);
     /* and longer again */
     CHECK_INT(q2c_cleaner_set_interval(cleaner, 10 * SECOND), 0);
     EVENTUALLY(host_stats().parked == 1);
-    th_clock_step(world.program, 5 * SECOND);
+    host_clock_step(world.program, 5 * SECOND);
     test_pause();
     CHECK_U64(passes(), 1);
-    th_clock_step(world.program, 5 * SECOND);
+    host_clock_step(world.program, 5 * SECOND);
     EVENTUALLY(passes() == 2);
-    th_clock_resume(world.program);
+    host_clock_resume(world.program);
     CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0);
     end();
 }
@@ -393,7 +393,7 @@ static void block_home(void *arg)
 static void release_later(void *arg)
 {
     (void)arg;
-    th_co_sleep_ns(true, 2000000);
+    host_co_sleep_ns(true, 2000000);
     CHECK_U64(instances() > 0, true); /* the stop waits for it */
     atomic_store(&release_home, true);
 }
@@ -401,29 +401,29 @@ static void release_later(void *arg)
 static void a_start_need_not_wait_for_the_old_one(void)
 {
     begin();
-    th_clock_stop(world.program);
+    host_clock_stop(world.program);
     atomic_store(&home_blocked, false);
     atomic_store(&release_home, false);
     CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], 600 * SECOND), 0);
     EVENTUALLY(host_stats().parked == 1);
-    th_bh_schedule(world.io[0], block_home, NULL);
+    host_bh_schedule(world.io[0], block_home, NULL);
     EVENTUALLY(atomic_load(&home_blocked));
-    th_graph_wrlock(world.program);
+    host_graph_wrlock(world.program);
     CHECK_INT(q2c_cleaner_request_stop(cleaner), 0);
-    th_graph_wrunlock(world.program);
+    host_graph_wrunlock(world.program);
     CHECK_INT(q2c_cleaner_is_running(cleaner), 0);
     CHECK_INT(q2c_cleaner_start(cleaner, world.io[1], 5 * SECOND), 0);
     CHECK_INT(q2c_cleaner_is_running(cleaner), 1);
     CHECK_U64(instances(), 2);
     CHECK_INT(q2c_cleaner_start(cleaner, world.io[1], 5 * SECOND), -EALREADY);
     EVENTUALLY(host_stats().parked >= 1 && host_stats().timers >= 2);
-    th_clock_step(world.program, 5 * SECOND);
+    host_clock_step(world.program, 5 * SECOND);
     EVENTUALLY(passes() == 1); /* the new one cleans already */
     launch(world.io[2], true, release_later, NULL);
     CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0);
     CHECK(atomic_load(&release_home));
     CHECK_U64(instances(), 0);
-    th_clock_resume(world.program);
+    host_clock_resume(world.program);
     end();
 }
 

@@ -29,22 +29,22 @@ struct counted { void (*stop)(void); uint64_t most; };
 static void count_switches(void *arg)
 {
     struct counted *c = arg;
-    uint64_t before = th_co_switches(), n;
+    uint64_t before = host_co_switches(), n;
 
     c->stop();
-    n = th_co_switches() - before;
+    n = host_co_switches() - before;
     c->most = n > c->most ? n : c->most;
 }
 
-static void measure(const char *name, void (*stop)(void), th_context *context, bool in_coroutine)
+static void measure(const char *name, void (*stop)(void), host_context *context, bool in_coroutine)
 {
     struct counted c = {stop, 0};
 
     for (int i = 0; i < ROUNDS; i++) {
         CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], 600 * SECOND), 0);
         EVENTUALLY(host_stats().parked == 1);
-        TURN_UNTIL(th_co_alive() == 1);
-        th_call(context, in_coroutine, count_switches, &c);
+        TURN_UNTIL(host_co_alive() == 1);
+        host_context_call(context, in_coroutine, count_switches, &c);
     }
     test_note("%s: %" PRIu64, name, c.most);
     CHECK_BETWEEN(c.most, 1, 3);
@@ -53,7 +53,7 @@ static void measure(const char *name, void (*stop)(void), th_context *context, b
 static void at_most_three_switches_for_a_stop(void)
 {
     q2c_storage calls;
-    th_storage *storage = storage_new(4, TH_RESUME_HOME, &calls);
+    host_storage *storage = storage_new(4, HOST_RESUME_HOME, &calls);
     q2c_cache *cache = cache_new(&calls, 4);
 
     cleaner = cleaner_new(cache);
@@ -64,17 +64,17 @@ static void at_most_three_switches_for_a_stop(void)
     measure("mixed, a coroutine of another thread", stop_mixed, world.io[1], true);
     measure("mixed, plain code of another thread", stop_mixed, world.main, false);
     measure("mixed, plain code of the cleaner's thread", stop_mixed, world.io[0], false);
-    TURN_UNTIL(th_co_alive() == 0);
+    TURN_UNTIL(host_co_alive() == 0);
     CHECK_INT(q2c_cleaner_destroy(&cleaner), 0);
     cache_drop(cache);
-    th_storage_free(storage);
+    host_storage_free(storage);
 }
 
 int main(void)
 {
     test_begin();
     world_begin();
-    th_clock_stop(world.program);
+    host_clock_stop(world.program);
     EACH(at_most_three_switches_for_a_stop);
     world_end();
     return test_end();

@@ -92,7 +92,7 @@ static void block_home(void *arg)
 static void hold_before_its_yield(void *arg, const char *callback)
 {
     (void)arg;
-    if (th_context_current() != world.io[0] || strcmp(callback, "co_suspend") != 0 || atomic_exchange(&hook_fired, true)) {
+    if (host_context_current() != world.io[0] || strcmp(callback, "co_suspend") != 0 || atomic_exchange(&hook_fired, true)) {
         return;
     }
     before = host_stats().wakes;
@@ -104,7 +104,7 @@ static void hold_after_its_pass(void *arg, const char *callback)
 {
     (void)arg;
     (void)callback;
-    if (th_context_current() == world.io[0] && !atomic_load(&hook_fired) && cleaner_stats(cleaner).passes > 0 &&
+    if (host_context_current() == world.io[0] && !atomic_load(&hook_fired) && cleaner_stats(cleaner).passes > 0 &&
         !atomic_exchange(&hook_fired, true)) {
         wait_for_the_stop();
     }
@@ -143,7 +143,7 @@ static void fall_asleep(void)
 
 static void occupy_home(void)
 {
-    th_bh_schedule(world.io[0], block_home, NULL);
+    host_bh_schedule(world.io[0], block_home, NULL);
     EVENTUALLY(atomic_load(&home_blocked));
 }
 
@@ -160,7 +160,7 @@ static void prepare(void)
         } /* else right before the stop, in the same thread */
         break;
     case ABOUT_TO_SLEEP:
-        th_host_on_call(world.host, hold_before_its_yield, NULL);
+        host_adapter_on_call(world.host, hold_before_its_yield, NULL);
         start();
         EVENTUALLY(atomic_load(&hook_fired));
         break;
@@ -170,17 +170,17 @@ static void prepare(void)
     case WAITING_FOR_LOCK:
         fall_asleep();
         if (stop != LOCKED) { /* else the one who stops is the holder */
-            th_co_schedule(world.io[2], th_co_create(hold_lock, NULL));
+            host_co_schedule(world.io[2], host_co_create(hold_lock, NULL));
             EVENTUALLY(atomic_load(&lock_taken));
             before = lock_waits();
-            th_clock_step(world.program, INTERVAL);
+            host_clock_step(world.program, INTERVAL);
             EVENTUALLY(lock_waits() > before);
         }
         break;
     case IN_A_PASS:
         fall_asleep();
-        th_host_on_call(world.host, hold_after_its_pass, NULL);
-        th_clock_step(world.program, INTERVAL);
+        host_adapter_on_call(world.host, hold_after_its_pass, NULL);
+        host_clock_step(world.program, INTERVAL);
         EVENTUALLY(atomic_load(&hook_fired));
         break;
     case ASKED_TO_STOP:
@@ -204,7 +204,7 @@ static void stop_locked(void)
     CHECK_INT(q2c_cleaner_lock(cleaner), 0);
     if (state == WAITING_FOR_LOCK) {
         before = lock_waits();
-        th_clock_step(world.program, INTERVAL);
+        host_clock_step(world.program, INTERVAL);
         CO_EVENTUALLY(lock_waits() > before);
     }
     CHECK_INT(q2c_cleaner_co_locked_del_and_wait(cleaner), 0);
@@ -215,9 +215,9 @@ static void stop_locked(void)
 /* What a detach does: no wait is allowed here, and the host dies of one. */
 static void request(void)
 {
-    th_graph_wrlock(world.program);
+    host_graph_wrlock(world.program);
     CHECK_INT(q2c_cleaner_request_stop(cleaner), 0);
-    th_graph_wrunlock(world.program);
+    host_graph_wrunlock(world.program);
     CHECK(asked_to_stop());
 }
 
@@ -252,9 +252,9 @@ static void perform_stop(void *arg)
 /* The stop, and right after it the end of all there is; the host is closed next. */
 static void one_combination(void)
 {
-    th_context *const places[PLACES] = {world.io[0], world.io[1], world.main};
+    host_context *const places[PLACES] = {world.io[0], world.io[1], world.main};
     q2c_storage calls;
-    th_storage *storage = storage_new(4, TH_RESUME_HOME, &calls);
+    host_storage *storage = storage_new(4, HOST_RESUME_HOME, &calls);
     q2c_cache *cache = cache_new(&calls, 4);
 
     cleaner = cleaner_new(cache);
@@ -264,10 +264,10 @@ static void one_combination(void)
     atomic_store(&lock_left, false);
     atomic_store(&home_blocked, false);
     prepare();
-    th_call(places[place], in_coroutine(), perform_stop, NULL);
+    host_context_call(places[place], in_coroutine(), perform_stop, NULL);
     TURN_UNTIL(instances() == 0);
     TURN_UNTIL(atomic_load(&lock_left) == atomic_load(&lock_taken));
-    th_host_on_call(world.host, NULL, NULL);
+    host_adapter_on_call(world.host, NULL, NULL);
     CHECK_INT(q2c_cleaner_is_running(cleaner), 0);
     CHECK_U64(cleaner_stats(cleaner).starts, state == NEVER_STARTED ? 0 : 1);
     if (state == WAITING_FOR_LOCK && stop == LOCKED) {
@@ -278,7 +278,7 @@ static void one_combination(void)
     CHECK_U64(host_stats().timers_alive, 0);
     CHECK_INT(q2c_cleaner_destroy(&cleaner), 0);
     cache_drop(cache);
-    th_storage_free(storage);
+    host_storage_free(storage);
 }
 
 int main(void)
@@ -287,7 +287,7 @@ int main(void)
 
     test_begin();
     world_begin();
-    th_clock_stop(world.program);
+    host_clock_stop(world.program);
     for (state = 0; state < STATES; state++) {
         for (stop = 0; stop < STOPS; stop++) {
             for (place = 0; place < PLACES; place++) {

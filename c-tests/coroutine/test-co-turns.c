@@ -51,13 +51,13 @@ static void take_the_lock(void *arg)
 /* In the cleaner's thread, once in each of its rounds. */
 static void look(void *arg)
 {
-    th_context *home = arg;
+    host_context *home = arg;
 
     if (is_between() && atomic_fetch_add(&seen_between, 1) == 0) {
-        th_co_schedule(home, th_co_create(take_the_lock, NULL));
+        host_co_schedule(home, host_co_create(take_the_lock, NULL));
     }
     if (tables_gone() < TABLES) {
-        th_bh_schedule(home, look, home);
+        host_bh_schedule(home, look, home);
     } else {
         atomic_store(&over, true);
     }
@@ -65,27 +65,27 @@ static void look(void *arg)
 
 static void a_pass_lets_its_thread_do_other_things(void)
 {
-    th_context *home = world.io[0];
+    host_context *home = world.io[0];
     q2c_storage calls;
-    th_storage *storage = storage_new(TABLES + 1, TH_RESUME_INLINE, &calls);
+    host_storage *storage = storage_new(TABLES + 1, HOST_RESUME_INLINE, &calls);
 
     atomic_store(&seen_between, 0);
     atomic_store(&locked_between, false);
     atomic_store(&over, false);
     cache = cache_new(&calls, TABLES);
     cleaner = cleaner_new(cache);
-    th_call(home, true, fill, NULL);
-    th_bh_schedule(home, look, home);
+    host_context_call(home, true, fill, NULL);
+    host_bh_schedule(home, look, home);
     CHECK_INT(q2c_cleaner_start(cleaner, home, 1), 0);
     TURN_UNTIL(atomic_load(&over));
     CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0);
-    TURN_UNTIL(th_co_alive() == 0);
+    TURN_UNTIL(host_co_alive() == 0);
     /* 256 tables and the rest of a group of 64 go in a step */
     CHECK(atomic_load(&seen_between) >= 3);
     CHECK(atomic_load(&locked_between));
     CHECK_INT(q2c_cleaner_destroy(&cleaner), 0);
     cache_drop(cache);
-    th_storage_free(storage);
+    host_storage_free(storage);
 }
 
 int main(void)

@@ -11,57 +11,57 @@ void world_begin(void)
     const char *stack = getenv("TESTHOST_STACK");
 
     if (stack) {
-        th_co_set_stack_size((size_t)strtoul(stack, NULL, 10));
+        host_co_set_stack_size((size_t)strtoul(stack, NULL, 10));
         test_note("stacks of %s bytes", stack);
     }
-    world.program = th_program_new();
-    world.main = th_context_new(world.program);
+    world.program = host_program_new();
+    world.main = host_context_new(world.program);
     for (int i = 0; i < IO_THREADS; i++) {
-        world.io_threads[i] = th_iothread_new(world.program);
-        world.io[i] = th_iothread_context(world.io_threads[i]);
+        world.io_threads[i] = host_iothread_new(world.program);
+        world.io[i] = host_iothread_context(world.io_threads[i]);
     }
     for (int i = 0; i < WORKERS; i++) {
-        world.worker_threads[i] = th_iothread_new(world.program);
-        world.workers[i] = th_iothread_context(world.worker_threads[i]);
+        world.worker_threads[i] = host_iothread_new(world.program);
+        world.workers[i] = host_iothread_context(world.worker_threads[i]);
     }
 }
 
 void world_end(void)
 {
-    TURN_UNTIL(th_co_alive() == 0);
+    TURN_UNTIL(host_co_alive() == 0);
     for (int i = 0; i < IO_THREADS; i++) {
-        th_iothread_free(world.io_threads[i]);
+        host_iothread_free(world.io_threads[i]);
     }
     for (int i = 0; i < WORKERS; i++) {
-        th_iothread_free(world.worker_threads[i]);
+        host_iothread_free(world.worker_threads[i]);
     }
-    th_context_free(world.main);
-    th_program_free(world.program);
-    th_co_pool_drain();
+    host_context_free(world.main);
+    host_program_free(world.program);
+    host_co_pool_drain();
 }
 
 void host_begin(struct variant variant)
 {
-    th_host_config config = {
+    host_adapter_config config = {
         .program = world.program, .own_lock = variant.own_lock, .wake = variant.mode, .spawn = variant.mode};
 
     world.variant = variant;
-    world.host = th_host_new(&config);
-    world.vtable = th_host_vtable(world.host);
+    world.host = host_adapter_new(&config);
+    world.vtable = host_adapter_vtable(world.host);
 }
 
 void host_end(void)
 {
-    th_host_free(world.host);
+    host_adapter_free(world.host);
     world.host = NULL;
     world.vtable = NULL;
 }
 
-th_host_stats host_stats(void)
+host_adapter_stats host_stats(void)
 {
-    th_host_stats stats;
+    host_adapter_stats stats;
 
-    th_host_get_stats(world.host, &stats);
+    host_adapter_get_stats(world.host, &stats);
     return stats;
 }
 
@@ -77,11 +77,11 @@ static void run_variant(void)
 
 void each_variant(const char *name, void (*test)(void))
 {
-    static const char *const modes[TH_MODES] = {"queued", "at once", "as QEMU does"};
+    static const char *const modes[HOST_RUN_MODES] = {"queued", "at once", "as QEMU does"};
     static char full_name[256]; /* the watchdog looks at it */
 
     for (int own_lock = 0; own_lock < 2; own_lock++) {
-        for (th_mode mode = TH_QUEUE; mode < TH_MODES; mode++) {
+        for (host_run_mode mode = HOST_RUN_QUEUED; mode < HOST_RUN_MODES; mode++) {
             next_variant = (struct variant){own_lock, mode};
             next_test = test;
             snprintf(full_name, sizeof(full_name), "%s: %s lock, wakes %s", name, own_lock ? "host's" : "built-in",
@@ -91,9 +91,9 @@ void each_variant(const char *name, void (*test)(void))
     }
 }
 
-th_storage *storage_new(size_t tables, th_resume resume, q2c_storage *calls)
+host_storage *storage_new(size_t tables, host_resume resume, q2c_storage *calls)
 {
-    th_storage_config config = {
+    host_storage_config config = {
         .fd = -1,
         .size = tables * TABLE,
         .resume = resume,
@@ -103,9 +103,9 @@ th_storage *storage_new(size_t tables, th_resume resume, q2c_storage *calls)
         .n_spread = IO_THREADS,
         .seed = 1,
     };
-    th_storage *storage = th_storage_new(&config);
+    host_storage *storage = host_storage_new(&config);
 
-    th_storage_fill(storage, calls);
+    host_storage_fill(storage, calls);
     return storage;
 }
 
@@ -144,7 +144,7 @@ q2c_cleaner_stats cleaner_stats(q2c_cleaner *cleaner)
 
 void turn_a_little(void)
 {
-    if (!th_context_poll(th_context_current(), false)) {
+    if (!host_context_poll(host_context_current(), false)) {
         test_pause();
     }
 }

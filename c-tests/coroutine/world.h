@@ -18,16 +18,16 @@ enum { IO_THREADS = 3, WORKERS = 2 };
 /* What every test is run over. */
 struct variant {
     bool own_lock;              /* the host's mutex is handed in */
-    th_mode mode;               /* of wakes and spawns in the home thread */
+    host_run_mode mode;               /* of wakes and spawns in the home thread */
 };
 
 struct world {
-    th_program *program;
-    th_context *main;           /* of the main thread */
-    th_iothread *io_threads[IO_THREADS], *worker_threads[WORKERS];
-    th_context *io[IO_THREADS], *workers[WORKERS];
+    host_program *program;
+    host_context *main;           /* of the main thread */
+    host_iothread *io_threads[IO_THREADS], *worker_threads[WORKERS];
+    host_context *io[IO_THREADS], *workers[WORKERS];
     struct variant variant;
-    th_host *host;
+    host_adapter *host;
     const q2c_host *vtable;
 };
 
@@ -41,13 +41,13 @@ void world_end(void);
 /* A host for one variant; closed and freed by host_end(), after which no callback may come. */
 void host_begin(struct variant variant);
 void host_end(void);
-th_host_stats host_stats(void);
+host_adapter_stats host_stats(void);
 /* Run a case once with a host of each variant, under the case's and the variant's names. */
 void each_variant(const char *name, void (*test)(void));
 #define EACH(test) each_variant(#test, test)
 
 /* Storage of so many tables in memory, its requests going on as told. */
-th_storage *storage_new(size_t tables, th_resume resume, q2c_storage *calls);
+host_storage *storage_new(size_t tables, host_resume resume, q2c_storage *calls);
 /* A cache of tables of TABLE bytes on world.vtable. */
 q2c_cache *cache_new(const q2c_storage *calls, size_t tables);
 /* Gives up what is dirty, and destroys. */
@@ -58,7 +58,7 @@ q2c_cleaner_stats cleaner_stats(q2c_cleaner *cleaner);
 /* In a coroutine: wait until it is so without keeping the thread. */
 #define CO_EVENTUALLY(expression)                                                                                      \
     do {                                                                                                               \
-    } while (!(expression) && (th_co_sleep_ns(true, 200000), true))
+    } while (!(expression) && (host_co_sleep_ns(true, 200000), true))
 
 /* From plain code with a context: turn it until it is so. */
 #define TURN_UNTIL(expression)                                                                                         \

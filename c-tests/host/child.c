@@ -9,12 +9,12 @@
 
 #include "test.h"
 
-th_program *program;
-th_context *here;
-th_host *host;
+host_program *program;
+host_context *here;
+host_adapter *host;
 const q2c_host *vt;
 
-int run_child(th_fn *fn, char *text, size_t size)
+int run_child(host_fn *fn, char *text, size_t size)
 {
     int fds[2], status = 0;
     char rest[512];
@@ -27,16 +27,16 @@ int run_child(th_fn *fn, char *text, size_t size)
     pid = fork();
     REQUIRE(pid >= 0);
     if (pid == 0) {
-        th_host_config config = {.wake = TH_QUEUE, .own_lock = true};
+        host_adapter_config config = {.wake = HOST_RUN_QUEUED, .own_lock = true};
         prctl(PR_SET_DUMPABLE, 0);
         alarm(20);
         dup2(fds[1], STDERR_FILENO);
         close(fds[0]);
         close(fds[1]);
-        config.program = program = th_program_new();
-        here = th_context_new(program);
-        host = th_host_new(&config);
-        vt = th_host_vtable(host);
+        config.program = program = host_program_new();
+        here = host_context_new(program);
+        host = host_adapter_new(&config);
+        vt = host_adapter_vtable(host);
         fn(NULL);
         _exit(0);
     }
@@ -52,7 +52,7 @@ int run_child(th_fn *fn, char *text, size_t size)
     return status;
 }
 
-void check_aborts(th_fn *fn, const char *why)
+void check_aborts(host_fn *fn, const char *why)
 {
     char text[4096];
     int status = run_child(fn, text, sizeof(text));
@@ -64,7 +64,7 @@ void check_aborts(th_fn *fn, const char *why)
 static void yield_once(void *arg)
 {
     (void)arg;
-    th_co_yield();
+    host_co_yield();
 }
 
 static void park_once(void *arg)
@@ -82,14 +82,14 @@ void *parked_here(void)
 {
     void *co = NULL;
 
-    th_co_enter(th_co_create(park_once, &co));
+    host_co_enter(host_co_create(park_once, &co));
     return co;
 }
 
-th_co *yielded_here(void)
+host_co *yielded_here(void)
 {
-    th_co *co = th_co_create(yield_once, NULL);
+    host_co *co = host_co_create(yield_once, NULL);
 
-    th_co_enter(co);
+    host_co_enter(co);
     return co;
 }

@@ -6,21 +6,21 @@
 #include "host.h"
 
 /* Of the child: a program, the context of its main thread, and a host with a lock of its own whose wakes are queued. */
-extern th_program *program;
-extern th_context *here;
-extern th_host *host;
+extern host_program *program;
+extern host_context *here;
+extern host_adapter *host;
 extern const q2c_host *vt;
 
 /* fn(NULL) in a child, which exits with 0 if it returns; what it wrote to stderr is in text. Returns its wait status. */
-int run_child(th_fn *fn, char *text, size_t size);
+int run_child(host_fn *fn, char *text, size_t size);
 /* Checks that the child dies of SIGABRT, with this among its last words. */
-void check_aborts(th_fn *fn, const char *why);
+void check_aborts(host_fn *fn, const char *why);
 
 /* For use in children: does nothing. */
 void do_nothing(void *arg);
 /* A coroutine that parked in this thread. */
 void *parked_here(void);
 /* One that yielded for a reason of the host's. */
-th_co *yielded_here(void);
+host_co *yielded_here(void);
 
 #endif

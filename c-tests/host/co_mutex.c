@@ -5,16 +5,16 @@
  */
 #include "internal.h"
 
-static void append(th_queue *queue, th_wait *wait)
+static void append(host_co_queue *queue, host_co_waiter *wait)
 {
     wait->next = NULL;
     *queue->tail = wait;
     queue->tail = &wait->next;
 }
 
-static th_co *take_first(th_queue *queue)
+static host_co *take_first(host_co_queue *queue)
 {
-    th_wait *wait = queue->head;
+    host_co_waiter *wait = queue->head;
 
     if (!wait) {
         return NULL;
@@ -26,42 +26,42 @@ static th_co *take_first(th_queue *queue)
     return wait->co;
 }
 
-static void schedule_home(th_co *co)
+static void schedule_home(host_co *co)
 {
-    th_context *home = th_co_home(co);
+    host_context *home = host_co_home(co);
 
     if (!home) {
-        th_die("coroutine %p waits in a thread that has no context", (void *)co);
+        host_die("coroutine %p waits in a thread that has no context", (void *)co);
     }
-    th_co_schedule(home, co);
+    host_co_schedule(home, co);
 }
 
-void th_mutex_init(th_mutex *mutex)
+void host_co_mutex_init(host_co_mutex *mutex)
 {
     pthread_mutex_init(&mutex->guard, NULL);
     mutex->owner = NULL;
-    th_queue_init(&mutex->waiters);
+    host_co_queue_init(&mutex->waiters);
 }
 
-void th_mutex_destroy(th_mutex *mutex)
+void host_co_mutex_destroy(host_co_mutex *mutex)
 {
     if (mutex->owner) {
-        th_die("mutex %p is destroyed while coroutine %p holds it", (void *)mutex, (void *)mutex->owner);
+        host_die("mutex %p is destroyed while coroutine %p holds it", (void *)mutex, (void *)mutex->owner);
     }
     pthread_mutex_destroy(&mutex->guard);
 }
 
-void th_mutex_lock(th_mutex *mutex)
+void host_co_mutex_lock(host_co_mutex *mutex)
 {
-    th_co *self = th_co_self();
-    th_wait wait = { .co = self };
+    host_co *self = host_co_self();
+    host_co_waiter wait = { .co = self };
 
-    if (!th_in_coroutine()) {
-        th_die("mutex %p locked outside a coroutine", (void *)mutex);
+    if (!host_in_coroutine()) {
+        host_die("mutex %p locked outside a coroutine", (void *)mutex);
     }
     pthread_mutex_lock(&mutex->guard);
     if (mutex->owner == self) {
-        th_die("mutex %p locked twice by coroutine %p", (void *)mutex, (void *)self);
+        host_die("mutex %p locked twice by coroutine %p", (void *)mutex, (void *)self);
     }
     if (!mutex->owner) {
         mutex->owner = self;
@@ -70,17 +70,17 @@ void th_mutex_lock(th_mutex *mutex)
     }
     append(&mutex->waiters, &wait);
     pthread_mutex_unlock(&mutex->guard);
-    th_co_yield(); /* it is ours when we are back */
+    host_co_yield(); /* it is ours when we are back */
 }
 
-void th_mutex_unlock(th_mutex *mutex)
+void host_co_mutex_unlock(host_co_mutex *mutex)
 {
-    th_co *self = th_co_self();
-    th_co *next;
+    host_co *self = host_co_self();
+    host_co *next;
 
     pthread_mutex_lock(&mutex->guard);
-    if (mutex->owner != self || !th_in_coroutine()) {
-        th_die("mutex %p unlocked by %p, locked by %p", (void *)mutex, (void *)self, (void *)mutex->owner);
+    if (mutex->owner != self || !host_in_coroutine()) {
+        host_die("mutex %p unlocked by %p, locked by %p", (void *)mutex, (void *)self, (void *)mutex->owner);
     }
     next = take_first(&mutex->waiters);
     mutex->owner = next;
@@ -90,35 +90,35 @@ void th_mutex_unlock(th_mutex *mutex)
     }
 }
 
-bool th_mutex_held_by_me(th_mutex *mutex)
+bool host_co_mutex_held(host_co_mutex *mutex)
 {
     bool mine;
 
     pthread_mutex_lock(&mutex->guard);
-    mine = mutex->owner == th_co_self();
+    mine = mutex->owner == host_co_self();
     pthread_mutex_unlock(&mutex->guard);
     return mine;
 }
 
-void th_queue_init(th_queue *queue)
+void host_co_queue_init(host_co_queue *queue)
 {
     queue->head = NULL;
     queue->tail = &queue->head;
 }
 
-void th_queue_wait(th_queue *queue, th_mutex *mutex)
+void host_co_queue_wait(host_co_queue *queue, host_co_mutex *mutex)
 {
-    th_wait wait = { .co = th_co_self() };
+    host_co_waiter wait = { .co = host_co_self() };
 
     append(queue, &wait);
-    th_mutex_unlock(mutex);
-    th_co_yield();
-    th_mutex_lock(mutex);
+    host_co_mutex_unlock(mutex);
+    host_co_yield();
+    host_co_mutex_lock(mutex);
 }
 
-bool th_queue_next(th_queue *queue)
+bool host_co_queue_next(host_co_queue *queue)
 {
-    th_co *co = take_first(queue);
+    host_co *co = take_first(queue);
 
     if (co) {
         schedule_home(co);

@@ -8,16 +8,16 @@
 
 #include "internal.h"
 
-static _Thread_local th_context *current_context;
+static _Thread_local host_context *current_context;
 
 /* Not inlined: see get_current() in coroutine.c. */
-__attribute__((noinline)) th_context *th_context_current(void)
+__attribute__((noinline)) host_context *host_context_current(void)
 {
     __asm__ volatile("");
     return current_context;
 }
 
-static __attribute__((noinline)) void set_current_context(th_context *context)
+static __attribute__((noinline)) void set_current_context(host_context *context)
 {
     __asm__ volatile("");
     current_context = context;
@@ -25,12 +25,12 @@ static __attribute__((noinline)) void set_current_context(th_context *context)
 
 /* ---- programs ---- */
 
-th_program *th_program_new(void)
+host_program *host_program_new(void)
 {
-    th_program *program = calloc(1, sizeof(*program));
+    host_program *program = calloc(1, sizeof(*program));
 
     if (!program) {
-        th_die("no memory for a program");
+        host_die("no memory for a program");
     }
     pthread_mutex_init(&program->mutex, NULL);
     atomic_store(&program->clock_stopped_at, -1);
@@ -39,12 +39,12 @@ th_program *th_program_new(void)
     return program;
 }
 
-void th_program_free(th_program *program)
+void host_program_free(host_program *program)
 {
     if (program->contexts) {
-        th_die("the program ends while a context of it is left");
+        host_die("the program ends while a context of it is left");
     }
-    for (th_host *h = program->closed_hosts; h; h = host_dispose(h)) {
+    for (host_adapter *h = program->closed_hosts; h; h = host_dispose(h)) {
     }
     pthread_mutex_destroy(&program->mutex);
     free(program);
@@ -52,15 +52,15 @@ void th_program_free(th_program *program)
 
 /* ---- contexts ---- */
 
-th_context *th_context_new(th_program *program)
+host_context *host_context_new(host_program *program)
 {
-    th_context *context = calloc(1, sizeof(*context));
+    host_context *context = calloc(1, sizeof(*context));
 
-    if (th_context_current()) {
-        th_die("this thread has a context already");
+    if (host_context_current()) {
+        host_die("this thread has a context already");
     }
     if (!context || (context->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0) {
-        th_die("no memory or file descriptor for a context");
+        host_die("no memory or file descriptor for a context");
     }
     context->program = program;
     context->thread = pthread_self();
@@ -74,12 +74,12 @@ th_context *th_context_new(th_program *program)
     return context;
 }
 
-void th_context_free(th_context *context)
+void host_context_free(host_context *context)
 {
-    th_context **p;
+    host_context **p;
 
-    if (context != th_context_current()) {
-        th_die("context %p is freed outside its thread", (void *)context);
+    if (context != host_context_current()) {
+        host_die("context %p is freed outside its thread", (void *)context);
     }
     pthread_mutex_lock(&context->program->mutex);
     for (p = &context->program->contexts; *p != context; p = &(*p)->next) {
@@ -87,7 +87,7 @@ void th_context_free(th_context *context)
     *p = context->next;
     pthread_mutex_unlock(&context->program->mutex);
     if (context->head || context->timers_alive) {
-        th_die("context %p is freed with %zu things to run and %zu timers", (void *)context, context->n_items,
+        host_die("context %p is freed with %zu things to run and %zu timers", (void *)context, context->n_items,
                context->timers_alive);
     }
     set_current_context(NULL);
@@ -96,7 +96,7 @@ void th_context_free(th_context *context)
     free(context);
 }
 
-th_program *th_context_program(th_context *context)
+host_program *host_context_program(host_context *context)
 {
     return context->program;
 }
@@ -105,21 +105,21 @@ th_program *th_context_program(th_context *context)
  * The exchange pairs with the one in wait_for_something(): either it finds the flag down, and the write ends the wait, or
  * what was done before it is seen by the thread that takes the flag down.
  */
-void context_notify(th_context *context)
+void context_notify(host_context *context)
 {
     uint64_t one = 1;
 
     if (!atomic_exchange(&context->notified, true)) {
         if (write(context->fd, &one, sizeof(one)) != sizeof(one)) {
-            th_die("cannot write an eventfd");
+            host_die("cannot write an eventfd");
         }
     }
 }
 
-void program_notify_all(th_program *program, bool polling_only)
+void program_notify_all(host_program *program, bool polling_only)
 {
     pthread_mutex_lock(&program->mutex);
-    for (th_context *c = program->contexts; c; c = c->next) {
+    for (host_context *c = program->contexts; c; c = c->next) {
         if (!polling_only || atomic_load(&c->polling)) {
             context_notify(c);
         }
@@ -129,7 +129,7 @@ void program_notify_all(th_program *program, bool polling_only)
 
 /* ---- the list ---- */
 
-static void push(th_context *context, th_item *item)
+static void push(host_context *context, host_item *item)
 {
     item->next = NULL;
     pthread_mutex_lock(&context->mutex);
@@ -141,9 +141,9 @@ static void push(th_context *context, th_item *item)
     pthread_mutex_unlock(&context->mutex);
 }
 
-static th_item *pop(th_context *context)
+static host_item *pop(host_context *context)
 {
-    th_item *item;
+    host_item *item;
 
     pthread_mutex_lock(&context->mutex);
     item = context->head;
@@ -158,36 +158,36 @@ static th_item *pop(th_context *context)
     return item;
 }
 
-void th_bh_schedule(th_context *context, th_fn *fn, void *arg)
+void host_bh_schedule(host_context *context, host_fn *fn, void *arg)
 {
-    th_item *item = calloc(1, sizeof(*item));
+    host_item *item = calloc(1, sizeof(*item));
 
     if (!item) {
-        th_die("no memory for a bottom half");
+        host_die("no memory for a bottom half");
     }
     item->fn = fn;
     item->arg = arg;
     push(context, item);
 }
 
-void th_co_schedule(th_context *context, th_co *co)
+void host_co_schedule(host_context *context, host_co *co)
 {
     if (atomic_load(&co->state) == CO_LEADER) {
-        th_die("a thread's leader %p cannot be scheduled", (void *)co);
+        host_die("a thread's leader %p cannot be scheduled", (void *)co);
     }
     if (atomic_exchange(&co->queued, true)) {
-        th_die("coroutine %p scheduled twice", (void *)co);
+        host_die("coroutine %p scheduled twice", (void *)co);
     }
     co->item.co = co;
     push(context, &co->item);
 }
 
-static void run_item(th_item *item)
+static void run_item(host_item *item)
 {
     if (item->co) {
         co_enter_queued(item->co);
     } else {
-        th_fn *fn = item->fn;
+        host_fn *fn = item->fn;
         void *arg = item->arg;
         free(item);
         fn(arg);
@@ -195,10 +195,10 @@ static void run_item(th_item *item)
 }
 
 /* What is in the list now, not what that adds to it. */
-static bool run_list(th_context *context)
+static bool run_list(host_context *context)
 {
     bool any = false;
-    th_item *item;
+    host_item *item;
     size_t n;
 
     pthread_mutex_lock(&context->mutex);
@@ -211,7 +211,7 @@ static bool run_list(th_context *context)
     return any;
 }
 
-static void wait_for_something(th_context *context)
+static void wait_for_something(host_context *context)
 {
     int64_t timeout = timers_timeout(context);
     struct timespec ts = { .tv_sec = timeout / 1000000000, .tv_nsec = timeout % 1000000000 };
@@ -220,18 +220,18 @@ static void wait_for_something(th_context *context)
 
     if (ppoll(&pfd, 1, timeout < 0 ? NULL : &ts, NULL) == 1) {
         if (read(context->fd, &n, sizeof(n)) != sizeof(n)) {
-            th_die("an eventfd that was readable cannot be read");
+            host_die("an eventfd that was readable cannot be read");
         }
         atomic_exchange(&context->notified, false); /* pairs with context_notify() */
     }
 }
 
-bool th_context_poll(th_context *context, bool wait)
+bool host_context_poll(host_context *context, bool wait)
 {
     bool any;
 
-    if (context != th_context_current() || th_in_coroutine()) {
-        th_die("context %p is polled %s", (void *)context, th_in_coroutine() ? "in a coroutine" : "outside its thread");
+    if (context != host_context_current() || host_in_coroutine()) {
+        host_die("context %p is polled %s", (void *)context, host_in_coroutine() ? "in a coroutine" : "outside its thread");
     }
     any = run_list(context);
     any |= timers_run(context);
@@ -245,28 +245,28 @@ bool th_context_poll(th_context *context, bool wait)
 
 /* ---- moving ---- */
 
-typedef struct move { th_context *to; th_co *co; } move;
+typedef struct move { host_context *to; host_co *co; } move;
 
 static void move_now(void *arg)
 {
     move *m = arg;
-    th_co_schedule(m->to, m->co);
+    host_co_schedule(m->to, m->co);
 }
 
-void th_co_move(th_context *context)
+void host_co_move(host_context *context)
 {
-    move m = { context, th_co_self() };
+    move m = { context, host_co_self() };
 
-    if (context != th_context_current()) {
-        th_co_yield_then(move_now, &m);
+    if (context != host_context_current()) {
+        host_co_yield_then(move_now, &m);
     }
 }
 
 /* ---- threads ---- */
 
-struct th_iothread {
-    th_program *program;
-    th_context *context;
+struct host_iothread {
+    host_program *program;
+    host_context *context;
     pthread_t thread;
     bool stop;
     pthread_mutex_t mutex;
@@ -275,34 +275,34 @@ struct th_iothread {
 
 static void *iothread_main(void *arg)
 {
-    th_iothread *t = arg;
-    th_context *context = th_context_new(t->program);
+    host_iothread *t = arg;
+    host_context *context = host_context_new(t->program);
 
     pthread_mutex_lock(&t->mutex);
     t->context = context;
     pthread_cond_signal(&t->started);
     pthread_mutex_unlock(&t->mutex);
     while (!t->stop) {
-        th_context_poll(context, true);
+        host_context_poll(context, true);
     }
-    while (th_context_poll(context, false)) {
+    while (host_context_poll(context, false)) {
     }
-    th_context_free(context);
+    host_context_free(context);
     return NULL;
 }
 
-th_iothread *th_iothread_new(th_program *program)
+host_iothread *host_iothread_new(host_program *program)
 {
-    th_iothread *t = calloc(1, sizeof(*t));
+    host_iothread *t = calloc(1, sizeof(*t));
 
     if (!t) {
-        th_die("no memory for a thread");
+        host_die("no memory for a thread");
     }
     t->program = program;
     pthread_mutex_init(&t->mutex, NULL);
     pthread_cond_init(&t->started, NULL);
     if (pthread_create(&t->thread, NULL, iothread_main, t)) {
-        th_die("cannot create a thread");
+        host_die("cannot create a thread");
     }
     pthread_mutex_lock(&t->mutex);
     while (!t->context) {
@@ -312,20 +312,20 @@ th_iothread *th_iothread_new(th_program *program)
     return t;
 }
 
-th_context *th_iothread_context(th_iothread *iothread)
+host_context *host_iothread_context(host_iothread *iothread)
 {
     return iothread->context;
 }
 
 static void stop_thread(void *arg)
 {
-    th_iothread *t = arg;
+    host_iothread *t = arg;
     t->stop = true; /* in its own thread */
 }
 
-void th_iothread_free(th_iothread *iothread)
+void host_iothread_free(host_iothread *iothread)
 {
-    th_bh_schedule(iothread->context, stop_thread, iothread);
+    host_bh_schedule(iothread->context, stop_thread, iothread);
     pthread_join(iothread->thread, NULL);
     pthread_mutex_destroy(&iothread->mutex);
     pthread_cond_destroy(&iothread->started);
@@ -335,9 +335,9 @@ void th_iothread_free(th_iothread *iothread)
 /* ---- calls into a context ---- */
 
 typedef struct call {
-    th_fn *fn;
+    host_fn *fn;
     void *arg;
-    th_context *from;           /* NULL: the caller blocks */
+    host_context *from;           /* NULL: the caller blocks */
     pthread_mutex_t mutex;
     pthread_cond_t cond;
     bool done;
@@ -357,7 +357,7 @@ static bool call_unfinished(void *arg)
 static void call_run(void *arg)
 {
     call *c = arg;
-    th_context *from = c->from;
+    host_context *from = c->from;
 
     c->fn(c->arg);
     pthread_mutex_lock(&c->mutex);
@@ -369,19 +369,19 @@ static void call_run(void *arg)
     pthread_mutex_unlock(&c->mutex); /* the last touch: the caller frees it */
 }
 
-void th_call(th_context *context, bool in_coroutine, th_fn *fn, void *arg)
+void host_context_call(host_context *context, bool in_coroutine, host_fn *fn, void *arg)
 {
-    call c = { .fn = fn, .arg = arg, .from = th_context_current() };
+    call c = { .fn = fn, .arg = arg, .from = host_context_current() };
 
-    if (th_in_coroutine()) {
-        th_die("th_call in a coroutine");
+    if (host_in_coroutine()) {
+        host_die("host_context_call in a coroutine");
     }
     pthread_mutex_init(&c.mutex, NULL);
     pthread_cond_init(&c.cond, NULL);
     if (in_coroutine) {
-        th_co_schedule(context, th_co_create(call_run, &c));
+        host_co_schedule(context, host_co_create(call_run, &c));
     } else {
-        th_bh_schedule(context, call_run, &c);
+        host_bh_schedule(context, call_run, &c);
     }
     if (c.from) {
         poll_unchecked(c.from, call_unfinished, &c);

@@ -6,7 +6,7 @@
 
 #include "fiber.h"
 
-_Noreturn void th_die(const char *format, ...)
+_Noreturn void host_die(const char *format, ...)
 {
     va_list args;
 
@@ -26,32 +26,32 @@ _Noreturn void th_die(const char *format, ...)
  * so that it must never see the access and the switch in one function: these two are not inlined, and the empty asm keeps
  * calls to them from being merged.
  */
-static _Thread_local th_co leader = { .state = CO_LEADER };
-static _Thread_local th_co *current;
+static _Thread_local host_co leader = { .state = CO_LEADER };
+static _Thread_local host_co *current;
 
-static __attribute__((noinline)) th_co *get_current(void)
+static __attribute__((noinline)) host_co *get_current(void)
 {
     __asm__ volatile("");
     return current ? current : &leader;
 }
 
-static __attribute__((noinline)) void set_current(th_co *co)
+static __attribute__((noinline)) void set_current(host_co *co)
 {
     __asm__ volatile("");
     current = co;
 }
 
-th_co *th_co_self(void)
+host_co *host_co_self(void)
 {
     return get_current();
 }
 
-bool th_in_coroutine(void)
+bool host_in_coroutine(void)
 {
     return atomic_load_explicit(&get_current()->state, memory_order_relaxed) != CO_LEADER;
 }
 
-th_context *th_co_home(th_co *co)
+host_context *host_co_home(host_co *co)
 {
     return atomic_load(&co->home);
 }
@@ -61,8 +61,8 @@ th_context *th_co_home(th_co *co)
 /* Last in, first out, and shared by all threads: a pointer is in use again as soon as can be. The structs are never freed
  * while coroutines are alive, so that a stale pointer meets a state to die of and not freed memory. */
 static pthread_mutex_t pool_mutex = PTHREAD_MUTEX_INITIALIZER;
-static th_co *pool;
-static atomic_size_t stack_size = TH_STACK_SIZE;
+static host_co *pool;
+static atomic_size_t stack_size = HOST_STACK_SIZE;
 static atomic_size_t stack_peak;
 static atomic_bool measure;
 static _Atomic uint64_t switches;
@@ -70,34 +70,34 @@ static _Atomic uint64_t switches;
  * in the library. */
 static _Atomic uint64_t alive;
 
-void th_co_set_stack_size(size_t bytes)
+void host_co_set_stack_size(size_t bytes)
 {
     atomic_store(&stack_size, bytes);
 }
 
-void th_co_measure_stacks(bool on)
+void host_co_measure_stacks(bool on)
 {
     atomic_store(&measure, on);
 }
 
-size_t th_co_stack_peak(void)
+size_t host_co_stack_peak(void)
 {
     return atomic_load(&stack_peak);
 }
 
-uint64_t th_co_switches(void)
+uint64_t host_co_switches(void)
 {
     return atomic_load_explicit(&switches, memory_order_relaxed);
 }
 
-uint64_t th_co_alive(void)
+uint64_t host_co_alive(void)
 {
     return atomic_load_explicit(&alive, memory_order_acquire);
 }
 
-static th_co *pool_get(void)
+static host_co *pool_get(void)
 {
-    th_co *co;
+    host_co *co;
 
     pthread_mutex_lock(&pool_mutex);
     co = pool;
@@ -106,12 +106,12 @@ static th_co *pool_get(void)
     }
     pthread_mutex_unlock(&pool_mutex);
     if (!co && !(co = calloc(1, sizeof(*co)))) {
-        th_die("no memory for a coroutine");
+        host_die("no memory for a coroutine");
     }
     return co;
 }
 
-static void pool_put(th_co *co)
+static void pool_put(host_co *co)
 {
     pthread_mutex_lock(&pool_mutex);
     co->pool_next = pool;
@@ -119,13 +119,13 @@ static void pool_put(th_co *co)
     pthread_mutex_unlock(&pool_mutex);
 }
 
-void th_co_pool_drain(void)
+void host_co_pool_drain(void)
 {
-    if (th_co_alive()) {
-        th_die("the pool is drained while %llu coroutines are alive", (unsigned long long)th_co_alive());
+    if (host_co_alive()) {
+        host_die("the pool is drained while %llu coroutines are alive", (unsigned long long)host_co_alive());
     }
     while (pool) {
-        th_co *co = pool;
+        host_co *co = pool;
         pool = co->pool_next;
         stack_free(&co->stack);
         free(co);
@@ -154,9 +154,9 @@ static const char *state_name(co_state state)
 }
 
 /* Switch from the running coroutine back to who entered it. */
-static void leave(th_co *self, co_state as, th_fn *then, void *arg)
+static void leave(host_co *self, co_state as, host_fn *then, void *arg)
 {
-    th_co *caller = self->caller;
+    host_co *caller = self->caller;
 
     self->leaves_as = as;
     self->then = then;
@@ -170,16 +170,16 @@ static void leave(th_co *self, co_state as, th_fn *then, void *arg)
 
 static void trampoline(unsigned low, unsigned high)
 {
-    th_co *self = (th_co *)(((uintptr_t)high << 32) | low); /* makecontext passes ints */
+    host_co *self = (host_co *)(((uintptr_t)high << 32) | low); /* makecontext passes ints */
 
     fiber_arrived(&self->fiber, &self->caller->fiber);
     self->entry(self->arg);
     leave(self, CO_FREE, NULL, NULL);
-    th_die("coroutine %p was entered after its end", (void *)self);
+    host_die("coroutine %p was entered after its end", (void *)self);
 }
 
 /* Apart, as getcontext() is a function that returns twice to the compiler. */
-static __attribute__((noinline)) void prepare_context(th_co *co)
+static __attribute__((noinline)) void prepare_context(host_co *co)
 {
     uintptr_t p = (uintptr_t)co;
 
@@ -191,13 +191,13 @@ static __attribute__((noinline)) void prepare_context(th_co *co)
     co->uc.uc_stack.ss_size = 0; /* else AddressSanitizer forgets all it knows of the stack at each switch */
 }
 
-th_co *th_co_create(th_fn *entry, void *arg)
+host_co *host_co_create(host_fn *entry, void *arg)
 {
-    th_co *co = pool_get();
+    host_co *co = pool_get();
     size_t size = atomic_load(&stack_size);
 
     if (atomic_load(&co->state) != CO_FREE || atomic_load(&co->queued) || atomic_load(&co->woken)) {
-        th_die("coroutine %p is reused while %s", (void *)co,
+        host_die("coroutine %p is reused while %s", (void *)co,
                atomic_load(&co->woken) ? "a wake is on its way" : state_name(atomic_load(&co->state)));
     }
     if (co->stack.size != size) {
@@ -219,7 +219,7 @@ th_co *th_co_create(th_fn *entry, void *arg)
     return co;
 }
 
-static void note_stack(const th_co *co)
+static void note_stack(const host_co *co)
 {
     size_t used, peak;
 
@@ -232,7 +232,7 @@ static void note_stack(const th_co *co)
     }
 }
 
-static void ended(th_co *co)
+static void ended(host_co *co)
 {
     fiber_end(&co->fiber);
     fiber_forget_frames(&co->stack);
@@ -240,22 +240,22 @@ static void ended(th_co *co)
     atomic_store(&co->state, CO_FREE);
     /* after the store: a waker that saw RUNNING has set woken before it looked */
     if (atomic_load(&co->woken)) {
-        th_die("coroutine %p ended while a wake is on its way to it", (void *)co);
+        host_die("coroutine %p ended while a wake is on its way to it", (void *)co);
     }
     pool_put(co);
     atomic_fetch_sub_explicit(&alive, 1, memory_order_release);
 }
 
 /* One switch into co and back; returns the coroutines to be entered after it. */
-static th_co *switch_to(th_co *self, th_co *co)
+static host_co *switch_to(host_co *self, host_co *co)
 {
-    th_co *after;
-    th_fn *then;
+    host_co *after;
+    host_fn *then;
     void *then_arg;
     co_state as;
 
     atomic_fetch_add_explicit(&switches, 1, memory_order_relaxed);
-    atomic_store(&co->home, th_context_current());
+    atomic_store(&co->home, host_context_current());
     co->caller = self;
     set_current(co);
     fiber_switch(&self->fiber, &co->fiber, false);
@@ -274,7 +274,7 @@ static th_co *switch_to(th_co *self, th_co *co)
         return after;
     }
     if (as == CO_YIELDED && atomic_load(&co->woken)) {
-        th_die("coroutine %p was woken, and then waited for something of the host's instead of parking", (void *)co);
+        host_die("coroutine %p was woken, and then waited for something of the host's instead of parking", (void *)co);
     }
     atomic_store(&co->state, as);
     if (then) {
@@ -284,32 +284,32 @@ static th_co *switch_to(th_co *self, th_co *co)
 }
 
 /* Claim co for this thread. */
-static void claim(th_co *co)
+static void claim(host_co *co)
 {
     co_state state = atomic_load(&co->state);
 
     if (atomic_load(&co->woken)) {
         if (state != CO_PARKED) {
-            th_die("coroutine %p was woken but did not park: it is %s", (void *)co, state_name(state));
+            host_die("coroutine %p was woken but did not park: it is %s", (void *)co, state_name(state));
         }
     } else if (state != CO_CREATED && state != CO_YIELDED) {
-        th_die("coroutine %p entered while it is %s", (void *)co, state_name(state));
+        host_die("coroutine %p entered while it is %s", (void *)co, state_name(state));
     }
     if (!atomic_compare_exchange_strong(&co->state, &state, CO_RUNNING)) {
-        th_die("coroutine %p entered twice", (void *)co);
+        host_die("coroutine %p entered twice", (void *)co);
     }
     atomic_store(&co->woken, false);
 }
 
-static void enter(th_co *co)
+static void enter(host_co *co)
 {
-    th_co *self = get_current();
-    th_co *list = co;
+    host_co *self = get_current();
+    host_co *list = co;
 
     co->after_next = NULL;
     while (list) {
-        th_co *next = list->after_next;
-        th_co *after, *last;
+        host_co *next = list->after_next;
+        host_co *after, *last;
 
         list->after_next = NULL;
         claim(list);
@@ -324,48 +324,48 @@ static void enter(th_co *co)
     }
 }
 
-void th_co_enter(th_co *co)
+void host_co_enter(host_co *co)
 {
     if (atomic_load(&co->queued)) {
-        th_die("coroutine %p entered while it is queued in a context", (void *)co);
+        host_die("coroutine %p entered while it is queued in a context", (void *)co);
     }
     if (atomic_load(&co->woken)) {
-        th_die("coroutine %p entered while a wake is on its way to it", (void *)co);
+        host_die("coroutine %p entered while a wake is on its way to it", (void *)co);
     }
     enter(co);
 }
 
-void co_enter_queued(th_co *co)
+void co_enter_queued(host_co *co)
 {
     if (!atomic_exchange(&co->queued, false)) {
-        th_die("coroutine %p is not queued", (void *)co);
+        host_die("coroutine %p is not queued", (void *)co);
     }
     enter(co);
 }
 
-static th_co *self_or_die(const char *what)
+static host_co *self_or_die(const char *what)
 {
-    th_co *self = get_current();
+    host_co *self = get_current();
 
     if (atomic_load_explicit(&self->state, memory_order_relaxed) == CO_LEADER) {
-        th_die("%s outside a coroutine", what);
+        host_die("%s outside a coroutine", what);
     }
     return self;
 }
 
-void th_co_yield_then(th_fn *then, void *arg)
+void host_co_yield_then(host_fn *then, void *arg)
 {
     leave(self_or_die("yield"), CO_YIELDED, then, arg);
 }
 
-void th_co_yield(void)
+void host_co_yield(void)
 {
-    th_co_yield_then(NULL, NULL);
+    host_co_yield_then(NULL, NULL);
 }
 
-void th_co_park(void)
+void host_co_park(void)
 {
-    th_co *self = self_or_die("co_suspend");
+    host_co *self = self_or_die("co_suspend");
 
     graph_check_park(self);
     leave(self, CO_PARKED, NULL, NULL);
@@ -374,16 +374,16 @@ void th_co_park(void)
 /* ---- wake ---- */
 
 /* The home thread: co must have parked, for it is not running anywhere else. */
-static void wake_at_home(th_co *co, th_context *home, co_state state, th_mode mode)
+static void wake_at_home(host_co *co, host_context *home, co_state state, host_run_mode mode)
 {
-    th_co *self = get_current();
+    host_co *self = get_current();
 
     if (state != CO_PARKED) {
-        th_die("coroutine %p woken by its own thread while it is %s", (void *)co, state_name(state));
+        host_die("coroutine %p woken by its own thread while it is %s", (void *)co, state_name(state));
     }
-    if (mode == TH_QUEUE) {
-        th_co_schedule(home, co);
-    } else if (mode == TH_NOW || !th_in_coroutine()) {
+    if (mode == HOST_RUN_QUEUED) {
+        host_co_schedule(home, co);
+    } else if (mode == HOST_RUN_NOW || !host_in_coroutine()) {
         enter(co);
     } else {
         co->after_next = NULL;
@@ -396,31 +396,31 @@ static void wake_at_home(th_co *co, th_context *home, co_state state, th_mode mo
     }
 }
 
-bool th_co_wake(th_co *co, th_mode mode)
+bool host_co_wake(host_co *co, host_run_mode mode)
 {
-    th_context *home;
+    host_context *home;
     co_state state = atomic_load(&co->state);
     bool early;
 
     if (state == CO_LEADER) {
-        th_die("wake of a thread's leader %p: plain code does not park", (void *)co);
+        host_die("wake of a thread's leader %p: plain code does not park", (void *)co);
     }
     if (atomic_exchange(&co->woken, true)) {
-        th_die("coroutine %p woken twice", (void *)co);
+        host_die("coroutine %p woken twice", (void *)co);
     }
     state = atomic_load(&co->state);
     home = atomic_load(&co->home);
-    if (home && home == th_context_current()) {
+    if (home && home == host_context_current()) {
         wake_at_home(co, home, state, mode);
         return false;
     }
     early = state == CO_RUNNING;
     if (!early && state != CO_PARKED) {
-        th_die("coroutine %p woken while it is %s", (void *)co, state_name(state));
+        host_die("coroutine %p woken while it is %s", (void *)co, state_name(state));
     }
     if (!home) {
-        th_die("coroutine %p parked in a thread that has no context", (void *)co);
+        host_die("coroutine %p parked in a thread that has no context", (void *)co);
     }
-    th_co_schedule(home, co);
+    host_co_schedule(home, co);
     return early;
 }

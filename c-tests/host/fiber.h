@@ -34,7 +34,7 @@
 #endif
 
 /* Forget what is known of the frames that were on a stack: those of an ended coroutine were never all left. */
-static inline void fiber_forget_frames(const th_stack *stack)
+static inline void fiber_forget_frames(const host_stack *stack)
 {
 #ifdef FIBER_ASAN
     __asan_unpoison_memory_region(stack->bottom, stack->size);
@@ -46,7 +46,7 @@ static inline void fiber_forget_frames(const th_stack *stack)
 }
 
 /* A coroutine's stack is about to be used from its top. */
-static inline void fiber_begin(th_fiber *fiber, const th_stack *stack)
+static inline void fiber_begin(host_fiber *fiber, const host_stack *stack)
 {
     fiber->fake_stack = NULL;
     fiber->bottom = stack->bottom;
@@ -57,7 +57,7 @@ static inline void fiber_begin(th_fiber *fiber, const th_stack *stack)
 }
 
 /* It has been left for good. */
-static inline void fiber_end(th_fiber *fiber)
+static inline void fiber_end(host_fiber *fiber)
 {
 #ifdef FIBER_TSAN
     __tsan_destroy_fiber(fiber->tsan);
@@ -66,7 +66,7 @@ static inline void fiber_end(th_fiber *fiber)
 }
 
 /* Right before the switch. leaving: from will never run again. */
-static inline void fiber_switch(th_fiber *from, th_fiber *to, bool leaving)
+static inline void fiber_switch(host_fiber *from, host_fiber *to, bool leaving)
 {
 #ifdef FIBER_ASAN
     __sanitizer_start_switch_fiber(leaving ? NULL : &from->fake_stack, to->bottom, to->size);
@@ -83,7 +83,7 @@ static inline void fiber_switch(th_fiber *from, th_fiber *to, bool leaving)
 }
 
 /* The first thing on the stack switched to. before: where the switch came from; its bounds become known here. */
-static inline void fiber_arrived(th_fiber *here, th_fiber *before)
+static inline void fiber_arrived(host_fiber *here, host_fiber *before)
 {
 #ifdef FIBER_ASAN
     const void *bottom;

@@ -20,238 +20,238 @@
 
 #include "qcow2cache.h"
 
-typedef struct th_co th_co;                 /* a coroutine, or a thread's leader */
-typedef struct th_program th_program;       /* contexts, clock, graph lock: what a QEMU process has one of */
-typedef struct th_context th_context;       /* the event loop of one thread */
-typedef struct th_iothread th_iothread;     /* a thread that does nothing but run its context */
-typedef struct th_timer th_timer;
-typedef struct th_host th_host;             /* what the library's q2c_host callbacks get as opaque */
-typedef struct th_storage th_storage;
+typedef struct host_co host_co;                 /* a coroutine, or a thread's leader */
+typedef struct host_program host_program;       /* contexts, clock, graph lock: what a QEMU process has one of */
+typedef struct host_context host_context;       /* the event loop of one thread */
+typedef struct host_iothread host_iothread;     /* a thread that does nothing but run its context */
+typedef struct host_timer host_timer;
+typedef struct host_adapter host_adapter;             /* what the library's q2c_host callbacks get as opaque */
+typedef struct host_storage host_storage;
 
-typedef void th_fn(void *arg);
+typedef void host_fn(void *arg);
 
 /* Prints "testhost: <message>" to stderr and aborts. Any thread. */
-_Noreturn void th_die(const char *format, ...) __attribute__((format(printf, 1, 2)));
+_Noreturn void host_die(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* So many rounds of a test that hammers, or fewer where a sanitizer or valgrind makes each one slow. */
-unsigned th_rounds(unsigned rounds);
+unsigned host_scale_rounds(unsigned rounds);
 
 /* ---- coroutine.c, stack.c: coroutines -------------------------------------------------------------------------- */
 
-#define TH_STACK_SIZE ((size_t)256 * 1024)
-#define TH_STACK_SIZE_SMALL ((size_t)32 * 1024)
+#define HOST_STACK_SIZE ((size_t)256 * 1024)
+#define HOST_STACK_SIZE_SMALL ((size_t)32 * 1024)
 
 /* Stack bytes of coroutines created from now on (a multiple of the page size); below each lies a guard page. Any thread. */
-void th_co_set_stack_size(size_t bytes);
-/* Fill new stacks with a pattern, so that th_co_stack_peak() can tell how deep they were used. Any thread. */
-void th_co_measure_stacks(bool on);
+void host_co_set_stack_size(size_t bytes);
+/* Fill new stacks with a pattern, so that host_co_stack_peak() can tell how deep they were used. Any thread. */
+void host_co_measure_stacks(bool on);
 /* The deepest use of a coroutine stack so far, in bytes, of coroutines that have ended since measuring was switched on. */
-size_t th_co_stack_peak(void);
+size_t host_co_stack_peak(void);
 /* Whether that means anything: not with a sanitizer or valgrind, which use the stack, or not, in their own ways. */
-bool th_co_stacks_measurable(void);
+bool host_co_can_measure(void);
 
 /* A coroutine that will run entry(arg); it frees itself when entry returns. Pointers are recycled at once. Any thread. */
-th_co *th_co_create(th_fn *entry, void *arg);
+host_co *host_co_create(host_fn *entry, void *arg);
 /* Run co, created or yielded, in this thread until it yields or ends. It becomes at home in this thread's context. */
-void th_co_enter(th_co *co);
+void host_co_enter(host_co *co);
 /* Give the thread back to who entered. In a coroutine. May return in another thread: keep nothing of the thread (a lock,
  * the address of errno or of another thread-local) across it. */
-void th_co_yield(void);
-/* As th_co_yield(); once the coroutine is off its stack, and may be entered by anybody, then(arg) is run in plain code
+void host_co_yield(void);
+/* As host_co_yield(); once the coroutine is off its stack, and may be entered by anybody, then(arg) is run in plain code
  * or in the coroutine that entered this one. */
-void th_co_yield_then(th_fn *then, void *arg);
+void host_co_yield_then(host_fn *then, void *arg);
 /* The running coroutine; in plain code the thread's leader, which is never NULL and can be neither entered nor woken. */
-th_co *th_co_self(void);
-bool th_in_coroutine(void);
+host_co *host_co_self(void);
+bool host_in_coroutine(void);
 /* The context co is at home in; NULL before it is entered first. Any thread. */
-th_context *th_co_home(th_co *co);
+host_context *host_co_home(host_co *co);
 /* How often a coroutine was switched to in this process: one wait and its end are one switch. Any thread. */
-uint64_t th_co_switches(void);
+uint64_t host_co_switches(void);
 /* Coroutines created and not yet ended, in the whole process. */
-uint64_t th_co_alive(void);
+uint64_t host_co_alive(void);
 /* Unmap the stacks of ended coroutines, forget the coroutines. No coroutine may be alive. */
-void th_co_pool_drain(void);
+void host_co_pool_drain(void);
 
-/* Park the running coroutine on the library's behalf: only th_co_wake() ends it. */
-void th_co_park(void);
+/* Park the running coroutine on the library's behalf: only host_co_wake() ends it. */
+void host_co_park(void);
 
 /* What a wake, or a spawn, in the home thread does. From any other thread it is always queued in the home context. */
-typedef enum th_mode {
-    TH_QUEUE,       /* the context's next round runs it */
-    TH_NOW,         /* run it inside the call, also from inside another coroutine */
-    TH_AFTER,       /* QEMU's way: plain code runs it inside the call, a coroutine when it yields or ends next */
-    TH_MODES
-} th_mode;
+typedef enum host_run_mode {
+    HOST_RUN_QUEUED,       /* the context's next round runs it */
+    HOST_RUN_NOW,         /* run it inside the call, also from inside another coroutine */
+    HOST_RUN_AFTER,       /* QEMU's way: plain code runs it inside the call, a coroutine when it yields or ends next */
+    HOST_RUN_MODES
+} host_run_mode;
 
-/* Wake a parked coroutine, exactly once per th_co_park(). From another thread than its home it may come early, while the
- * coroutine is still running towards th_co_park(). Any thread. Returns true if it came early. */
-bool th_co_wake(th_co *co, th_mode mode);
+/* Wake a parked coroutine, exactly once per host_co_park(). From another thread than its home it may come early, while the
+ * coroutine is still running towards host_co_park(). Any thread. Returns true if it came early. */
+bool host_co_wake(host_co *co, host_run_mode mode);
 
 /* ---- context.c: event loops ------------------------------------------------------------------------------------ */
 
-th_program *th_program_new(void);
+host_program *host_program_new(void);
 /* Dies if a context of it is left. */
-void th_program_free(th_program *program);
+void host_program_free(host_program *program);
 
-/* A context for the calling thread, which must not have one. The thread runs it by th_context_poll() or th_poll_while(). */
-th_context *th_context_new(th_program *program);
+/* A context for the calling thread, which must not have one. The thread runs it by host_context_poll() or host_poll_while(). */
+host_context *host_context_new(host_program *program);
 /* Home thread; dies if something is left in it to run, or a timer. */
-void th_context_free(th_context *context);
+void host_context_free(host_context *context);
 /* The calling thread's context, or NULL. */
-th_context *th_context_current(void);
-th_program *th_context_program(th_context *context);
+host_context *host_context_current(void);
+host_program *host_context_program(host_context *context);
 /* Run what is ready; if nothing is, and wait is set, wait for it first. Plain code in the home thread. True: something
  * was run. */
-bool th_context_poll(th_context *context, bool wait);
+bool host_context_poll(host_context *context, bool wait);
 
 /* fn(arg) once, in plain code in the context's thread. Any thread. */
-void th_bh_schedule(th_context *context, th_fn *fn, void *arg);
+void host_bh_schedule(host_context *context, host_fn *fn, void *arg);
 /* Enter co, created or yielded, in the context's thread. Any thread; dies if it is queued already. Unless the context is
- * its home, co must have yielded before (th_co_yield_then). */
-void th_co_schedule(th_context *context, th_co *co);
+ * its home, co must have yielded before (host_co_yield_then). */
+void host_co_schedule(host_context *context, host_co *co);
 /* Move the running coroutine to another context; returns there. */
-void th_co_move(th_context *context);
+void host_co_move(host_context *context);
 
 /* A thread with a context of its own. */
-th_iothread *th_iothread_new(th_program *program);
-th_context *th_iothread_context(th_iothread *iothread);
+host_iothread *host_iothread_new(host_program *program);
+host_context *host_iothread_context(host_iothread *iothread);
 /* Ask it to end when it has nothing ready to run, and join it. */
-void th_iothread_free(th_iothread *iothread);
+void host_iothread_free(host_iothread *iothread);
 
 /* Run fn(arg) in the context's thread, in a coroutine or in plain code, and wait for its end. From plain code: turns the
  * calling thread's own context meanwhile (a thread without one blocks). Not from a coroutine. */
-void th_call(th_context *context, bool in_coroutine, th_fn *fn, void *arg);
+void host_context_call(host_context *context, bool in_coroutine, host_fn *fn, void *arg);
 
 /* ---- poll.c: poll-while ---------------------------------------------------------------------------------------- */
 
 /* Dispatch the calling thread's context until cond(arg) is false. Plain code, in a thread with a context, with the graph
  * not locked for writing. */
-void th_poll_while(th_program *program, bool (*cond)(void *arg), void *arg);
-/* Make every th_poll_while() of the program look at its condition again. Any thread. */
-void th_kick(th_program *program);
-/* While the graph is locked for writing th_poll_while() dies, in every thread, and the holder may not park. One holder. */
-void th_graph_wrlock(th_program *program);
-void th_graph_wrunlock(th_program *program);
+void host_poll_while(host_program *program, bool (*cond)(void *arg), void *arg);
+/* Make every host_poll_while() of the program look at its condition again. Any thread. */
+void host_kick(host_program *program);
+/* While the graph is locked for writing host_poll_while() dies, in every thread, and the holder may not park. One holder. */
+void host_graph_wrlock(host_program *program);
+void host_graph_wrunlock(host_program *program);
 
 /* ---- timer.c: clocks and timers -------------------------------------------------------------------------------- */
 
 /* The program's virtual clock, ns. It begins at 1 s and runs. Any thread. */
-int64_t th_clock_now(th_program *program);
-void th_clock_stop(th_program *program);
-void th_clock_resume(th_program *program);
+int64_t host_clock_now(host_program *program);
+void host_clock_stop(host_program *program);
+void host_clock_resume(host_program *program);
 /* Move a stopped clock by hand. */
-void th_clock_step(th_program *program, uint64_t ns);
+void host_clock_step(host_program *program, uint64_t ns);
 /* false: timers on the virtual clock never fire, whatever it says (command line tools are like that). Any thread. */
-void th_clock_set_firing(th_program *program, bool firing);
+void host_clock_set_firing(host_program *program, bool firing);
 
 /* A timer of the calling thread's context on the virtual clock, or on CLOCK_MONOTONIC if realtime. All timer functions:
  * in the context's thread only. cb runs in plain code. */
-th_timer *th_timer_new(bool realtime, void (*cb)(void *arg), void *arg);
+host_timer *host_timer_new(bool realtime, void (*cb)(void *arg), void *arg);
 /* Due once at deadline (ns), in place of any earlier one. */
-void th_timer_mod(th_timer *timer, int64_t deadline_ns);
-void th_timer_del(th_timer *timer);
-void th_timer_free(th_timer *timer);
+void host_timer_mod(host_timer *timer, int64_t deadline_ns);
+void host_timer_del(host_timer *timer);
+void host_timer_free(host_timer *timer);
 /* Sleep in the running coroutine; resumes in the same context. */
-void th_co_sleep_ns(bool realtime, int64_t ns);
+void host_co_sleep_ns(bool realtime, int64_t ns);
 
 /* ---- co_mutex.c: coroutine mutex and wait queue ---------------------------------------------------------------- */
 
-typedef struct th_wait { struct th_wait *next; th_co *co; } th_wait;
-typedef struct th_queue { th_wait *head, **tail; } th_queue;
-typedef struct th_mutex {
+typedef struct host_co_waiter { struct host_co_waiter *next; host_co *co; } host_co_waiter;
+typedef struct host_co_queue { host_co_waiter *head, **tail; } host_co_queue;
+typedef struct host_co_mutex {
     pthread_mutex_t guard;          /* held over a few instructions, never across a yield */
-    th_co *owner;
-    th_queue waiters;
-} th_mutex;
+    host_co *owner;
+    host_co_queue waiters;
+} host_co_mutex;
 
 /* Fair: handed to the coroutine that waits longest, which is then scheduled in its home context. Lock and unlock in a
  * coroutine, the same one; init and destroy anywhere. */
-void th_mutex_init(th_mutex *mutex);
-void th_mutex_destroy(th_mutex *mutex);
-void th_mutex_lock(th_mutex *mutex);
-void th_mutex_unlock(th_mutex *mutex);
-bool th_mutex_held_by_me(th_mutex *mutex);
+void host_co_mutex_init(host_co_mutex *mutex);
+void host_co_mutex_destroy(host_co_mutex *mutex);
+void host_co_mutex_lock(host_co_mutex *mutex);
+void host_co_mutex_unlock(host_co_mutex *mutex);
+bool host_co_mutex_held(host_co_mutex *mutex);
 
 /* Waiters are protected by the mutex they wait with. */
-void th_queue_init(th_queue *queue);
-void th_queue_wait(th_queue *queue, th_mutex *mutex);
+void host_co_queue_init(host_co_queue *queue);
+void host_co_queue_wait(host_co_queue *queue, host_co_mutex *mutex);
 /* Wake the one that waits longest; false: there was none. */
-bool th_queue_next(th_queue *queue);
+bool host_co_queue_next(host_co_queue *queue);
 
 /* ---- storage.c ------------------------------------------------------------------------------------------------- */
 
-typedef enum th_resume {
-    TH_RESUME_INLINE,   /* requests are done in the call: nothing yields */
-    TH_RESUME_HOME,     /* the coroutine yields in mid-request and goes on at home */
-    TH_RESUME_WORKER,   /* it goes on in the worker that did the request */
-    TH_RESUME_SPREAD,   /* it goes on in one of the contexts given, in turn */
-    TH_RESUME_MIXED,    /* each of the above, by chance */
-    TH_RESUMES
-} th_resume;
+typedef enum host_resume {
+    HOST_RESUME_INLINE,   /* requests are done in the call: nothing yields */
+    HOST_RESUME_HOME,     /* the coroutine yields in mid-request and goes on at home */
+    HOST_RESUME_WORKER,   /* it goes on in the worker that did the request */
+    HOST_RESUME_SPREAD,   /* it goes on in one of the contexts given, in turn */
+    HOST_RESUME_MIXED,    /* each of the above, by chance */
+    HOST_RESUMES
+} host_resume;
 
-typedef struct th_storage_config {
+typedef struct host_storage_config {
     int fd;                         /* the image, if >= 0 (borrowed); else memory */
     size_t size;                    /* bytes of the image in memory, zero at first */
-    th_resume resume;
-    th_context *const *workers;     /* do the requests of coroutines; none: their own home does */
+    host_resume resume;
+    host_context *const *workers;     /* do the requests of coroutines; none: their own home does */
     size_t n_workers;
-    th_context *const *spread;      /* for TH_RESUME_SPREAD and MIXED */
+    host_context *const *spread;      /* for HOST_RESUME_SPREAD and MIXED */
     size_t n_spread;
     int64_t delay_ns;               /* real time per request of a coroutine */
     uint64_t seed;
-} th_storage_config;
+} host_storage_config;
 
-typedef struct th_storage_stats { uint64_t reads, writes, flushes, yields, moved; } th_storage_stats;
+typedef struct host_storage_stats { uint64_t reads, writes, flushes, yields, moved; } host_storage_stats;
 
 /* Plain code that calls the storage blocks until the request is done. Two requests in flight on the same bytes, one of
  * them a write, are the caller's bug and die. */
-th_storage *th_storage_new(const th_storage_config *config);
+host_storage *host_storage_new(const host_storage_config *config);
 /* Dies if a request is in flight. */
-void th_storage_free(th_storage *storage);
+void host_storage_free(host_storage *storage);
 /* Fill the library's callback table. pre_write_check and corruption are left NULL, max_iov 0. */
-void th_storage_fill(th_storage *storage, q2c_storage *callbacks);
+void host_storage_fill(host_storage *storage, q2c_storage *callbacks);
 /* The image in memory (NULL on a file): look at it only while no request is in flight. */
-void *th_storage_image(th_storage *storage);
+void *host_storage_image(host_storage *storage);
 /* From now on the n-th request (1 = the next) fails with -error, once; n = 0: none. Any thread. */
-void th_storage_fail_at(th_storage *storage, uint64_t n, int error);
+void host_storage_fail_at(host_storage *storage, uint64_t n, int error);
 /* Hold requests: those that come stay in flight until the release. Any thread. */
-void th_storage_hold(th_storage *storage);
-void th_storage_release(th_storage *storage);
+void host_storage_hold(host_storage *storage);
+void host_storage_release(host_storage *storage);
 /* Requests held now. Any thread. */
-size_t th_storage_held(th_storage *storage);
-void th_storage_get_stats(th_storage *storage, th_storage_stats *stats);
+size_t host_storage_held(host_storage *storage);
+void host_storage_get_stats(host_storage *storage, host_storage_stats *stats);
 
 /* ---- vtable.c -------------------------------------------------------------------------------------------------- */
 
-typedef struct th_host_config {
-    th_program *program;
+typedef struct host_adapter_config {
+    host_program *program;
     bool own_lock;                  /* hand the host's own mutex in (lock, unlock); else the library has its own */
-    th_mode wake, spawn;
-    bool late_kick_ok;              /* a kick may come after th_host_close(); else it dies as every call does */
-} th_host_config;
+    host_run_mode wake, spawn;
+    bool late_kick_ok;              /* a kick may come after host_adapter_close(); else it dies as every call does */
+} host_adapter_config;
 
-typedef struct th_host_stats {
+typedef struct host_adapter_stats {
     uint64_t yields, wakes, early_wakes, spawns, locks, polls, kicks, timers, late_kicks;
     uint64_t timers_alive, parked, spawned_alive;
-} th_host_stats;
+} host_adapter_stats;
 
-th_host *th_host_new(const th_host_config *config);
+host_adapter *host_adapter_new(const host_adapter_config *config);
 /* The callback table, valid as long as the host. */
-const q2c_host *th_host_vtable(th_host *host);
+const q2c_host *host_adapter_vtable(host_adapter *host);
 /* From now on no callback may come: each one dies. Dies at once if a coroutine is parked, a timer alive or the mutex held. */
-void th_host_close(th_host *host);
+void host_adapter_close(host_adapter *host);
 /* Closes it, if that was not done, and waits for the coroutines it spawned to leave their stacks. Its memory goes with the
  * program, so that a late callback dies with a message. Plain code. */
-void th_host_free(th_host *host);
+void host_adapter_free(host_adapter *host);
 /* The mutex behind lock/unlock, to be used by the test's own code as well. */
-th_mutex *th_host_mutex(th_host *host);
+host_co_mutex *host_adapter_mutex(host_adapter *host);
 /* The next co_spawn answers -error. Any thread. */
-void th_host_fail_spawn(th_host *host, int error);
+void host_adapter_fail_spawn(host_adapter *host, int error);
 /* Call fn(arg, name) at the beginning of every callback, in its caller's context, with the callback's name ("co_suspend"...).
  * In co_suspend that is after the library announced that it parks and before it does: the window that early wakes hit.
  * fn may block, and may call what any callback may call. NULL: no more; a call in progress goes on. Any thread. */
-typedef void th_on_call(void *arg, const char *callback);
-void th_host_on_call(th_host *host, th_on_call *fn, void *arg);
-void th_host_get_stats(th_host *host, th_host_stats *stats);
+typedef void host_on_call(void *arg, const char *callback);
+void host_adapter_on_call(host_adapter *host, host_on_call *fn, void *arg);
+void host_adapter_get_stats(host_adapter *host, host_adapter_stats *stats);
 
 #endif

@@ -24,32 +24,32 @@ static void a_child_that_behaves_lives(void)
 static void enter_self(void *arg)
 {
     (void)arg;
-    th_co_enter(th_co_self());
+    host_co_enter(host_co_self());
 }
 
 static void enters_itself(void *arg)
 {
-    th_co_enter(th_co_create(enter_self, arg));
+    host_co_enter(host_co_create(enter_self, arg));
 }
 
-static th_co *outer;
+static host_co *outer;
 
 static void enter_outer(void *arg)
 {
     (void)arg;
-    th_co_enter(outer);
+    host_co_enter(outer);
 }
 
 static void enter_child_that_enters_outer(void *arg)
 {
     (void)arg;
-    th_co_enter(th_co_create(enter_outer, NULL));
+    host_co_enter(host_co_create(enter_outer, NULL));
 }
 
 static void enters_its_caller(void *arg)
 {
-    outer = th_co_create(enter_child_that_enters_outer, arg);
-    th_co_enter(outer);
+    outer = host_co_create(enter_child_that_enters_outer, arg);
+    host_co_enter(outer);
 }
 
 static void spin(void *arg)
@@ -63,48 +63,48 @@ static void spin(void *arg)
 static void entered_in_two_threads(void *arg)
 {
     static atomic_bool up;
-    th_co *co = th_co_create(spin, &up);
+    host_co *co = host_co_create(spin, &up);
 
     (void)arg;
-    th_co_schedule(th_iothread_context(th_iothread_new(program)), co);
+    host_co_schedule(host_iothread_context(host_iothread_new(program)), co);
     EVENTUALLY(atomic_load(&up));
-    th_co_enter(co);
+    host_co_enter(co);
 }
 
 static void entered_after_its_end(void *arg)
 {
-    th_co *co = th_co_create(do_nothing, arg);
+    host_co *co = host_co_create(do_nothing, arg);
 
-    th_co_enter(co);
-    th_co_enter(co);
+    host_co_enter(co);
+    host_co_enter(co);
 }
 
 static void entered_while_parked(void *arg)
 {
     (void)arg;
-    th_co_enter(parked_here());
+    host_co_enter(parked_here());
 }
 
 static void entered_while_queued(void *arg)
 {
-    th_co *co = th_co_create(do_nothing, arg);
+    host_co *co = host_co_create(do_nothing, arg);
 
-    th_co_schedule(here, co);
-    th_co_enter(co);
+    host_co_schedule(here, co);
+    host_co_enter(co);
 }
 
 static void scheduled_twice(void *arg)
 {
-    th_co *co = th_co_create(do_nothing, arg);
+    host_co *co = host_co_create(do_nothing, arg);
 
-    th_co_schedule(here, co);
-    th_co_schedule(here, co);
+    host_co_schedule(here, co);
+    host_co_schedule(here, co);
 }
 
 static void yield_in_plain_code(void *arg)
 {
     (void)arg;
-    th_co_yield();
+    host_co_yield();
 }
 
 static void bad_enters_die(void)
@@ -150,13 +150,13 @@ static void await_two_wakes(void *arg, const char *callback)
     if (strcmp(callback, "co_suspend") != 0) {
         return;
     }
-    th_bh_schedule(th_iothread_context(th_iothread_new(program)), wake_twice, th_co_self());
+    host_bh_schedule(host_iothread_context(host_iothread_new(program)), wake_twice, host_co_self());
     EVENTUALLY(atomic_load(&never));
 }
 
 static void woken_twice_before_it_parks(void *arg)
 {
-    th_host_on_call(host, await_two_wakes, arg);
+    host_adapter_on_call(host, await_two_wakes, arg);
     parked_here();
 }
 
@@ -169,31 +169,31 @@ static void woken_while_yielded(void *arg)
 static void woken_while_yielded_from_afar(void *arg)
 {
     (void)arg;
-    th_call(th_iothread_context(th_iothread_new(program)), false, wake, yielded_here());
+    host_context_call(host_iothread_context(host_iothread_new(program)), false, wake, yielded_here());
 }
 
 static void woken_before_its_first_enter(void *arg)
 {
-    wake(th_co_create(do_nothing, arg));
+    wake(host_co_create(do_nothing, arg));
 }
 
 static void woken_after_its_end(void *arg)
 {
-    th_co *co = th_co_create(do_nothing, arg);
+    host_co *co = host_co_create(do_nothing, arg);
 
-    th_co_enter(co);
+    host_co_enter(co);
     wake(co);
 }
 
 static void wake_self(void *arg)
 {
     (void)arg;
-    wake(th_co_self());
+    wake(host_co_self());
 }
 
 static void woken_by_itself(void *arg)
 {
-    th_co_enter(th_co_create(wake_self, arg));
+    host_co_enter(host_co_create(wake_self, arg));
 }
 
 static void wake_outer(void *arg)
@@ -205,13 +205,13 @@ static void wake_outer(void *arg)
 static void enter_child_that_wakes_outer(void *arg)
 {
     (void)arg;
-    th_co_enter(th_co_create(wake_outer, NULL));
+    host_co_enter(host_co_create(wake_outer, NULL));
 }
 
 static void woken_by_what_it_entered(void *arg)
 {
-    outer = th_co_create(enter_child_that_wakes_outer, arg);
-    th_co_enter(outer);
+    outer = host_co_create(enter_child_that_wakes_outer, arg);
+    host_co_enter(outer);
 }
 
 static void leader_woken(void *arg)
@@ -231,7 +231,7 @@ static void wake_and_tell(void *co)
 
 static void get_woken(void)
 {
-    th_bh_schedule(th_iothread_context(th_iothread_new(program)), wake_and_tell, th_co_self());
+    host_bh_schedule(host_iothread_context(host_iothread_new(program)), wake_and_tell, host_co_self());
     EVENTUALLY(atomic_load(&woken));
 }
 
@@ -245,17 +245,17 @@ static void get_woken_and_yield(void *arg)
 {
     (void)arg;
     get_woken();
-    th_co_yield();
+    host_co_yield();
 }
 
 static void woken_but_ends(void *arg)
 {
-    th_co_enter(th_co_create(get_woken_and_end, arg));
+    host_co_enter(host_co_create(get_woken_and_end, arg));
 }
 
 static void woken_but_waits_for_storage(void *arg)
 {
-    th_co_enter(th_co_create(get_woken_and_yield, arg));
+    host_co_enter(host_co_create(get_woken_and_yield, arg));
 }
 
 static void park_in_plain_code(void *arg)

@@ -36,30 +36,30 @@ static void lock_it_twice(void *arg)
 
 static void locked_twice(void *arg)
 {
-    th_co_enter(th_co_create(lock_it_twice, arg));
+    host_co_enter(host_co_create(lock_it_twice, arg));
 }
 
 static void lock_and_yield(void *arg)
 {
     lock_it(arg);
-    th_co_yield();
+    host_co_yield();
 }
 
 static void unlocked_by_another(void *arg)
 {
-    th_co_enter(th_co_create(lock_and_yield, arg));
-    th_co_enter(th_co_create(unlock_it, arg));
+    host_co_enter(host_co_create(lock_and_yield, arg));
+    host_co_enter(host_co_create(unlock_it, arg));
 }
 
 static void unlocked_in_plain_code(void *arg)
 {
-    th_co_enter(th_co_create(lock_and_yield, arg));
+    host_co_enter(host_co_create(lock_and_yield, arg));
     unlock_it(arg);
 }
 
 static void unlocked_without_a_lock(void *arg)
 {
-    th_co_enter(th_co_create(unlock_it, arg));
+    host_co_enter(host_co_create(unlock_it, arg));
 }
 
 static void bad_locking_dies(void)
@@ -88,9 +88,9 @@ static void free_it(void *timer)
     vt->timer_free(vt->opaque, timer);
 }
 
-static void from_afar(th_fn *fn)
+static void from_afar(host_fn *fn)
 {
-    th_call(th_iothread_context(th_iothread_new(program)), false, fn, vt->timer_new(vt->opaque, do_nothing, NULL));
+    host_context_call(host_iothread_context(host_iothread_new(program)), false, fn, vt->timer_new(vt->opaque, do_nothing, NULL));
 }
 
 static void timer_modified_from_afar(void *arg)
@@ -114,7 +114,7 @@ static void timer_freed_from_afar(void *arg)
 static void context_ends_with_a_timer(void *arg)
 {
     vt->timer_new(vt->opaque, do_nothing, arg);
-    th_context_free(here);
+    host_context_free(here);
 }
 
 static void bad_timers_die(void)
@@ -140,31 +140,31 @@ static void poll_it(void *arg)
 
 static void poll_in_a_coroutine(void *arg)
 {
-    th_co_enter(th_co_create(poll_it, arg));
+    host_co_enter(host_co_create(poll_it, arg));
 }
 
 static void poll_under_the_graph_lock(void *arg)
 {
-    th_graph_wrlock(program);
+    host_graph_wrlock(program);
     poll_it(arg);
 }
 
 static void poll_elsewhere_under_the_graph_lock(void *arg)
 {
-    th_graph_wrlock(program);
-    th_call(th_iothread_context(th_iothread_new(program)), false, poll_it, arg);
+    host_graph_wrlock(program);
+    host_context_call(host_iothread_context(host_iothread_new(program)), false, poll_it, arg);
 }
 
 static void lock_graph_and_park(void *arg)
 {
     (void)arg;
-    th_graph_wrlock(program);
+    host_graph_wrlock(program);
     vt->co_suspend(vt->opaque);
 }
 
 static void park_under_the_graph_lock(void *arg)
 {
-    th_co_enter(th_co_create(lock_graph_and_park, arg));
+    host_co_enter(host_co_create(lock_graph_and_park, arg));
 }
 
 static void bad_polls_die(void)
@@ -179,14 +179,14 @@ static void bad_polls_die(void)
 
 static void call_after_close(void *arg)
 {
-    th_host_close(host);
+    host_adapter_close(host);
     (void)arg;
     vt->now_ns(vt->opaque);
 }
 
 static void kick_after_close(void *arg)
 {
-    th_host_close(host);
+    host_adapter_close(host);
     (void)arg;
     vt->kick(vt->opaque);
 }
@@ -194,20 +194,20 @@ static void kick_after_close(void *arg)
 static void close_with_a_timer(void *arg)
 {
     vt->timer_new(vt->opaque, do_nothing, arg);
-    th_host_close(host);
+    host_adapter_close(host);
 }
 
 static void close_with_one_parked(void *arg)
 {
     (void)arg;
     parked_here();
-    th_host_close(host);
+    host_adapter_close(host);
 }
 
 static void close_with_the_lock_held(void *arg)
 {
-    th_co_enter(th_co_create(lock_it, arg));
-    th_host_close(host);
+    host_co_enter(host_co_create(lock_it, arg));
+    host_adapter_close(host);
 }
 
 static void calls_after_the_close_die(void)
@@ -233,14 +233,14 @@ static void write_it(void *arg)
 
 static void overlapping_requests(void *arg)
 {
-    th_storage_config config = {.fd = -1, .size = 4096, .resume = TH_RESUME_HOME};
+    host_storage_config config = {.fd = -1, .size = 4096, .resume = HOST_RESUME_HOME};
     uint64_t at[3] = {16, 32, 24};
 
     (void)arg;
-    th_storage_fill(th_storage_new(&config), &calls);
+    host_storage_fill(host_storage_new(&config), &calls);
     for (int i = 0; i < 3; i++) {
         fprintf(stderr, "request %d ", i);
-        th_co_enter(th_co_create(write_it, &at[i]));
+        host_co_enter(host_co_create(write_it, &at[i]));
     }
 }
 
@@ -273,9 +273,9 @@ static void overflow_small_stack(void *arg)
     int result;
 
     (void)arg;
-    th_co_set_stack_size(TH_STACK_SIZE_SMALL);
+    host_co_set_stack_size(HOST_STACK_SIZE_SMALL);
     signal(SIGSEGV, SIG_DFL); /* a sanitizer's handler would want a stack, too */
-    th_co_enter(th_co_create(overflow, &result));
+    host_co_enter(host_co_create(overflow, &result));
 }
 
 static void an_overflow_meets_the_guard_page(void)

@@ -7,7 +7,7 @@
 
 enum { CONTEXTS = 4, PER_CONTEXT = 4, ROUNDS = 1000 };
 
-static th_mutex mutex;
+static host_co_mutex mutex;
 static char order[64];
 static size_t order_length;
 
@@ -18,42 +18,42 @@ static void take_in_turn(void *arg)
     struct member *m = arg;
 
     for (unsigned i = 0; i < m->rounds; i++) {
-        th_mutex_lock(&mutex);
+        host_co_mutex_lock(&mutex);
         order[order_length++] = m->name;
         order[order_length] = 0;
-        th_co_yield(); /* with the lock held */
-        th_mutex_unlock(&mutex);
+        host_co_yield(); /* with the lock held */
+        host_co_mutex_unlock(&mutex);
     }
 }
 
 static void waiters_get_it_in_the_order_they_came(void)
 {
-    th_program *program = th_program_new();
-    th_context *here = th_context_new(program);
+    host_program *program = host_program_new();
+    host_context *here = host_context_new(program);
     struct member members[3] = {{'a', 3}, {'b', 3}, {'c', 3}};
-    th_co *co[3];
+    host_co *co[3];
 
-    th_mutex_init(&mutex);
+    host_co_mutex_init(&mutex);
     order_length = 0;
     for (int i = 0; i < 3; i++) {
-        co[i] = th_co_create(take_in_turn, &members[i]);
-        th_co_enter(co[i]);
+        co[i] = host_co_create(take_in_turn, &members[i]);
+        host_co_enter(co[i]);
     }
     CHECK_STR(order, "a");
     /* the holder unlocks and at once wants it again: it must queue behind the others */
     for (int i = 0; i < 9; i++) {
-        th_co_enter(co[i % 3]);
-        th_context_poll(here, false);
+        host_co_enter(co[i % 3]);
+        host_context_poll(here, false);
     }
     CHECK_STR(order, "abcabcabc");
-    CHECK_U64(th_co_alive(), 0);
-    th_mutex_destroy(&mutex);
-    th_context_free(here);
-    th_program_free(program);
+    CHECK_U64(host_co_alive(), 0);
+    host_co_mutex_destroy(&mutex);
+    host_context_free(here);
+    host_program_free(program);
 }
 
 struct contention {
-    th_context *contexts[CONTEXTS];
+    host_context *contexts[CONTEXTS];
     unsigned inside;    /* all of these protected by the mutex alone */
     unsigned most_inside, total, not_mine;
     atomic_uint running;
@@ -64,63 +64,63 @@ static void contend(void *arg)
     struct contention *c = arg;
 
     for (unsigned i = 0; i < ROUNDS; i++) {
-        th_mutex_lock(&mutex);
+        host_co_mutex_lock(&mutex);
         c->inside++;
         c->most_inside = c->inside > c->most_inside ? c->inside : c->most_inside;
-        c->not_mine += !th_mutex_held_by_me(&mutex);
+        c->not_mine += !host_co_mutex_held(&mutex);
         if (i % 7 == 0) {
-            th_co_move(c->contexts[i / 7 % CONTEXTS]); /* the owner is a coroutine, not a thread */
+            host_co_move(c->contexts[i / 7 % CONTEXTS]); /* the owner is a coroutine, not a thread */
         }
         c->total++;
         c->inside--;
-        th_mutex_unlock(&mutex);
+        host_co_mutex_unlock(&mutex);
     }
     atomic_fetch_sub(&c->running, 1);
 }
 
 static void contention_from_four_contexts(void)
 {
-    th_program *program = th_program_new();
-    th_iothread *t[CONTEXTS];
+    host_program *program = host_program_new();
+    host_iothread *t[CONTEXTS];
     struct contention c = {.inside = 0};
 
-    th_mutex_init(&mutex);
+    host_co_mutex_init(&mutex);
     atomic_store(&c.running, CONTEXTS * PER_CONTEXT);
     for (int i = 0; i < CONTEXTS; i++) {
-        t[i] = th_iothread_new(program);
-        c.contexts[i] = th_iothread_context(t[i]);
+        t[i] = host_iothread_new(program);
+        c.contexts[i] = host_iothread_context(t[i]);
     }
     for (int i = 0; i < CONTEXTS * PER_CONTEXT; i++) {
-        th_co_schedule(c.contexts[i % CONTEXTS], th_co_create(contend, &c));
+        host_co_schedule(c.contexts[i % CONTEXTS], host_co_create(contend, &c));
     }
     EVENTUALLY(atomic_load(&c.running) == 0);
     for (int i = 0; i < CONTEXTS; i++) {
-        th_iothread_free(t[i]);
+        host_iothread_free(t[i]);
     }
     CHECK_U64(c.total, CONTEXTS * PER_CONTEXT * ROUNDS);
     CHECK_U64(c.most_inside, 1);
     CHECK_U64(c.not_mine, 0);
-    CHECK_U64(th_co_alive(), 0);
-    th_mutex_destroy(&mutex);
-    th_program_free(program);
+    CHECK_U64(host_co_alive(), 0);
+    host_co_mutex_destroy(&mutex);
+    host_program_free(program);
 }
 
 /* ---- the queue ---- */
 
-struct box { th_queue empty, full; unsigned content, taken, sum; };
+struct box { host_co_queue empty, full; unsigned content, taken, sum; };
 
 static void put(void *arg)
 {
     struct box *b = arg;
 
     for (unsigned i = 1; i <= ROUNDS; i++) {
-        th_mutex_lock(&mutex);
+        host_co_mutex_lock(&mutex);
         while (b->content) {
-            th_queue_wait(&b->empty, &mutex);
+            host_co_queue_wait(&b->empty, &mutex);
         }
         b->content = i;
-        th_queue_next(&b->full);
-        th_mutex_unlock(&mutex);
+        host_co_queue_next(&b->full);
+        host_co_mutex_unlock(&mutex);
     }
 }
 
@@ -129,35 +129,35 @@ static void take(void *arg)
     struct box *b = arg;
 
     for (unsigned i = 1; i <= ROUNDS; i++) {
-        th_mutex_lock(&mutex);
+        host_co_mutex_lock(&mutex);
         while (!b->content) {
-            th_queue_wait(&b->full, &mutex);
+            host_co_queue_wait(&b->full, &mutex);
         }
         b->sum += b->content;
         b->taken++;
         b->content = 0;
-        th_queue_next(&b->empty);
-        th_mutex_unlock(&mutex);
+        host_co_queue_next(&b->empty);
+        host_co_mutex_unlock(&mutex);
     }
 }
 
 static void a_queue_between_two_contexts_loses_no_wake(void)
 {
-    th_program *program = th_program_new();
-    th_iothread *a = th_iothread_new(program), *b = th_iothread_new(program);
+    host_program *program = host_program_new();
+    host_iothread *a = host_iothread_new(program), *b = host_iothread_new(program);
     struct box box = {.content = 0};
 
-    th_mutex_init(&mutex);
-    th_queue_init(&box.empty);
-    th_queue_init(&box.full);
-    th_co_schedule(th_iothread_context(a), th_co_create(put, &box));
-    th_call(th_iothread_context(b), true, take, &box);
-    th_iothread_free(a);
-    th_iothread_free(b);
+    host_co_mutex_init(&mutex);
+    host_co_queue_init(&box.empty);
+    host_co_queue_init(&box.full);
+    host_co_schedule(host_iothread_context(a), host_co_create(put, &box));
+    host_context_call(host_iothread_context(b), true, take, &box);
+    host_iothread_free(a);
+    host_iothread_free(b);
     CHECK_U64(box.taken, ROUNDS);
     CHECK_U64(box.sum, ROUNDS * (ROUNDS + 1) / 2);
-    th_mutex_destroy(&mutex);
-    th_program_free(program);
+    host_co_mutex_destroy(&mutex);
+    host_program_free(program);
 }
 
 int main(void)
@@ -166,6 +166,6 @@ int main(void)
     RUN(waiters_get_it_in_the_order_they_came);
     RUN(contention_from_four_contexts);
     RUN(a_queue_between_two_contexts_loses_no_wake);
-    th_co_pool_drain();
+    host_co_pool_drain();
     return test_end();
 }

@@ -6,21 +6,21 @@
 #include "host.h"
 #include "test.h"
 
-#define HAMMER th_rounds(100000)
+#define HAMMER host_scale_rounds(100000)
 
-static th_program *program;
-static th_context *here;
+static host_program *program;
+static host_context *here;
 
 static void begin(void)
 {
-    program = th_program_new();
-    here = th_context_new(program);
+    program = host_program_new();
+    here = host_context_new(program);
 }
 
 static void end(void)
 {
-    th_context_free(here);
-    th_program_free(program);
+    host_context_free(here);
+    host_program_free(program);
 }
 
 struct exchange { atomic_uint asked, answered; unsigned expected; };
@@ -40,24 +40,24 @@ static void answer(void *arg)
             sched_yield();
         }
         atomic_store(&x->answered, i);
-        th_kick(program);
+        host_kick(program);
     }
 }
 
 static void kick_hammered(void)
 {
     struct exchange x = {.expected = 0};
-    th_iothread *t;
+    host_iothread *t;
 
     begin();
-    t = th_iothread_new(program);
-    th_bh_schedule(th_iothread_context(t), answer, &x);
+    t = host_iothread_new(program);
+    host_bh_schedule(host_iothread_context(t), answer, &x);
     for (unsigned i = 1; i <= HAMMER; i++) {
         x.expected = i;
         atomic_store(&x.asked, i);
-        th_poll_while(program, unanswered, &x);
+        host_poll_while(program, unanswered, &x);
     }
-    th_iothread_free(t);
+    host_iothread_free(t);
     CHECK_U64(atomic_load(&x.answered), HAMMER);
     end();
 }
@@ -80,8 +80,8 @@ static void poll_nested(void *arg)
 {
     struct nested *n = arg;
 
-    th_bh_schedule(here, set, &n->inner);
-    th_poll_while(program, is_clear, &n->inner);
+    host_bh_schedule(here, set, &n->inner);
+    host_poll_while(program, is_clear, &n->inner);
     n->outer = true;
 }
 
@@ -90,8 +90,8 @@ static void it_turns_its_own_context(void)
     struct nested n = {false, false};
 
     begin();
-    th_bh_schedule(here, poll_nested, &n);
-    th_poll_while(program, is_clear, &n.outer);
+    host_bh_schedule(here, poll_nested, &n);
+    host_poll_while(program, is_clear, &n.outer);
     CHECK(n.inner);
     end();
 }
@@ -107,7 +107,7 @@ static void it_looks_before_it_waits(void)
     unsigned looks = 0;
 
     begin();
-    th_poll_while(program, never, &looks);
+    host_poll_while(program, never, &looks);
     CHECK_U64(looks, 1);
     end();
 }
@@ -126,31 +126,31 @@ static void wait_in_thread(void *arg)
 {
     struct waiter *w = arg;
 
-    th_poll_while(program, not_over, w);
+    host_poll_while(program, not_over, w);
     atomic_fetch_add(&w->done, 1);
 }
 
 static void a_kick_reaches_every_poller(void)
 {
     struct waiter w = {.looks = 0};
-    th_iothread *t[3];
+    host_iothread *t[3];
     unsigned looks;
 
     begin();
     for (int i = 0; i < 3; i++) {
-        t[i] = th_iothread_new(program);
-        th_bh_schedule(th_iothread_context(t[i]), wait_in_thread, &w);
+        t[i] = host_iothread_new(program);
+        host_bh_schedule(host_iothread_context(t[i]), wait_in_thread, &w);
     }
     EVENTUALLY(atomic_load(&w.looks) >= 3);
     looks = atomic_load(&w.looks);
-    th_kick(program); /* nothing changed: they look, and wait on */
+    host_kick(program); /* nothing changed: they look, and wait on */
     EVENTUALLY(atomic_load(&w.looks) >= looks + 3);
     CHECK_U64(atomic_load(&w.done), 0);
     atomic_store(&w.over, true);
-    th_kick(program);
+    host_kick(program);
     EVENTUALLY(atomic_load(&w.done) == 3);
     for (int i = 0; i < 3; i++) {
-        th_iothread_free(t[i]);
+        host_iothread_free(t[i]);
     }
     end();
 }
@@ -160,12 +160,12 @@ static void the_graph_lock_has_one_holder(void)
     bool done = true;
 
     begin();
-    th_graph_wrlock(program);
-    th_graph_wrunlock(program);
-    th_graph_wrlock(program);
-    th_kick(program);
-    th_graph_wrunlock(program);
-    th_poll_while(program, is_clear, &done);
+    host_graph_wrlock(program);
+    host_graph_wrunlock(program);
+    host_graph_wrlock(program);
+    host_kick(program);
+    host_graph_wrunlock(program);
+    host_poll_while(program, is_clear, &done);
     CHECK(done);
     end();
 }
@@ -178,6 +178,6 @@ int main(void)
     RUN(a_kick_reaches_every_poller);
     RUN(the_graph_lock_has_one_holder);
     RUN(kick_hammered);
-    th_co_pool_drain();
+    host_co_pool_drain();
     return test_end();
 }

@@ -13,40 +13,40 @@
 
 enum { WORKERS = 2, SIZE = 64 * 1024, REQUESTS = 200 };
 
-static th_program *program;
-static th_context *here;
-static th_iothread *workers[WORKERS], *elsewhere;
-static th_context *worker_contexts[WORKERS], *spread[2];
-static th_storage *storage;
+static host_program *program;
+static host_context *here;
+static host_iothread *workers[WORKERS], *elsewhere;
+static host_context *worker_contexts[WORKERS], *spread[2];
+static host_storage *storage;
 static q2c_storage calls;
 
-static void begin(th_resume resume, int fd, int64_t delay_ns)
+static void begin(host_resume resume, int fd, int64_t delay_ns)
 {
-    th_storage_config config = {.fd = fd, .size = SIZE, .resume = resume, .workers = worker_contexts,
+    host_storage_config config = {.fd = fd, .size = SIZE, .resume = resume, .workers = worker_contexts,
                                 .n_workers = WORKERS, .spread = spread, .n_spread = 2, .delay_ns = delay_ns};
 
-    program = th_program_new();
-    here = th_context_new(program);
+    program = host_program_new();
+    here = host_context_new(program);
     for (int i = 0; i < WORKERS; i++) {
-        workers[i] = th_iothread_new(program);
-        worker_contexts[i] = th_iothread_context(workers[i]);
+        workers[i] = host_iothread_new(program);
+        worker_contexts[i] = host_iothread_context(workers[i]);
     }
-    elsewhere = th_iothread_new(program);
-    spread[0] = th_iothread_context(elsewhere);
+    elsewhere = host_iothread_new(program);
+    spread[0] = host_iothread_context(elsewhere);
     spread[1] = here;
-    storage = th_storage_new(&config);
-    th_storage_fill(storage, &calls);
+    storage = host_storage_new(&config);
+    host_storage_fill(storage, &calls);
 }
 
 static void end(void)
 {
     for (int i = 0; i < WORKERS; i++) {
-        th_iothread_free(workers[i]);
+        host_iothread_free(workers[i]);
     }
-    th_iothread_free(elsewhere);
-    th_storage_free(storage);
-    th_context_free(here);
-    th_program_free(program);
+    host_iothread_free(elsewhere);
+    host_storage_free(storage);
+    host_context_free(here);
+    host_program_free(program);
 }
 
 static int request(bool write, uint64_t offset, void *buf, size_t n)
@@ -64,10 +64,10 @@ static void run_requests(void *arg)
 
     for (unsigned i = 0; i < REQUESTS; i++) {
         uint64_t out[2] = {i, ~(uint64_t)i}, in[2] = {0, 0};
-        th_context *before = th_context_current(), *after;
+        host_context *before = host_context_current(), *after;
         bool ok = request(true, j->at, out, sizeof(out)) >= 0 && request(false, j->at, in, sizeof(in)) >= 0 &&
                   calls.flush(calls.opaque) >= 0;
-        after = th_context_current();
+        after = host_context_current();
         j->good += ok && in[0] == out[0] && in[1] == out[1];
         j->home += after == before;
         j->worker += after == worker_contexts[0] || after == worker_contexts[1];
@@ -75,12 +75,12 @@ static void run_requests(void *arg)
     }
 }
 
-static struct job run_job(th_resume resume)
+static struct job run_job(host_resume resume)
 {
     struct job j = {.at = 4096};
 
     begin(resume, -1, 0);
-    th_call(here, true, run_requests, &j);
+    host_context_call(here, true, run_requests, &j);
     end();
     CHECK_U64(j.good, REQUESTS);
     return j;
@@ -90,16 +90,16 @@ static void coroutines_go_on_where_they_were_told(void)
 {
     struct job j;
 
-    j = run_job(TH_RESUME_INLINE);
+    j = run_job(HOST_RESUME_INLINE);
     CHECK_U64(j.home, REQUESTS);
-    j = run_job(TH_RESUME_HOME);
+    j = run_job(HOST_RESUME_HOME);
     CHECK_U64(j.home, REQUESTS);
-    j = run_job(TH_RESUME_WORKER);
+    j = run_job(HOST_RESUME_WORKER);
     CHECK_U64(j.worker, REQUESTS);
-    j = run_job(TH_RESUME_SPREAD);
+    j = run_job(HOST_RESUME_SPREAD);
     CHECK_U64(j.spread, REQUESTS);
     CHECK_BETWEEN(j.home, 1, REQUESTS - 1);
-    j = run_job(TH_RESUME_MIXED);
+    j = run_job(HOST_RESUME_MIXED);
     CHECK_BETWEEN(j.worker, 1, REQUESTS - 1);
     CHECK_BETWEEN(j.spread, 1, REQUESTS - 1);
 }
@@ -107,13 +107,13 @@ static void coroutines_go_on_where_they_were_told(void)
 static void plain_code_blocks(void)
 {
     struct job j = {.at = 0};
-    th_storage_stats stats;
+    host_storage_stats stats;
 
-    begin(TH_RESUME_WORKER, -1, 0);
+    begin(HOST_RESUME_WORKER, -1, 0);
     run_requests(&j);
     CHECK_U64(j.good, REQUESTS);
     CHECK_U64(j.home, REQUESTS);
-    th_storage_get_stats(storage, &stats);
+    host_storage_get_stats(storage, &stats);
     CHECK_U64(stats.reads, REQUESTS);
     CHECK_U64(stats.writes, REQUESTS);
     CHECK_U64(stats.flushes, REQUESTS);
@@ -128,8 +128,8 @@ static void a_file_holds_what_was_written(void)
     uint64_t last = 0, beyond = 1;
 
     REQUIRE(fd >= 0);
-    begin(TH_RESUME_MIXED, fd, 0);
-    th_call(here, true, run_requests, &j);
+    begin(HOST_RESUME_MIXED, fd, 0);
+    host_context_call(here, true, run_requests, &j);
     CHECK_U64(j.good, REQUESTS);
     REQUIRE(pread(fd, &last, 8, 1 << 20) == 8);
     CHECK_U64(last, REQUESTS - 1);
@@ -143,8 +143,8 @@ static void faults_hit_the_nth_request_once(void)
 {
     uint64_t word = 1;
 
-    begin(TH_RESUME_INLINE, -1, 0);
-    th_storage_fail_at(storage, 2, ENOSPC);
+    begin(HOST_RESUME_INLINE, -1, 0);
+    host_storage_fail_at(storage, 2, ENOSPC);
     CHECK_INT(request(true, 0, &word, 8), 0);
     CHECK_INT(request(true, 0, &word, 8), -ENOSPC);
     CHECK_INT(request(true, 0, &word, 8), 0);
@@ -174,16 +174,16 @@ static void held_requests_wait_for_the_release(void)
     struct reader r = {.at = 512};
     pthread_t thread;
 
-    begin(TH_RESUME_HOME, -1, 0);
-    th_storage_hold(storage);
-    th_co_schedule(spread[0], th_co_create(read_one, &r));
-    th_co_schedule(spread[0], th_co_create(read_one, &r));
+    begin(HOST_RESUME_HOME, -1, 0);
+    host_storage_hold(storage);
+    host_co_schedule(spread[0], host_co_create(read_one, &r));
+    host_co_schedule(spread[0], host_co_create(read_one, &r));
     REQUIRE(pthread_create(&thread, NULL, read_one_plain, &r) == 0);
-    EVENTUALLY(th_storage_held(storage) == 3);
+    EVENTUALLY(host_storage_held(storage) == 3);
     CHECK_INT(atomic_load(&r.done), 0);
-    th_storage_release(storage);
+    host_storage_release(storage);
     EVENTUALLY(atomic_load(&r.done) == 3);
-    CHECK_U64(th_storage_held(storage), 0);
+    CHECK_U64(host_storage_held(storage), 0);
     pthread_join(thread, NULL);
     end();
 }
@@ -205,27 +205,27 @@ static void delayed_requests_leave_their_thread_free(void)
 {
     enum { N = 50, DELAY = 20 * 1000 * 1000 };
     struct reader r[N];
-    th_storage_stats stats;
+    host_storage_stats stats;
     int64_t start;
     bool free_meanwhile = false;
 
-    begin(TH_RESUME_HOME, -1, DELAY);
+    begin(HOST_RESUME_HOME, -1, DELAY);
     start = real_clock();
     for (int i = 0; i < N; i++) {
         r[i] = (struct reader){.at = (uint64_t)i * 512};
-        th_co_enter(th_co_create(read_one, &r[i]));
+        host_co_enter(host_co_create(read_one, &r[i]));
     }
-    th_storage_get_stats(storage, &stats);
+    host_storage_get_stats(storage, &stats);
     CHECK_U64(stats.yields, N);
-    th_call(here, false, set, &free_meanwhile);
+    host_context_call(here, false, set, &free_meanwhile);
     CHECK(free_meanwhile);
     for (int i = 0; i < N; i++) {
         while (atomic_load(&r[i].done) == 0) {
-            th_context_poll(here, true);
+            host_context_poll(here, true);
         }
     }
     CHECK(real_clock() - start >= DELAY);
-    CHECK_U64(th_co_alive(), 0);
+    CHECK_U64(host_co_alive(), 0);
     end();
 }
 
@@ -238,6 +238,6 @@ int main(void)
     RUN(faults_hit_the_nth_request_once);
     RUN(held_requests_wait_for_the_release);
     RUN(delayed_requests_leave_their_thread_free);
-    th_co_pool_drain();
+    host_co_pool_drain();
     return test_end();
 }

@@ -6,31 +6,31 @@
 #include "host.h"
 #include "test.h"
 
-#define HAMMER th_rounds(100000)
+#define HAMMER host_scale_rounds(100000)
 
-static th_program *program;
-static th_context *here;
-static th_host *host;
+static host_program *program;
+static host_context *here;
+static host_adapter *host;
 static const q2c_host *vt;
 
-static void begin(th_mode wake, th_mode spawn)
+static void begin(host_run_mode wake, host_run_mode spawn)
 {
-    th_host_config config = {.wake = wake, .spawn = spawn};
+    host_adapter_config config = {.wake = wake, .spawn = spawn};
 
-    program = config.program = th_program_new();
-    here = th_context_new(program);
-    host = th_host_new(&config);
-    vt = th_host_vtable(host);
+    program = config.program = host_program_new();
+    here = host_context_new(program);
+    host = host_adapter_new(&config);
+    vt = host_adapter_vtable(host);
 }
 
-static th_host_stats end(void)
+static host_adapter_stats end(void)
 {
-    th_host_stats stats;
+    host_adapter_stats stats;
 
-    th_host_get_stats(host, &stats);
-    th_host_free(host);
-    th_context_free(here);
-    th_program_free(program);
+    host_adapter_get_stats(host, &stats);
+    host_adapter_free(host);
+    host_context_free(here);
+    host_program_free(program);
     return stats;
 }
 
@@ -75,34 +75,34 @@ static void spawner(void *arg)
 }
 
 /* What two coroutines do in their home thread, and plain code after them. */
-static const char *run_mode(th_mode mode)
+static const char *run_mode(host_run_mode mode)
 {
     void *co = NULL, *child = NULL;
 
     begin(mode, mode);
     trace_length = 0;
-    th_co_enter(th_co_create(sleeper, &co));
-    th_co_enter(th_co_create(waker, &co));
-    th_context_poll(here, false);
+    host_co_enter(host_co_create(sleeper, &co));
+    host_co_enter(host_co_create(waker, &co));
+    host_context_poll(here, false);
     note(' ');
-    th_co_enter(th_co_create(sleeper, &co));
+    host_co_enter(host_co_create(sleeper, &co));
     vt->co_wake(vt->opaque, co);
     note('.');
-    th_context_poll(here, false);
+    host_context_poll(here, false);
     note(' ');
-    th_co_enter(th_co_create(spawner, &child));
-    th_context_poll(here, false);
+    host_co_enter(host_co_create(spawner, &child));
+    host_context_poll(here, false);
     vt->co_wake(vt->opaque, *(void **)child);
-    th_context_poll(here, false);
+    host_context_poll(here, false);
     CHECK_U64(end().early_wakes, 0);
     return trace;
 }
 
 static void wake_and_spawn_in_the_home_thread(void)
 {
-    CHECK_STR(run_mode(TH_QUEUE), "s()w s.w <>sw");
-    CHECK_STR(run_mode(TH_NOW), "s(w) sw. <s>w");
-    CHECK_STR(run_mode(TH_AFTER), "s()w sw. <>sw");
+    CHECK_STR(run_mode(HOST_RUN_QUEUED), "s()w s.w <>sw");
+    CHECK_STR(run_mode(HOST_RUN_NOW), "s(w) sw. <s>w");
+    CHECK_STR(run_mode(HOST_RUN_AFTER), "s()w sw. <>sw");
 }
 
 /* ---- early wakes ---- */
@@ -145,12 +145,12 @@ static bool wake_if_parked(struct parker *p)
 static void wake_before_yield_hammered(void)
 {
     struct parker p = {.rounds = HAMMER};
-    th_host_stats stats;
-    th_iothread *t;
+    host_adapter_stats stats;
+    host_iothread *t;
 
-    begin(TH_NOW, TH_NOW);
-    t = th_iothread_new(program);
-    th_co_schedule(th_iothread_context(t), th_co_create(park_often, &p));
+    begin(HOST_RUN_NOW, HOST_RUN_NOW);
+    t = host_iothread_new(program);
+    host_co_schedule(host_iothread_context(t), host_co_create(park_often, &p));
     for (unsigned i = 0; i < HAMMER;) {
         if (wake_if_parked(&p)) {
             i++;
@@ -158,7 +158,7 @@ static void wake_before_yield_hammered(void)
             sched_yield();
         }
     }
-    th_iothread_free(t);
+    host_iothread_free(t);
     stats = end();
     CHECK_U64(atomic_load(&p.rounds_done), HAMMER);
     CHECK_U64(stats.wakes, HAMMER);
@@ -166,7 +166,7 @@ static void wake_before_yield_hammered(void)
     test_note("%u wakes, %" PRIu64 " of them before the yield", HAMMER, stats.early_wakes);
 }
 
-static th_context *other;
+static host_context *other;
 
 static void wake_it(void *arg)
 {
@@ -191,7 +191,7 @@ static void in_the_window(void *arg, const char *callback)
         return;
     }
     atomic_store(&wake_came, false);
-    th_bh_schedule(other, wake_in_window, arg);
+    host_bh_schedule(other, wake_in_window, arg);
     atomic_store(&window_open, true);
     EVENTUALLY(atomic_load(&wake_came));
     atomic_store(&window_open, false);
@@ -200,17 +200,17 @@ static void in_the_window(void *arg, const char *callback)
 static void every_wake_comes_before_its_yield(void)
 {
     struct parker p = {.rounds = 50};
-    th_host_stats stats;
-    th_iothread *t;
+    host_adapter_stats stats;
+    host_iothread *t;
 
-    for (th_mode mode = TH_QUEUE; mode < TH_MODES; mode++) {
+    for (host_run_mode mode = HOST_RUN_QUEUED; mode < HOST_RUN_MODES; mode++) {
         atomic_store(&p.rounds_done, 0);
         begin(mode, mode);
-        t = th_iothread_new(program);
-        other = th_iothread_context(t);
-        th_host_on_call(host, in_the_window, &p);
-        th_call(here, true, park_often, &p);
-        th_iothread_free(t);
+        t = host_iothread_new(program);
+        other = host_iothread_context(t);
+        host_adapter_on_call(host, in_the_window, &p);
+        host_context_call(here, true, park_often, &p);
+        host_iothread_free(t);
         stats = end();
         CHECK_U64(atomic_load(&p.rounds_done), p.rounds);
         CHECK_U64(stats.early_wakes, p.rounds);
@@ -238,17 +238,17 @@ static void two_wakers_and_one_sleeper(void)
 {
     struct parker p = {.rounds = HAMMER / 10};
     struct racers r = {.p = &p};
-    th_iothread *t[3];
+    host_iothread *t[3];
 
-    begin(TH_QUEUE, TH_QUEUE);
+    begin(HOST_RUN_QUEUED, HOST_RUN_QUEUED);
     for (int i = 0; i < 3; i++) {
-        t[i] = th_iothread_new(program);
+        t[i] = host_iothread_new(program);
     }
-    th_bh_schedule(th_iothread_context(t[0]), race_to_wake, &r);
-    th_bh_schedule(th_iothread_context(t[1]), race_to_wake, &r);
-    th_call(th_iothread_context(t[2]), true, park_often, &p);
+    host_bh_schedule(host_iothread_context(t[0]), race_to_wake, &r);
+    host_bh_schedule(host_iothread_context(t[1]), race_to_wake, &r);
+    host_context_call(host_iothread_context(t[2]), true, park_often, &p);
     for (int i = 0; i < 3; i++) {
-        th_iothread_free(t[i]);
+        host_iothread_free(t[i]);
     }
     CHECK_U64(end().wakes, p.rounds);
     CHECK_U64(atomic_load(&r.woken), p.rounds);
@@ -261,6 +261,6 @@ int main(void)
     RUN(every_wake_comes_before_its_yield);
     RUN(wake_before_yield_hammered);
     RUN(two_wakers_and_one_sleeper);
-    th_co_pool_drain();
+    host_co_pool_drain();
     return test_end();
 }

@@ -9,25 +9,25 @@
 
 #define PAINT 0xA5
 
-void stack_alloc(th_stack *stack, size_t size)
+void stack_alloc(host_stack *stack, size_t size)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     char *map;
 
     if (size == 0 || size % page) {
-        th_die("stack size %zu is not a multiple of the page size %zu", size, page);
+        host_die("stack size %zu is not a multiple of the page size %zu", size, page);
     }
     map = mmap(NULL, size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
     if (map == MAP_FAILED || mprotect(map, page, PROT_NONE)) {
-        th_die("no memory for a stack of %zu bytes", size);
+        host_die("no memory for a stack of %zu bytes", size);
     }
-    *stack = (th_stack){ .map = map, .map_size = size + page, .bottom = map + page, .size = size };
+    *stack = (host_stack){ .map = map, .map_size = size + page, .bottom = map + page, .size = size };
 #ifdef FIBER_VALGRIND
     stack->valgrind_id = VALGRIND_STACK_REGISTER(stack->bottom, stack->bottom + size);
 #endif
 }
 
-void stack_free(th_stack *stack)
+void stack_free(host_stack *stack)
 {
     if (!stack->map) {
         return;
@@ -39,13 +39,13 @@ void stack_free(th_stack *stack)
     memset(stack, 0, sizeof(*stack));
 }
 
-void stack_paint(th_stack *stack)
+void stack_paint(host_stack *stack)
 {
     memset(stack->bottom, PAINT, stack->size);
     stack->painted = true;
 }
 
-size_t stack_used(const th_stack *stack)
+size_t stack_used(const host_stack *stack)
 {
     const unsigned char *p = (const unsigned char *)stack->bottom;
     size_t untouched = 0;

@@ -12,23 +12,23 @@ typedef enum op { OP_READ, OP_WRITE, OP_FLUSH } op;
 
 /* One request; on its caller's stack until it is done. */
 typedef struct request {
-    th_storage *storage;
+    host_storage *storage;
     op op;
     uint64_t offset;
     const struct iovec *iov;
     int iovcnt;
     size_t bytes;
     int ret;
-    th_co *co;                  /* NULL: the caller is not a coroutine, or does not yield */
-    th_context *worker;         /* does it */
-    th_context *resume;         /* NULL: resumed by the worker itself, there */
-    th_timer *timer;
+    host_co *co;                  /* NULL: the caller is not a coroutine, or does not yield */
+    host_context *worker;         /* does it */
+    host_context *resume;         /* NULL: resumed by the worker itself, there */
+    host_timer *timer;
     struct request *next_in_flight;
     struct request *next_held;
 } request;
 
-struct th_storage {
-    th_storage_config config;
+struct host_storage {
+    host_storage_config config;
     char *image;
     pthread_mutex_t mutex;      /* the lists and hold */
     pthread_cond_t released;
@@ -66,7 +66,7 @@ static void copy(op what, char *table, char *image, size_t n)
     memcpy(what == OP_READ ? table : image, what == OP_READ ? image : table, n);
 }
 
-static int memory_io(th_storage *s, const request *r)
+static int memory_io(host_storage *s, const request *r)
 {
     char *at = s->image + r->offset;
 
@@ -119,13 +119,13 @@ static int file_io(int fd, const request *r)
     return 0;
 }
 
-static void count(th_storage *s, op what)
+static void count(host_storage *s, op what)
 {
     _Atomic uint64_t *counter = what == OP_READ ? &s->reads : what == OP_WRITE ? &s->writes : &s->flushes;
     atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
 }
 
-static bool must_fail(th_storage *s)
+static bool must_fail(host_storage *s)
 {
     uint64_t n = atomic_load(&s->fail_in);
 
@@ -136,7 +136,7 @@ static bool must_fail(th_storage *s)
 
 static void perform(request *r)
 {
-    th_storage *s = r->storage;
+    host_storage *s = r->storage;
 
     count(s, r->op);
     if (must_fail(s)) {
@@ -168,7 +168,7 @@ static bool collide(const request *a, const request *b)
 
 static void begin(request *r)
 {
-    th_storage *s = r->storage;
+    host_storage *s = r->storage;
 
     if (!keep_list) {
         return;
@@ -176,7 +176,7 @@ static void begin(request *r)
     pthread_mutex_lock(&s->mutex);
     for (request *o = s->in_flight; o; o = o->next_in_flight) {
         if (collide(r, o)) {
-            th_die("storage: a %s of %zu bytes at %llu while a %s of %zu bytes at %llu is in flight",
+            host_die("storage: a %s of %zu bytes at %llu while a %s of %zu bytes at %llu is in flight",
                    r->op == OP_READ ? "read" : "write", r->bytes, (unsigned long long)r->offset,
                    o->op == OP_READ ? "read" : "write", o->bytes, (unsigned long long)o->offset);
         }
@@ -188,7 +188,7 @@ static void begin(request *r)
 
 static void end(request *r)
 {
-    th_storage *s = r->storage;
+    host_storage *s = r->storage;
     request **p;
 
     if (!keep_list) {
@@ -205,15 +205,15 @@ static void end(request *r)
 
 static void finish(request *r)
 {
-    th_co *co = r->co;
-    th_context *resume = r->resume;
+    host_co *co = r->co;
+    host_context *resume = r->resume;
 
     perform(r);
     end(r);
     if (resume) {
-        th_co_schedule(resume, co);
+        host_co_schedule(resume, co);
     } else {
-        th_co_enter(co);
+        host_co_enter(co);
     }
 }
 
@@ -221,7 +221,7 @@ static void delay_over(void *arg)
 {
     request *r = arg;
 
-    th_timer_free(r->timer);
+    host_timer_free(r->timer);
     finish(r);
 }
 
@@ -235,14 +235,14 @@ static void work(void *arg)
         finish(r);
         return;
     }
-    r->timer = th_timer_new(true, delay_over, r);
-    th_timer_mod(r->timer, real_now() + delay);
+    r->timer = host_timer_new(true, delay_over, r);
+    host_timer_mod(r->timer, real_now() + delay);
 }
 
 /* False: the release came first. */
 static bool hold_back(request *r)
 {
-    th_storage *s = r->storage;
+    host_storage *s = r->storage;
     bool hold;
 
     pthread_mutex_lock(&s->mutex);
@@ -261,10 +261,10 @@ static bool hold_back(request *r)
 static void submit(void *arg)
 {
     request *r = arg;
-    th_storage *s = r->storage;
+    host_storage *s = r->storage;
 
     if (!atomic_load_explicit(&s->hold, memory_order_relaxed) || !hold_back(r)) {
-        th_bh_schedule(r->worker, work, r);
+        host_bh_schedule(r->worker, work, r);
     }
 }
 
@@ -279,23 +279,23 @@ static uint64_t mix(uint64_t x)
 /* Where the request is done and where its coroutine goes on. False: nowhere else, do it in the call. */
 static bool route(request *r)
 {
-    const th_storage_config *c = &r->storage->config;
+    const host_storage_config *c = &r->storage->config;
     uint64_t ticket = atomic_fetch_add_explicit(&r->storage->tickets, 1, memory_order_relaxed);
     uint64_t chance = mix(ticket ^ c->seed);
-    th_context *home = th_context_current();
-    th_resume resume = c->resume;
+    host_context *home = host_context_current();
+    host_resume resume = c->resume;
 
-    if (resume == TH_RESUME_MIXED) {
-        resume = (th_resume)(chance % TH_RESUME_MIXED);
+    if (resume == HOST_RESUME_MIXED) {
+        resume = (host_resume)(chance % HOST_RESUME_MIXED);
     }
-    if (resume == TH_RESUME_INLINE || !th_in_coroutine()) {
+    if (resume == HOST_RESUME_INLINE || !host_in_coroutine()) {
         return false;
     }
-    r->co = th_co_self();
+    r->co = host_co_self();
     r->worker = c->n_workers ? c->workers[ticket % c->n_workers] : home;
-    if (resume == TH_RESUME_HOME) {
+    if (resume == HOST_RESUME_HOME) {
         r->resume = home;
-    } else if (resume == TH_RESUME_SPREAD && c->n_spread) {
+    } else if (resume == HOST_RESUME_SPREAD && c->n_spread) {
         r->resume = c->spread[(chance >> 8) % c->n_spread];
     }
     return true;
@@ -303,12 +303,12 @@ static bool route(request *r)
 
 static int co_request(request *r)
 {
-    th_storage *s = r->storage;
-    th_context *before = th_context_current();
+    host_storage *s = r->storage;
+    host_context *before = host_context_current();
 
     atomic_fetch_add_explicit(&s->yields, 1, memory_order_relaxed);
-    th_co_yield_then(submit, r);
-    if (th_context_current() != before) {
+    host_co_yield_then(submit, r);
+    if (host_context_current() != before) {
         atomic_fetch_add_explicit(&s->moved, 1, memory_order_relaxed);
     }
     return r->ret;
@@ -318,7 +318,7 @@ static int co_request(request *r)
 
 static int blocking_request(request *r)
 {
-    th_storage *s = r->storage;
+    host_storage *s = r->storage;
     uint64_t round;
 
     if (atomic_load_explicit(&s->hold, memory_order_relaxed)) {
@@ -364,7 +364,7 @@ static int cb_flush(void *opaque)
     return run_request(&r);
 }
 
-void th_storage_fill(th_storage *storage, q2c_storage *callbacks)
+void host_storage_fill(host_storage *storage, q2c_storage *callbacks)
 {
     *callbacks = (q2c_storage){
         .struct_size = sizeof(*callbacks),
@@ -377,12 +377,12 @@ void th_storage_fill(th_storage *storage, q2c_storage *callbacks)
 
 /* ---- the object ---- */
 
-th_storage *th_storage_new(const th_storage_config *config)
+host_storage *host_storage_new(const host_storage_config *config)
 {
-    th_storage *s = calloc(1, sizeof(*s));
+    host_storage *s = calloc(1, sizeof(*s));
 
     if (!s || (config->fd < 0 && !(s->image = calloc(1, config->size)))) {
-        th_die("no memory for an image of %zu bytes", config->size);
+        host_die("no memory for an image of %zu bytes", config->size);
     }
     s->config = *config;
     pthread_mutex_init(&s->mutex, NULL);
@@ -391,10 +391,10 @@ th_storage *th_storage_new(const th_storage_config *config)
     return s;
 }
 
-void th_storage_free(th_storage *storage)
+void host_storage_free(host_storage *storage)
 {
     if (storage->in_flight) {
-        th_die("storage is freed while a request at %llu is in flight", (unsigned long long)storage->in_flight->offset);
+        host_die("storage is freed while a request at %llu is in flight", (unsigned long long)storage->in_flight->offset);
     }
     pthread_mutex_destroy(&storage->mutex);
     pthread_cond_destroy(&storage->released);
@@ -402,25 +402,25 @@ void th_storage_free(th_storage *storage)
     free(storage);
 }
 
-void *th_storage_image(th_storage *storage)
+void *host_storage_image(host_storage *storage)
 {
     return storage->image;
 }
 
-void th_storage_fail_at(th_storage *storage, uint64_t n, int error)
+void host_storage_fail_at(host_storage *storage, uint64_t n, int error)
 {
     atomic_store(&storage->fail_error, error);
     atomic_store(&storage->fail_in, n);
 }
 
-void th_storage_hold(th_storage *storage)
+void host_storage_hold(host_storage *storage)
 {
     pthread_mutex_lock(&storage->mutex);
     atomic_store(&storage->hold, true);
     pthread_mutex_unlock(&storage->mutex);
 }
 
-void th_storage_release(th_storage *storage)
+void host_storage_release(host_storage *storage)
 {
     request *r, *next;
 
@@ -435,11 +435,11 @@ void th_storage_release(th_storage *storage)
     pthread_mutex_unlock(&storage->mutex);
     for (; r; r = next) {
         next = r->next_held;
-        th_bh_schedule(r->worker, work, r);
+        host_bh_schedule(r->worker, work, r);
     }
 }
 
-size_t th_storage_held(th_storage *storage)
+size_t host_storage_held(host_storage *storage)
 {
     size_t n;
 
@@ -449,9 +449,9 @@ size_t th_storage_held(th_storage *storage)
     return n;
 }
 
-void th_storage_get_stats(th_storage *storage, th_storage_stats *stats)
+void host_storage_get_stats(host_storage *storage, host_storage_stats *stats)
 {
-    *stats = (th_storage_stats){
+    *stats = (host_storage_stats){
         .reads = atomic_load(&storage->reads),
         .writes = atomic_load(&storage->writes),
         .flushes = atomic_load(&storage->flushes),

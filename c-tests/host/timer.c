@@ -16,21 +16,21 @@ int64_t real_now(void)
 /* ---- the clock ---- */
 
 /* A reader that finds the clock running uses the offset that was stored before clock_stopped_at said so. */
-int64_t th_clock_now(th_program *program)
+int64_t host_clock_now(host_program *program)
 {
     int64_t stopped_at = atomic_load(&program->clock_stopped_at);
 
     return stopped_at >= 0 ? stopped_at : real_now() + atomic_load(&program->clock_offset);
 }
 
-void th_clock_stop(th_program *program)
+void host_clock_stop(host_program *program)
 {
     pthread_mutex_lock(&program->mutex);
-    atomic_store(&program->clock_stopped_at, th_clock_now(program));
+    atomic_store(&program->clock_stopped_at, host_clock_now(program));
     pthread_mutex_unlock(&program->mutex);
 }
 
-void th_clock_resume(th_program *program)
+void host_clock_resume(host_program *program)
 {
     int64_t at;
 
@@ -44,21 +44,21 @@ void th_clock_resume(th_program *program)
     program_notify_all(program, false);
 }
 
-void th_clock_step(th_program *program, uint64_t ns)
+void host_clock_step(host_program *program, uint64_t ns)
 {
     int64_t at;
 
     pthread_mutex_lock(&program->mutex);
     at = atomic_load(&program->clock_stopped_at);
     if (at < 0) {
-        th_die("a running clock is stepped");
+        host_die("a running clock is stepped");
     }
     atomic_store(&program->clock_stopped_at, at + (int64_t)ns);
     pthread_mutex_unlock(&program->mutex);
     program_notify_all(program, false);
 }
 
-void th_clock_set_firing(th_program *program, bool firing)
+void host_clock_set_firing(host_program *program, bool firing)
 {
     atomic_store(&program->timers_fire, firing);
     program_notify_all(program, false);
@@ -66,43 +66,43 @@ void th_clock_set_firing(th_program *program, bool firing)
 
 /* ---- timers ---- */
 
-struct th_timer {
-    th_context *context;
+struct host_timer {
+    host_context *context;
     bool realtime;
     bool armed;
     int64_t deadline;
     void (*cb)(void *arg);
     void *arg;
-    th_timer *next;
+    host_timer *next;
 };
 
-static void check_thread(th_timer *timer, const char *what)
+static void check_thread(host_timer *timer, const char *what)
 {
-    if (timer->context != th_context_current()) {
-        th_die("timer %p: %s outside its home thread", (void *)timer, what);
+    if (timer->context != host_context_current()) {
+        host_die("timer %p: %s outside its home thread", (void *)timer, what);
     }
 }
 
-th_timer *th_timer_new(bool realtime, void (*cb)(void *arg), void *arg)
+host_timer *host_timer_new(bool realtime, void (*cb)(void *arg), void *arg)
 {
-    th_timer *timer = calloc(1, sizeof(*timer));
-    th_context *context = th_context_current();
+    host_timer *timer = calloc(1, sizeof(*timer));
+    host_context *context = host_context_current();
 
     if (!context) {
-        th_die("a timer is made in a thread that has no context");
+        host_die("a timer is made in a thread that has no context");
     }
     if (!timer) {
-        th_die("no memory for a timer");
+        host_die("no memory for a timer");
     }
-    *timer = (th_timer){ .context = context, .realtime = realtime, .cb = cb, .arg = arg };
+    *timer = (host_timer){ .context = context, .realtime = realtime, .cb = cb, .arg = arg };
     context->timers_alive++;
     return timer;
 }
 
-static void disarm(th_timer *timer)
+static void disarm(host_timer *timer)
 {
     timer_list *list = &timer->context->timers[timer->realtime];
-    th_timer **p;
+    host_timer **p;
 
     if (!timer->armed) {
         return;
@@ -114,10 +114,10 @@ static void disarm(th_timer *timer)
     timer->armed = false;
 }
 
-void th_timer_mod(th_timer *timer, int64_t deadline_ns)
+void host_timer_mod(host_timer *timer, int64_t deadline_ns)
 {
     timer_list *list = &timer->context->timers[timer->realtime];
-    th_timer **p;
+    host_timer **p;
 
     check_thread(timer, "mod");
     disarm(timer);
@@ -130,13 +130,13 @@ void th_timer_mod(th_timer *timer, int64_t deadline_ns)
     timer->armed = true;
 }
 
-void th_timer_del(th_timer *timer)
+void host_timer_del(host_timer *timer)
 {
     check_thread(timer, "del");
     disarm(timer);
 }
 
-void th_timer_free(th_timer *timer)
+void host_timer_free(host_timer *timer)
 {
     check_thread(timer, "free");
     disarm(timer);
@@ -144,12 +144,12 @@ void th_timer_free(th_timer *timer)
     free(timer);
 }
 
-static int64_t list_now(th_context *context, bool realtime)
+static int64_t list_now(host_context *context, bool realtime)
 {
-    return realtime ? real_now() : th_clock_now(context->program);
+    return realtime ? real_now() : host_clock_now(context->program);
 }
 
-bool timers_run(th_context *context)
+bool timers_run(host_context *context)
 {
     bool any = false;
 
@@ -162,7 +162,7 @@ bool timers_run(th_context *context)
             continue;
         }
         while (n-- && list->head && list->head->deadline <= now) {
-            th_timer *timer = list->head;
+            host_timer *timer = list->head;
             disarm(timer);
             timer->cb(timer->arg); /* may free it */
             any = true;
@@ -171,12 +171,12 @@ bool timers_run(th_context *context)
     return any;
 }
 
-int64_t timers_timeout(th_context *context)
+int64_t timers_timeout(host_context *context)
 {
     int64_t timeout = -1;
 
     for (int realtime = 0; realtime < 2; realtime++) {
-        th_timer *first = context->timers[realtime].head;
+        host_timer *first = context->timers[realtime].head;
         int64_t left;
 
         if (!first || (!realtime && !atomic_load(&context->program->timers_fire))) {
@@ -194,28 +194,28 @@ int64_t timers_timeout(th_context *context)
 
 /* ---- sleeping ---- */
 
-typedef struct sleep_arg { th_co *co; th_timer *timer; int64_t deadline; } sleep_arg;
+typedef struct sleep_arg { host_co *co; host_timer *timer; int64_t deadline; } sleep_arg;
 
 static void sleep_over(void *arg)
 {
     sleep_arg *s = arg;
 
-    th_timer_free(s->timer);
-    th_co_enter(s->co);
+    host_timer_free(s->timer);
+    host_co_enter(s->co);
 }
 
 static void sleep_begin(void *arg)
 {
     sleep_arg *s = arg;
-    th_timer_mod(s->timer, s->deadline);
+    host_timer_mod(s->timer, s->deadline);
 }
 
-void th_co_sleep_ns(bool realtime, int64_t ns)
+void host_co_sleep_ns(bool realtime, int64_t ns)
 {
-    th_context *context = th_context_current();
-    sleep_arg s = { .co = th_co_self() };
+    host_context *context = host_context_current();
+    sleep_arg s = { .co = host_co_self() };
 
-    s.timer = th_timer_new(realtime, sleep_over, &s);
+    s.timer = host_timer_new(realtime, sleep_over, &s);
     s.deadline = list_now(context, realtime) + ns;
-    th_co_yield_then(sleep_begin, &s);
+    host_co_yield_then(sleep_begin, &s);
 }

@@ -13,12 +13,12 @@ static bool instrumented(void)
 #endif
 }
 
-bool th_co_stacks_measurable(void)
+bool host_co_can_measure(void)
 {
     return !instrumented();
 }
 
-unsigned th_rounds(unsigned rounds)
+unsigned host_scale_rounds(unsigned rounds)
 {
     unsigned fewer = rounds / 10;
 

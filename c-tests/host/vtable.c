@@ -6,14 +6,14 @@
 
 #include "internal.h"
 
-struct th_host {
-    th_host *next_closed;
-    th_host_config config;
+struct host_adapter {
+    host_adapter *next_closed;
+    host_adapter_config config;
     q2c_host vtable;
-    th_mutex mutex;
+    host_co_mutex mutex;
     atomic_bool closed;
     atomic_int fail_spawn;
-    _Atomic(th_on_call *) on_call;
+    _Atomic(host_on_call *) on_call;
     void *on_call_arg;
     _Atomic uint64_t yields, wakes, early_wakes, spawns, locks, polls, kicks, timers, late_kicks;
     _Atomic uint64_t timers_alive, parked, spawned_alive;
@@ -30,13 +30,13 @@ static uint64_t take(_Atomic uint64_t *counter)
     return atomic_fetch_sub_explicit(counter, 1, memory_order_release);
 }
 
-static th_host *called(void *opaque, const char *callback)
+static host_adapter *called(void *opaque, const char *callback)
 {
-    th_host *h = opaque;
-    th_on_call *on_call;
+    host_adapter *h = opaque;
+    host_on_call *on_call;
 
     if (atomic_load(&h->closed)) {
-        th_die("%s called after the host was closed", callback);
+        host_die("%s called after the host was closed", callback);
     }
     on_call = atomic_load(&h->on_call);
     if (on_call) {
@@ -50,48 +50,48 @@ static th_host *called(void *opaque, const char *callback)
 static bool cb_in_coroutine(void *opaque)
 {
     called(opaque, "in_coroutine");
-    return th_in_coroutine();
+    return host_in_coroutine();
 }
 
 static void *cb_co_self(void *opaque)
 {
     called(opaque, "co_self");
-    return th_co_self();
+    return host_co_self();
 }
 
 static void cb_co_suspend(void *opaque)
 {
-    th_host *h = called(opaque, "co_suspend");
+    host_adapter *h = called(opaque, "co_suspend");
 
-    if (!th_in_coroutine()) {
-        th_die("co_suspend outside a coroutine");
+    if (!host_in_coroutine()) {
+        host_die("co_suspend outside a coroutine");
     }
     add(&h->yields);
     add(&h->parked);
-    th_co_park();
+    host_co_park();
     take(&h->parked);
     if (atomic_load(&h->closed)) {
-        th_die("a wake came after the host was closed");
+        host_die("a wake came after the host was closed");
     }
 }
 
 /* A wake is the last thing that holds the woken one back: what it wakes may close the host before this returns. */
 static void cb_co_wake(void *opaque, void *co)
 {
-    th_host *h = called(opaque, "co_wake");
-    th_co *target = co;
+    host_adapter *h = called(opaque, "co_wake");
+    host_co *target = co;
 
     if (!target) {
-        th_die("co_wake of NULL");
+        host_die("co_wake of NULL");
     }
     add(&h->wakes);
     if (atomic_load(&target->state) == CO_RUNNING) {
         add(&h->early_wakes);
     }
-    th_co_wake(target, h->config.wake);
+    host_co_wake(target, h->config.wake);
 }
 
-typedef struct spawned { th_host *host; void (*entry)(void *arg); void *arg; } spawned;
+typedef struct spawned { host_adapter *host; void (*entry)(void *arg); void *arg; } spawned;
 
 static void spawned_entry(void *arg)
 {
@@ -104,15 +104,15 @@ static void spawned_entry(void *arg)
 
 static int cb_co_spawn(void *opaque, void *context, void (*entry)(void *arg), void *arg)
 {
-    th_host *h = called(opaque, "co_spawn");
-    th_context *here = th_context_current();
-    th_context *home = context ? context : here;
+    host_adapter *h = called(opaque, "co_spawn");
+    host_context *here = host_context_current();
+    host_context *home = context ? context : here;
     int error = atomic_load(&h->fail_spawn) ? atomic_exchange(&h->fail_spawn, 0) : 0;
     spawned *s;
-    th_co *co;
+    host_co *co;
 
     if (!home || home->program != h->config.program) {
-        th_die("co_spawn in a thread that has no context of this program");
+        host_die("co_spawn in a thread that has no context of this program");
     }
     if (error) {
         return -error;
@@ -123,11 +123,11 @@ static int cb_co_spawn(void *opaque, void *context, void (*entry)(void *arg), vo
     *s = (spawned){ h, entry, arg };
     add(&h->spawns);
     add(&h->spawned_alive);
-    co = th_co_create(spawned_entry, s);
-    if (home == here && (h->config.spawn == TH_NOW || (h->config.spawn == TH_AFTER && !th_in_coroutine()))) {
-        th_co_enter(co);
+    co = host_co_create(spawned_entry, s);
+    if (home == here && (h->config.spawn == HOST_RUN_NOW || (h->config.spawn == HOST_RUN_AFTER && !host_in_coroutine()))) {
+        host_co_enter(co);
     } else {
-        th_co_schedule(home, co);
+        host_co_schedule(home, co);
     }
     return 0;
 }
@@ -136,57 +136,57 @@ static int cb_co_spawn(void *opaque, void *context, void (*entry)(void *arg), vo
 
 static void cb_lock(void *opaque)
 {
-    th_host *h = called(opaque, "lock");
+    host_adapter *h = called(opaque, "lock");
 
-    if (!th_in_coroutine()) {
-        th_die("lock outside a coroutine");
+    if (!host_in_coroutine()) {
+        host_die("lock outside a coroutine");
     }
     add(&h->locks);
-    th_mutex_lock(&h->mutex);
+    host_co_mutex_lock(&h->mutex);
 }
 
 static void cb_unlock(void *opaque)
 {
-    th_host *h = called(opaque, "unlock");
-    th_mutex_unlock(&h->mutex);
+    host_adapter *h = called(opaque, "unlock");
+    host_co_mutex_unlock(&h->mutex);
 }
 
 /* ---- clock and timers ---- */
 
 static int64_t cb_now_ns(void *opaque)
 {
-    th_host *h = called(opaque, "now_ns");
-    return th_clock_now(h->config.program);
+    host_adapter *h = called(opaque, "now_ns");
+    return host_clock_now(h->config.program);
 }
 
 static void *cb_timer_new(void *opaque, void (*cb)(void *arg), void *arg)
 {
-    th_host *h = called(opaque, "timer_new");
+    host_adapter *h = called(opaque, "timer_new");
 
     add(&h->timers);
     add(&h->timers_alive);
-    return th_timer_new(false, cb, arg);
+    return host_timer_new(false, cb, arg);
 }
 
 static void cb_timer_mod(void *opaque, void *timer, int64_t deadline_ns)
 {
     called(opaque, "timer_mod");
-    th_timer_mod(timer, deadline_ns);
+    host_timer_mod(timer, deadline_ns);
 }
 
 static void cb_timer_del(void *opaque, void *timer)
 {
     called(opaque, "timer_del");
-    th_timer_del(timer);
+    host_timer_del(timer);
 }
 
 static void cb_timer_free(void *opaque, void *timer)
 {
-    th_host *h = called(opaque, "timer_free");
+    host_adapter *h = called(opaque, "timer_free");
 
-    th_timer_free(timer);
+    host_timer_free(timer);
     if (take(&h->timers_alive) == 0) {
-        th_die("more timers freed than made");
+        host_die("more timers freed than made");
     }
 }
 
@@ -194,15 +194,15 @@ static void cb_timer_free(void *opaque, void *timer)
 
 static void cb_poll_while(void *opaque, bool (*cond)(void *arg), void *arg)
 {
-    th_host *h = called(opaque, "poll_while");
+    host_adapter *h = called(opaque, "poll_while");
 
     add(&h->polls);
-    th_poll_while(h->config.program, cond, arg);
+    host_poll_while(h->config.program, cond, arg);
 }
 
 static void cb_kick(void *opaque)
 {
-    th_host *h = opaque;
+    host_adapter *h = opaque;
 
     if (atomic_load(&h->closed) && h->config.late_kick_ok) {
         add(&h->late_kicks);
@@ -210,20 +210,20 @@ static void cb_kick(void *opaque)
         called(opaque, "kick");
     }
     add(&h->kicks);
-    th_kick(h->config.program);
+    host_kick(h->config.program);
 }
 
 /* ---- the object ---- */
 
-th_host *th_host_new(const th_host_config *config)
+host_adapter *host_adapter_new(const host_adapter_config *config)
 {
-    th_host *h = calloc(1, sizeof(*h));
+    host_adapter *h = calloc(1, sizeof(*h));
 
     if (!h) {
-        th_die("no memory for a host");
+        host_die("no memory for a host");
     }
     h->config = *config;
-    th_mutex_init(&h->mutex);
+    host_co_mutex_init(&h->mutex);
     h->vtable = (q2c_host){
         .struct_size = sizeof(h->vtable),
         .kind = Q2C_HOST_COROUTINES,
@@ -246,22 +246,22 @@ th_host *th_host_new(const th_host_config *config)
     return h;
 }
 
-const q2c_host *th_host_vtable(th_host *host)
+const q2c_host *host_adapter_vtable(host_adapter *host)
 {
     return &host->vtable;
 }
 
-th_mutex *th_host_mutex(th_host *host)
+host_co_mutex *host_adapter_mutex(host_adapter *host)
 {
     return &host->mutex;
 }
 
-void th_host_fail_spawn(th_host *host, int error)
+void host_adapter_fail_spawn(host_adapter *host, int error)
 {
     atomic_store(&host->fail_spawn, error);
 }
 
-void th_host_on_call(th_host *host, th_on_call *fn, void *arg)
+void host_adapter_on_call(host_adapter *host, host_on_call *fn, void *arg)
 {
     if (fn) {
         host->on_call_arg = arg;
@@ -269,44 +269,44 @@ void th_host_on_call(th_host *host, th_on_call *fn, void *arg)
     atomic_store(&host->on_call, fn);
 }
 
-void th_host_close(th_host *host)
+void host_adapter_close(host_adapter *host)
 {
     if (atomic_load(&host->parked) || atomic_load(&host->timers_alive) || host->mutex.owner) {
-        th_die("the host is closed with %llu coroutines parked, %llu timers alive and its lock %s",
+        host_die("the host is closed with %llu coroutines parked, %llu timers alive and its lock %s",
                (unsigned long long)atomic_load(&host->parked), (unsigned long long)atomic_load(&host->timers_alive),
                host->mutex.owner ? "held" : "free");
     }
     atomic_store(&host->closed, true);
 }
 
-void th_host_free(th_host *host)
+void host_adapter_free(host_adapter *host)
 {
     if (!atomic_load(&host->closed)) {
-        th_host_close(host);
+        host_adapter_close(host);
     }
     while (atomic_load(&host->spawned_alive)) {
-        if (!th_context_current() || !th_context_poll(th_context_current(), false)) {
+        if (!host_context_current() || !host_context_poll(host_context_current(), false)) {
             sched_yield();
         }
     }
-    th_mutex_destroy(&host->mutex);
+    host_co_mutex_destroy(&host->mutex);
     pthread_mutex_lock(&host->config.program->mutex);
     host->next_closed = host->config.program->closed_hosts;
     host->config.program->closed_hosts = host;
     pthread_mutex_unlock(&host->config.program->mutex);
 }
 
-th_host *host_dispose(th_host *host)
+host_adapter *host_dispose(host_adapter *host)
 {
-    th_host *next = host->next_closed;
+    host_adapter *next = host->next_closed;
 
     free(host);
     return next;
 }
 
-void th_host_get_stats(th_host *host, th_host_stats *stats)
+void host_adapter_get_stats(host_adapter *host, host_adapter_stats *stats)
 {
-    *stats = (th_host_stats){
+    *stats = (host_adapter_stats){
         .yields = atomic_load(&host->yields),
         .wakes = atomic_load(&host->wakes),
         .early_wakes = atomic_load(&host->early_wakes),
