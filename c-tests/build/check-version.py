@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """The version in Cargo.toml is the one everywhere else, and so is the ABI version.
 
-What q2c_version() and q2c_abi_version() say is held against the header by test-library.c.
+What q2c_version() and q2c_abi_version() say is compared with the header by test-library.c.
 
 usage: check-version.py SOURCE_ROOT MESON_VERSION LIBRARY ABI_VERSION
 """
