@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Every exported function is called by some C test.
+"""Fails if an exported function is not called by any C test.
 
 usage: check-coverage.py SYMBOLS C_TESTS [PREFIX_TESTED_ELSEWHERE...]
 """

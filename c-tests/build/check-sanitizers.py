@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Which sides of the boundary a sanitizer sees, said aloud; an asked-for one that is not there fails.
+"""Prints whether each sanitizer sees the C side and the Rust side.
+
+Fails if a sanitizer that was asked for is missing.
 
 usage: check-sanitizers.py ARCHIVE LIBRARY C_SANITIZER RUST_SANITIZER
 """
@@ -8,13 +10,15 @@ usage: check-sanitizers.py ARCHIVE LIBRARY C_SANITIZER RUST_SANITIZER
 import subprocess
 import sys
 
-# what instrumented code calls
+# calls in instrumented code
 CALLS = {"address": "__asan_report_", "thread": "__tsan_read"}
 RUNTIME = {"address": "libasan", "thread": "libtsan"}
 
 
 def run(*command):
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    return subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ).stdout
 
 
 def main(archive, library, c_sanitizer, rust_sanitizer):
@@ -23,10 +27,11 @@ def main(archive, library, c_sanitizer, rust_sanitizer):
     needed = run("readelf", "-dW", library)
     for name, calls in CALLS.items():
         rust = calls in symbols
-        # the library has no C in it but what links the runtime
+        # the library has no C code of its own; the linker adds the runtime
         c_side = RUNTIME[name] in needed
         if rust or c_side or name in (c_sanitizer, rust_sanitizer):
-            print("%s sanitizer: C side %s, Rust side %s" % (name, "yes" if c_side else "no", "yes" if rust else "no"))
+            sides = ["yes" if side else "no" for side in (c_side, rust)]
+            print("%s sanitizer: C side %s, Rust side %s" % (name, *sides))
         if (name in c_sanitizer.split(",")) != c_side:
             print("the C side is not as -Db_sanitize=%s says" % c_sanitizer)
             ok = False

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""A program of another project gets the library: as a meson subproject, or as it was installed.
+"""A program of another project uses the library as a meson subproject, or as it was installed.
 
 usage: check-use.py subproject|installed|installed-archive SOURCE_ROOT BUILD_ROOT ARCHIVE LIBRARY
 """
@@ -49,7 +49,8 @@ def use_subproject(directory, source_root, _build_root, archive, _library):
     (project / "user.c").write_text(PROGRAM)
     (project / "meson.build").write_text(PROJECT)
     build = directory / "build"
-    run("meson", "setup", "--wrap-mode=forcefallback", "-Dqcow2cache:archive=%s" % archive, build, project)
+    run("meson", "setup", "--wrap-mode=forcefallback", "-Dqcow2cache:archive=%s" % archive, build,
+        project)
     run("meson", "compile", "-C", build, "-j2")
     run(build / "user")
     if (build / "subprojects" / "qcow2cache" / "c-tests").exists():
@@ -76,7 +77,7 @@ def compile_and_run(directory, cflags, libs, library_path=None):
 
 
 def use_installed(directory, _source_root, build_root, _archive, _library):
-    """What `meson install` puts into a directory serves a program, found by pkg-config."""
+    """A program builds with what `meson install` installed; pkg-config finds it."""
     root = directory / "root"
     pc = install(root, build_root, "--destdir", root)
     environment = dict(os.environ, PKG_CONFIG_PATH=str(pc), PKG_CONFIG_SYSROOT_DIR=str(root))
@@ -88,7 +89,7 @@ def use_installed(directory, _source_root, build_root, _archive, _library):
 
 
 def use_installed_archive(directory, _source_root, build_root, _archive, _library):
-    """The installed archive and Libs.private serve a program that wants no shared library."""
+    """A program builds with the installed archive and Libs.private, without the shared library."""
     root = directory / "root"
     pc = install(root, build_root, "--destdir", root)
     environment = dict(os.environ, PKG_CONFIG_PATH=str(pc), PKG_CONFIG_SYSROOT_DIR=str(root))
@@ -100,7 +101,11 @@ def use_installed_archive(directory, _source_root, build_root, _archive, _librar
 
 
 def main(how, *arguments):
-    use = {"subproject": use_subproject, "installed": use_installed, "installed-archive": use_installed_archive}[how]
+    use = {
+        "subproject": use_subproject,
+        "installed": use_installed,
+        "installed-archive": use_installed_archive,
+    }[how]
     directory = pathlib.Path(tempfile.mkdtemp(prefix="qcow2cache-use-"))
     try:
         use(directory, *(pathlib.Path(argument).resolve() for argument in arguments))

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""The version in Cargo.toml is the one everywhere else, and so is the ABI version.
+"""Every place has the version of Cargo.toml, and the ABI version of meson.build.
 
-What q2c_version() and q2c_abi_version() say is compared with the header by test-library.c.
+test-library.c compares q2c_version() and q2c_abi_version() with the header.
 
 usage: check-version.py SOURCE_ROOT MESON_VERSION LIBRARY ABI_VERSION
 """
@@ -17,9 +17,12 @@ import sys
 def main(root, meson_version, library, abi_version):
     root = pathlib.Path(root)
     header = (root / "include/qcow2cache.h").read_text()
-    manifest = re.search(r'^version = "(.*)"', (root / "Cargo.toml").read_text(), flags=re.M).group(1)
+    manifest = (root / "Cargo.toml").read_text()
+    manifest = re.search(r'^version = "(.*)"', manifest, flags=re.M).group(1)
     lock = (root / "Cargo.lock").read_text()
-    dynamic = subprocess.run(["readelf", "-dW", library], check=True, stdout=subprocess.PIPE, text=True).stdout
+    dynamic = subprocess.run(
+        ["readelf", "-dW", library], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
     versions = {
         "Cargo.lock": re.search(r'name = "qcow2cache"\nversion = "(.*)"', lock).group(1),
         "meson": meson_version,
@@ -27,7 +30,9 @@ def main(root, meson_version, library, abi_version):
         "the name of the library": re.search(r"\.so\.(.*)$", os.path.realpath(library)).group(1),
     }
     abis = {
-        "Q2C_ABI_VERSION": re.search(r"^#define Q2C_ABI_VERSION (\d+)", header, flags=re.M).group(1),
+        "Q2C_ABI_VERSION": re.search(
+            r"^#define Q2C_ABI_VERSION (\d+)", header, flags=re.M
+        ).group(1),
         "SONAME": re.search(r"SONAME.*\.so\.(\d+)\]", dynamic).group(1),
         "the version script": re.search(
             r"^QCOW2CACHE_(\d+)", (root / "src/qcow2cache.map").read_text(), flags=re.M

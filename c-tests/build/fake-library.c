@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* A library that is not qcow2cache, as far as FAKE_ABI says. */
+/* A library that is not qcow2cache; FAKE_ABI is the ABI version that it claims, if any. */
 #include <stdint.h>
 
 #ifdef FAKE_ABI

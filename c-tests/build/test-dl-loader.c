@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * q2c_dl_open and q2c_dl_close with a table of one's own: every way to fail is a message.
- * Arguments: the library; those of another ABI, of no ABI, of the right one but with nothing else.
+ * q2c_dl_open and q2c_dl_close with a table of the caller. Every failure has a message. Arguments:
+ * the library; libraries with another ABI, with no ABI, and with the right ABI but nothing else.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,7 +34,7 @@ static void check_refused(const char *path, int error, const char *part)
     CHECK(message[4] == 'x');
 }
 
-static void opens_the_library(void)
+static void open_loads_the_library(void)
 {
     struct q2c_dl dl;
     char message[256] = "untouched";
@@ -52,7 +52,7 @@ static void opens_the_library(void)
     q2c_dl_close(NULL);
 }
 
-static void every_function_is_filled(void)
+static void open_fills_every_function(void)
 {
     struct q2c_dl dl;
     void *pointers[sizeof(dl) / sizeof(void *)];
@@ -65,13 +65,13 @@ static void every_function_is_filled(void)
     q2c_dl_close(&dl);
 }
 
-static void missing_library(void)
+static void missing_library_is_enoent(void)
 {
     check_refused("/nonexistent/libqcow2cache.so.0", -ENOENT, "cannot load");
     check_refused("libqcow2cache-that-nobody-has.so.0", -ENOENT, "cannot load");
 }
 
-static void a_file_that_is_no_library(void)
+static void file_that_is_no_library_is_enoexec(void)
 {
     char path[] = "/tmp/qcow2cache-test-XXXXXX";
     int file = mkstemp(path);
@@ -83,24 +83,24 @@ static void a_file_that_is_no_library(void)
     unlink(path);
 }
 
-static void another_abi(void)
+static void another_abi_is_rejected(void)
 {
     check_refused(other_abi, -EPROTONOSUPPORT, "77");
 }
 
-static void missing_functions(void)
+static void missing_functions_are_enosys(void)
 {
     check_refused(no_abi, -ENOSYS, "q2c_abi_version");
     check_refused(abi_alone, -ENOSYS, "q2c_");
 }
 
-static void no_table(void)
+static void null_table_is_rejected(void)
 {
     CHECK_INT(q2c_dl_open(NULL, library, NULL, 0), -EINVAL);
 }
 
-/* This program is linked: the driver's two calls do nothing then. */
-static void load_of_a_linked_program(void)
+/* This program is linked to the library, so the two calls of a driver do nothing. */
+static void load_and_unload_do_nothing_in_a_linked_program(void)
 {
     CHECK_INT(q2c_dl_load("/nonexistent", NULL, 0), 0);
     q2c_dl_unload();
@@ -118,13 +118,13 @@ int main(int argc, char **argv)
     no_abi = argv[3];
     abi_alone = argv[4];
     test_begin();
-    RUN(opens_the_library);
-    RUN(every_function_is_filled);
-    RUN(missing_library);
-    RUN(a_file_that_is_no_library);
-    RUN(another_abi);
-    RUN(missing_functions);
-    RUN(no_table);
-    RUN(load_of_a_linked_program);
+    RUN(open_loads_the_library);
+    RUN(open_fills_every_function);
+    RUN(missing_library_is_enoent);
+    RUN(file_that_is_no_library_is_enoexec);
+    RUN(another_abi_is_rejected);
+    RUN(missing_functions_are_enosys);
+    RUN(null_table_is_rejected);
+    RUN(load_and_unload_do_nothing_in_a_linked_program);
     return test_end();
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* dlclose() once every handle is closed: what the library left behind in threads does no harm. */
+/* dlclose() after every handle is closed: what the library left in threads causes no harm. */
 #include <stdlib.h>
 
 #include "cleaning.h"
@@ -17,7 +17,7 @@ static void load(void)
     REQUIRE(q2c_dl_shared.handle != NULL);
 }
 
-/* Everything that may leave something behind: waiting, the cleaner's thread, a cache's mapping. */
+/* Uses all that may leave something behind: waits, the cleaner's thread, a cache's mapping. */
 static void use_the_library(void)
 {
     q2c_cleaner *cleaner = cleaner_new();
@@ -32,7 +32,7 @@ static void use_the_library(void)
     cache_drop(cache);
 }
 
-static void load_use_and_unload_often(void)
+static void library_loads_and_unloads_repeatedly(void)
 {
     for (unsigned i = 0; i < 30; i++) {
         use_the_library();
@@ -51,7 +51,7 @@ static void use_then_outlive_it(void *argument)
     gate_wait(&used);
 }
 
-static void threads_that_used_it_end_after_the_unload(void)
+static void threads_that_used_the_library_end_after_unload(void)
 {
     struct thread threads[4];
 
@@ -68,7 +68,7 @@ static void threads_that_used_it_end_after_the_unload(void)
     load();
 }
 
-static void loading_twice(void)
+static void second_load_is_ealready(void)
 {
     char message[64] = "";
     void *handle = q2c_dl_shared.handle;
@@ -91,9 +91,9 @@ int main(void)
 {
     test_begin();
     storage_init(&storage, 1 << 14);
-    RUN(load_use_and_unload_often);
-    RUN(threads_that_used_it_end_after_the_unload);
-    RUN(loading_twice);
+    RUN(library_loads_and_unloads_repeatedly);
+    RUN(threads_that_used_the_library_end_after_unload);
+    RUN(second_load_is_ealready);
     RUN(functions_have_addresses);
     storage_free(&storage);
     return test_end();

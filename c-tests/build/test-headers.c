@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * The two headers by themselves, in either order and twice, as strict C11 and (the .cpp that
- * includes this) as C++17; and a table that three source files share.
+ * The two headers compile alone, in either order and twice, as strict C11 and (by the .cpp file
+ * that includes this one) as C++17. Three source files share one table of functions.
  */
 #define Q2C_DL_IMPLEMENTATION
 #include <qcow2cache-dl.h>
@@ -21,7 +21,7 @@ int main(void)
     }
     ok = before == NULL && strcmp(q2c_version(), Q2C_VERSION) == 0 &&
          headers_first_version() == q2c_version() && headers_other_version() == q2c_version();
-    printf("%s 1 - the table is shared\n", ok ? "ok" : "not ok");
+    printf("%s 1 - table_of_functions_is_shared\n", ok ? "ok" : "not ok");
     q2c_dl_unload();
     puts("1..1");
     return ok ? 0 : 1;

@@ -6,8 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* q2c_version() as that source file calls it; NULL while nothing is loaded. */
+/* q2c_version(), called in headers-first.c; NULL while the library is not loaded. */
 const char *headers_first_version(void);
+/* q2c_version(), called in headers-other.c; only while the library is loaded. */
 const char *headers_other_version(void);
 
 #endif

@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* q2c_version, q2c_abi_version and what the header says of them. */
+/* q2c_version and q2c_abi_version against the header, and the layout of public structs. */
 #include "test.h"
 
-static void version_is_the_headers(void)
+static void version_matches_the_header(void)
 {
     CHECK_STR(q2c_version(), Q2C_VERSION);
 }
 
-static void abi_version_is_the_headers(void)
+static void abi_version_matches_the_header(void)
 {
     CHECK_U64(q2c_abi_version(), Q2C_ABI_VERSION);
 }
 
-static void structs_begin_with_their_size(void)
+static void structs_start_with_their_size(void)
 {
     CHECK_U64(offsetof(q2c_storage, struct_size), 0);
     CHECK_U64(offsetof(q2c_host, struct_size), 0);
@@ -29,8 +29,8 @@ static void structs_begin_with_their_size(void)
 int main(void)
 {
     test_begin();
-    RUN(version_is_the_headers);
-    RUN(abi_version_is_the_headers);
-    RUN(structs_begin_with_their_size);
+    RUN(version_matches_the_header);
+    RUN(abi_version_matches_the_header);
+    RUN(structs_start_with_their_size);
     return test_end();
 }

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Inside every callback no lock is held, and the thread is the caller's own. */
+/* The library calls every callback in the caller's thread and holds no lock meanwhile. */
 #include "fixture.h"
 
 static struct storage storage;
 static q2c_cache *cache;
-static unsigned entered[STORAGE_ANY + 1]; /* by op; 0: corruption */
+static unsigned entered[STORAGE_ANY + 1]; /* by op; 0 stands for corruption */
 static pthread_t caller;
 
-/* What a driver may want to do in a callback: look around, and take tables of its own. */
+/* What a driver may do in a callback: read statistics, clean, and get other tables. */
 static void use_the_cache(struct storage *from, int op, uint64_t offset, void *argument)
 {
     static bool inside;
@@ -32,7 +32,7 @@ static void use_the_cache(struct storage *from, int op, uint64_t offset, void *a
     if (q2c_cache_try_get(cache, AT(60), &table) == 0) {
         CHECK_INT(q2c_cache_put(cache, &table), 0);
     }
-    /* another table than the one it is called for; -EAGAIN: all others are dirty */
+    /* a table other than the one of this callback; -EAGAIN if all others are dirty */
     result = q2c_cache_get_unlocked(cache, AT(offset == AT(61) ? 62 : 61), &table);
     if (result == 0) {
         CHECK_INT(q2c_cache_put(cache, &table), 0);
@@ -59,7 +59,7 @@ static void close_cache(void)
     storage_free(&storage);
 }
 
-static void in_a_read(void)
+static void read_callback_can_use_the_cache(void)
 {
     open_cache();
     cache_touch(cache, AT(1));
@@ -67,7 +67,7 @@ static void in_a_read(void)
     close_cache();
 }
 
-static void in_a_flush_of_dirty_tables(void)
+static void flush_callbacks_can_use_the_cache(void)
 {
     open_cache();
     cache_dirty(cache, AT(2), 2);
@@ -80,7 +80,7 @@ static void in_a_flush_of_dirty_tables(void)
     close_cache();
 }
 
-static void in_the_flush_of_a_dependency(void)
+static void flush_of_a_dependency_can_use_the_cache(void)
 {
     q2c_cache *other;
 
@@ -97,7 +97,7 @@ static void in_the_flush_of_a_dependency(void)
     close_cache();
 }
 
-static void in_corruption(void)
+static void corruption_callback_can_use_the_cache(void)
 {
     open_cache();
     CHECK_INT(q2c_cache_get(cache, AT(5) + 8, &(void *){NULL}), -EIO);
@@ -105,7 +105,7 @@ static void in_corruption(void)
     close_cache();
 }
 
-static void in_the_write_of_a_victim(void)
+static void victim_write_back_can_use_the_cache(void)
 {
     open_cache();
     for (unsigned n = 10; n < 40; n++) {
@@ -122,10 +122,10 @@ static void in_the_write_of_a_victim(void)
 int main(void)
 {
     test_begin();
-    RUN(in_a_read);
-    RUN(in_a_flush_of_dirty_tables);
-    RUN(in_the_flush_of_a_dependency);
-    RUN(in_corruption);
-    RUN(in_the_write_of_a_victim);
+    RUN(read_callback_can_use_the_cache);
+    RUN(flush_callbacks_can_use_the_cache);
+    RUN(flush_of_a_dependency_can_use_the_cache);
+    RUN(corruption_callback_can_use_the_cache);
+    RUN(victim_write_back_can_use_the_cache);
     return test_end();
 }

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* q2c_cache_clean_unused: what nobody has used since the previous pass goes, memory and all. */
+/*
+ * q2c_cache_clean_unused: drops the tables that were not used since the previous pass, and releases
+ * their memory.
+ */
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -10,7 +13,7 @@
 
 static struct storage storage;
 static q2c_cache *cache;
-static size_t table_size; /* a page: pages are what the kernel takes back */
+static size_t table_size; /* one page, because the kernel reclaims whole pages */
 
 static uint64_t at(unsigned n)
 {
@@ -22,7 +25,7 @@ static void open_cache(void)
     cache = cache_new(&storage, TABLES, table_size, 1);
 }
 
-static void two_passes_drop_what_was_not_used_between(void)
+static void second_pass_drops_tables_not_used_since_the_first(void)
 {
     open_cache();
     for (unsigned n = 1; n <= TABLES; n++) {
@@ -41,7 +44,7 @@ static void two_passes_drop_what_was_not_used_between(void)
     cache_drop(cache);
 }
 
-static void every_kind_of_use_counts(void)
+static void every_kind_of_access_keeps_a_table(void)
 {
     uint64_t word;
     void *table = NULL;
@@ -66,7 +69,7 @@ static void every_kind_of_use_counts(void)
     cache_drop(cache);
 }
 
-static void dirty_and_pinned_tables_stay(void)
+static void clean_keeps_dirty_and_pinned_tables(void)
 {
     void *pinned;
 
@@ -85,7 +88,7 @@ static void dirty_and_pinned_tables_stay(void)
     cache_unpin(cache, pinned);
     CHECK_INT(q2c_cache_flush(cache), 0);
     CHECK_U64(storage_peek(&storage, at(41)), 1);
-    /* neither of them dirty or pinned now: two passes at most */
+    /* neither is dirty or pinned any more: two passes drop both */
     CHECK_INT(q2c_cache_clean_unused(cache) + q2c_cache_clean_unused(cache), 2);
     cache_drop(cache);
 }
@@ -96,7 +99,7 @@ static void get_table_5(void *argument)
     cache_touch(cache, at(5));
 }
 
-static void loading_tables_stay(void)
+static void clean_keeps_loading_tables(void)
 {
     int hold = storage_hold(&storage, STORAGE_READ, at(5));
     struct thread thread;
@@ -118,7 +121,7 @@ static void write_all(void *argument)
     CHECK_INT(q2c_cache_write(cache), 0);
 }
 
-static void tables_being_written_stay(void)
+static void clean_keeps_tables_during_write_back(void)
 {
     int hold = storage_hold(&storage, STORAGE_WRITE, at(46));
     struct thread thread;
@@ -144,7 +147,7 @@ static bool in_memory(const void *page)
     return (state & 1) != 0;
 }
 
-static void memory_goes_back_to_the_kernel(void)
+static void clean_releases_memory_to_the_kernel(void)
 {
     void *tables[TABLES];
 
@@ -164,7 +167,7 @@ static void memory_goes_back_to_the_kernel(void)
     for (unsigned n = 0; n < TABLES; n++) {
         CHECK(!in_memory(tables[n]));
     }
-    /* and the slots are as good as new */
+    /* the slots can be used again */
     for (unsigned n = 1; n <= TABLES; n++) {
         void *table = cache_pin(cache, at(n));
 
@@ -174,7 +177,7 @@ static void memory_goes_back_to_the_kernel(void)
     cache_drop(cache);
 }
 
-static void small_tables_give_back_whole_pages(void)
+static void clean_releases_whole_pages_of_small_tables(void)
 {
     size_t count = 8 * table_size / TABLE;
 
@@ -217,7 +220,7 @@ static void use_tables(void *argument)
     atomic_fetch_sub(&users, 1);
 }
 
-static void at_any_time_from_any_thread(void)
+static void clean_runs_while_other_threads_use_tables(void)
 {
     struct thread threads[USERS];
     uint64_t cleaned = 0;
@@ -241,7 +244,7 @@ static void at_any_time_from_any_thread(void)
     cache_drop(cache);
 }
 
-static void wrong_arguments(void)
+static void wrong_arguments_are_rejected(void)
 {
     CHECK_INT(q2c_cache_clean_unused(NULL), -EINVAL);
 }
@@ -251,15 +254,15 @@ int main(void)
     test_begin();
     table_size = (size_t)sysconf(_SC_PAGESIZE);
     storage_init(&storage, 4 * TABLES * table_size);
-    RUN(two_passes_drop_what_was_not_used_between);
-    RUN(every_kind_of_use_counts);
-    RUN(dirty_and_pinned_tables_stay);
-    RUN(loading_tables_stay);
-    RUN(tables_being_written_stay);
-    RUN(memory_goes_back_to_the_kernel);
-    RUN(small_tables_give_back_whole_pages);
-    RUN(at_any_time_from_any_thread);
-    RUN(wrong_arguments);
+    RUN(second_pass_drops_tables_not_used_since_the_first);
+    RUN(every_kind_of_access_keeps_a_table);
+    RUN(clean_keeps_dirty_and_pinned_tables);
+    RUN(clean_keeps_loading_tables);
+    RUN(clean_keeps_tables_during_write_back);
+    RUN(clean_releases_memory_to_the_kernel);
+    RUN(clean_releases_whole_pages_of_small_tables);
+    RUN(clean_runs_while_other_threads_use_tables);
+    RUN(wrong_arguments_are_rejected);
     storage_free(&storage);
     return test_end();
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* q2c_cache_create: which arguments it takes and which it refuses. */
+/* q2c_cache_create: which arguments it accepts and which it rejects. */
 #include <stdio.h>
 
 #include "fixture.h"
@@ -18,7 +18,7 @@ static q2c_cache_options good_options(void)
 
 static q2c_cache *const untouched = (q2c_cache *)&storage;
 
-/* Refused with -EINVAL, the reason told, and nothing written to *cache. */
+/* Rejected with -EINVAL and a message; *cache keeps its value. */
 static void check_refused(const char *what, const q2c_cache_options *options,
                           const q2c_storage *calls, const q2c_host *host)
 {
@@ -47,7 +47,7 @@ static void check_taken(const q2c_cache_options *options, const q2c_storage *cal
     cache_drop(cache);
 }
 
-static void null_arguments(void)
+static void null_arguments_are_rejected(void)
 {
     q2c_cache_options options = good_options();
     q2c_error error = {.code = 0};
@@ -71,7 +71,7 @@ static void success_clears_the_error(void)
     cache_drop(cache);
 }
 
-static void table_sizes(void)
+static void table_size_is_checked(void)
 {
     static const size_t bad[] = {0, 1, 8, 256, 511, 513, 768, 3 * 4096, 4 << 20, (size_t)1 << 40,
                                  SIZE_MAX};
@@ -89,7 +89,7 @@ static void table_sizes(void)
     }
 }
 
-static void numbers_of_tables(void)
+static void number_of_tables_is_checked(void)
 {
     q2c_cache_options options = good_options();
     q2c_cache *cache = untouched;
@@ -99,7 +99,7 @@ static void numbers_of_tables(void)
     check_refused("no tables", &options, &storage.calls, NULL);
     options.tables = 1;
     check_taken(&options, &storage.calls, NULL);
-    /* more than any address space holds: an error, whichever, and no crash */
+    /* more than any address space holds: any error is right, a crash is not */
     options.tables = SIZE_MAX;
     CHECK(q2c_cache_create(&options, &storage.calls, NULL, &cache, NULL) < 0);
     options.tables = SIZE_MAX / TABLE + 2;
@@ -107,7 +107,7 @@ static void numbers_of_tables(void)
     CHECK_PTR(cache, untouched);
 }
 
-static void reserved_tables_within_the_tables(void)
+static void reserved_tables_do_not_exceed_the_tables(void)
 {
     q2c_cache_options options = good_options();
 
@@ -121,7 +121,7 @@ static void reserved_tables_within_the_tables(void)
     check_taken(&options, &storage.calls, NULL);
 }
 
-static void struct_sizes(void)
+static void struct_sizes_are_checked(void)
 {
     struct {
         q2c_cache_options options;
@@ -154,7 +154,7 @@ static void struct_sizes(void)
     check_refused("host too small", &longer.options, &storage.calls, &host);
 }
 
-static void callbacks_that_must_be_there(void)
+static void required_callbacks_are_checked(void)
 {
     q2c_cache_options options = good_options();
     q2c_storage calls = storage.calls;
@@ -175,7 +175,7 @@ static void callbacks_that_must_be_there(void)
     check_refused("max_iov -1", &options, &calls, NULL);
 }
 
-static void hosts(void)
+static void host_kind_is_checked(void)
 {
     q2c_cache_options options = good_options();
     q2c_host host = {.struct_size = sizeof(host), .kind = Q2C_HOST_THREADS};
@@ -189,7 +189,7 @@ static void hosts(void)
     check_refused("coroutine host without callbacks", &options, &storage.calls, &host);
 }
 
-static void the_callbacks_are_copied(void)
+static void arguments_are_copied(void)
 {
     q2c_cache_options options = good_options();
     q2c_storage calls = storage.calls;
@@ -220,15 +220,15 @@ int main(void)
 {
     test_begin();
     storage_init(&storage, 8 << 20);
-    RUN(null_arguments);
+    RUN(null_arguments_are_rejected);
     RUN(success_clears_the_error);
-    RUN(table_sizes);
-    RUN(numbers_of_tables);
-    RUN(reserved_tables_within_the_tables);
-    RUN(struct_sizes);
-    RUN(callbacks_that_must_be_there);
-    RUN(hosts);
-    RUN(the_callbacks_are_copied);
+    RUN(table_size_is_checked);
+    RUN(number_of_tables_is_checked);
+    RUN(reserved_tables_do_not_exceed_the_tables);
+    RUN(struct_sizes_are_checked);
+    RUN(required_callbacks_are_checked);
+    RUN(host_kind_is_checked);
+    RUN(arguments_are_copied);
     RUN(create_does_no_io);
     storage_free(&storage);
     return test_end();

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* q2c_cache_destroy: what it refuses, and that it never writes. */
+/* q2c_cache_destroy: when it refuses, and that it never writes. */
 #include "fixture.h"
 #include "threads.h"
 
 static struct storage storage;
 
-static void nothing_to_destroy(void)
+static void null_is_ignored(void)
 {
     q2c_cache *cache = NULL;
 
@@ -13,7 +13,7 @@ static void nothing_to_destroy(void)
     CHECK_INT(q2c_cache_destroy(&cache), 0);
 }
 
-static void unused_cache(void)
+static void unused_cache_is_destroyed(void)
 {
     q2c_cache *cache = cache_new(&storage, 4, TABLE, 1);
 
@@ -21,7 +21,7 @@ static void unused_cache(void)
     CHECK_PTR(cache, NULL);
 }
 
-static void busy_while_pinned(void)
+static void destroy_is_busy_while_a_table_is_pinned(void)
 {
     q2c_cache *cache = cache_new(&storage, 4, TABLE, 1);
     void *table = cache_pin(cache, AT(1));
@@ -34,7 +34,7 @@ static void busy_while_pinned(void)
     CHECK_PTR(cache, NULL);
 }
 
-static void refuses_while_dirty(void)
+static void destroy_fails_while_a_table_is_dirty(void)
 {
     q2c_cache *cache = cache_new(&storage, 4, TABLE, 1);
 
@@ -50,7 +50,7 @@ static void refuses_while_dirty(void)
     CHECK_PTR(cache, NULL);
 }
 
-static void dirty_tables_can_be_given_up(void)
+static void discarded_dirty_tables_do_not_block_destroy(void)
 {
     q2c_cache *cache = cache_new(&storage, 4, TABLE, 1);
 
@@ -68,7 +68,7 @@ static void get_table_5(void *argument)
     cache_touch(argument, AT(5));
 }
 
-static void busy_while_loading(void)
+static void destroy_is_busy_during_a_load(void)
 {
     q2c_cache *cache = cache_new(&storage, 4, TABLE, 1);
     int hold = storage_hold(&storage, STORAGE_READ, AT(5));
@@ -88,7 +88,7 @@ static void write_all(void *argument)
     CHECK_INT(q2c_cache_write(argument), 0);
 }
 
-static void busy_while_writing(void)
+static void destroy_is_busy_during_a_write_back(void)
 {
     q2c_cache *cache = cache_new(&storage, 4, TABLE, 1);
     int hold = storage_hold(&storage, STORAGE_WRITE, AT(6));
@@ -108,13 +108,13 @@ int main(void)
 {
     test_begin();
     storage_init(&storage, 1 << 16);
-    RUN(nothing_to_destroy);
-    RUN(unused_cache);
-    RUN(busy_while_pinned);
-    RUN(refuses_while_dirty);
-    RUN(dirty_tables_can_be_given_up);
-    RUN(busy_while_loading);
-    RUN(busy_while_writing);
+    RUN(null_is_ignored);
+    RUN(unused_cache_is_destroyed);
+    RUN(destroy_is_busy_while_a_table_is_pinned);
+    RUN(destroy_fails_while_a_table_is_dirty);
+    RUN(discarded_dirty_tables_do_not_block_destroy);
+    RUN(destroy_is_busy_during_a_load);
+    RUN(destroy_is_busy_during_a_write_back);
     storage_free(&storage);
     return test_end();
 }

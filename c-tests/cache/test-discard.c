@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* q2c_cache_discard_offset and q2c_cache_discard_range: gone at once, dirty or not. */
+/* q2c_cache_discard_offset and q2c_cache_discard_range: drop immediately, dirty or not. */
 #include "fixture.h"
 #include "threads.h"
 
@@ -11,7 +11,7 @@ static void set_on_disk(uint64_t offset, uint64_t value)
     memcpy(storage.data + offset, &value, sizeof(value));
 }
 
-static void clean_table(void)
+static void clean_table_is_dropped(void)
 {
     cache_touch(cache, AT(1));
     CHECK_INT(q2c_cache_discard_offset(cache, AT(1)), 0);
@@ -19,7 +19,7 @@ static void clean_table(void)
     CHECK_U64(cache_stats(cache).resident_tables, 0);
 }
 
-static void dirty_table_is_never_written(void)
+static void discarded_dirty_table_is_never_written(void)
 {
     cache_dirty(cache, AT(2), 2);
     journal_clear(storage.journal);
@@ -30,14 +30,14 @@ static void dirty_table_is_never_written(void)
     CHECK(storage_untouched(&storage, AT(2), TABLE));
 }
 
-static void absent_table(void)
+static void absent_table_is_no_error(void)
 {
     journal_clear(storage.journal);
     CHECK_INT(q2c_cache_discard_offset(cache, AT(3)), 0);
     CHECK_JOURNAL(storage.journal, "");
 }
 
-static void discarded_counts(void)
+static void discarded_counter_counts_dropped_tables(void)
 {
     uint64_t before = cache_stats(cache).discarded;
 
@@ -49,14 +49,14 @@ static void discarded_counts(void)
     CHECK_U64(cache_stats(cache).discarded - before, 2);
 }
 
-static void under_a_readers_pin(void)
+static void pinned_reader_keeps_the_old_bytes(void)
 {
     void *old = cache_pin(cache, AT(4));
     void *new;
 
     CHECK_INT(q2c_cache_discard_offset(cache, AT(4)), 0);
     CHECK(!cache_resident(cache, AT(4)));
-    /* the reader keeps its bytes, the next one gets the disk's */
+    /* the reader keeps its bytes; the next get reads storage again */
     set_on_disk(AT(4), 44);
     new = cache_pin(cache, AT(4));
     CHECK(new != old);
@@ -68,7 +68,7 @@ static void under_a_readers_pin(void)
     cache_unpin(cache, new);
 }
 
-static void the_slot_is_free_at_the_last_put(void)
+static void slot_becomes_free_at_the_last_put(void)
 {
     q2c_cache *small = cache_new(&storage, 1, TABLE, 0);
     void *first = cache_pin(small, AT(5));
@@ -86,7 +86,7 @@ static void the_slot_is_free_at_the_last_put(void)
     cache_drop(small);
 }
 
-static void changes_under_a_pin_are_lost_with_it(void)
+static void changes_under_a_pin_are_lost(void)
 {
     void *table;
 
@@ -104,7 +104,7 @@ static void changes_under_a_pin_are_lost_with_it(void)
     CHECK_U64(cache_stats(cache).dirty_tables, 0);
 }
 
-static void destroy_waits_for_the_pin_of_a_discarded_table(void)
+static void destroy_is_busy_while_a_discarded_table_is_pinned(void)
 {
     q2c_cache *small = cache_new(&storage, 2, TABLE, 0);
     void *table = cache_pin(small, AT(8));
@@ -115,11 +115,11 @@ static void destroy_waits_for_the_pin_of_a_discarded_table(void)
     CHECK_INT(q2c_cache_destroy(&small), 0);
 }
 
-static void range_takes_every_table_that_overlaps(void)
+static void range_drops_every_overlapping_table(void)
 {
     static const struct {
         uint64_t offset, bytes;
-        unsigned first, last; /* tables of 10 .. 17 that go; none if first > last */
+        unsigned first, last; /* tables of 10 .. 17 that are dropped; none if first > last */
     } ranges[] = {
         {AT(12), 3 * TABLE, 12, 14},
         {AT(12) + 1, 1, 12, 12},
@@ -164,7 +164,7 @@ static void discard_20(void *argument)
     CHECK_INT(q2c_cache_discard_offset(cache, AT(20)), 0);
 }
 
-static void while_it_is_written(void)
+static void discard_during_a_write_back_is_final(void)
 {
     int hold = storage_hold(&storage, STORAGE_WRITE, AT(20));
     struct thread writer, discarder;
@@ -178,7 +178,7 @@ static void while_it_is_written(void)
     thread_join(&discarder);
     thread_join(&writer);
     CHECK(!cache_resident(cache, AT(20)));
-    /* nobody writes it later, whatever is there by then */
+    /* a later flush does not overwrite newer bytes in storage */
     set_on_disk(AT(20), 2020);
     CHECK_INT(q2c_cache_flush(cache), 0);
     CHECK_U64(storage_peek(&storage, AT(20)), 2020);
@@ -195,7 +195,7 @@ static void get_21(void *argument)
     }
 }
 
-static void while_it_is_loaded(void)
+static void discard_during_a_load_drops_the_old_bytes(void)
 {
     int hold = storage_hold(&storage, STORAGE_READ | STORAGE_LATE, AT(21));
     struct thread loader;
@@ -203,7 +203,7 @@ static void while_it_is_loaded(void)
 
     thread_start(&loader, get_21, NULL);
     storage_await_held(&storage, hold, 1);
-    /* the load has the old bytes by now */
+    /* the load has copied the old bytes already */
     CHECK_INT(q2c_cache_discard_offset(cache, AT(21)), 0);
     set_on_disk(AT(21), 2121);
     storage_release(&storage, hold);
@@ -213,7 +213,7 @@ static void while_it_is_loaded(void)
     cache_unpin(cache, table);
 }
 
-static void wrong_arguments(void)
+static void wrong_arguments_are_rejected(void)
 {
     CHECK_INT(q2c_cache_discard_offset(NULL, AT(1)), -EINVAL);
     CHECK_INT(q2c_cache_discard_range(NULL, 0, UINT64_MAX), -EINVAL);
@@ -228,18 +228,18 @@ int main(void)
     test_begin();
     storage_init(&storage, 1 << 16);
     cache = cache_new(&storage, 8, TABLE, 1);
-    RUN(clean_table);
-    RUN(dirty_table_is_never_written);
-    RUN(absent_table);
-    RUN(discarded_counts);
-    RUN(under_a_readers_pin);
-    RUN(the_slot_is_free_at_the_last_put);
-    RUN(changes_under_a_pin_are_lost_with_it);
-    RUN(destroy_waits_for_the_pin_of_a_discarded_table);
-    RUN(range_takes_every_table_that_overlaps);
-    RUN(while_it_is_written);
-    RUN(while_it_is_loaded);
-    RUN(wrong_arguments);
+    RUN(clean_table_is_dropped);
+    RUN(discarded_dirty_table_is_never_written);
+    RUN(absent_table_is_no_error);
+    RUN(discarded_counter_counts_dropped_tables);
+    RUN(pinned_reader_keeps_the_old_bytes);
+    RUN(slot_becomes_free_at_the_last_put);
+    RUN(changes_under_a_pin_are_lost);
+    RUN(destroy_is_busy_while_a_discarded_table_is_pinned);
+    RUN(range_drops_every_overlapping_table);
+    RUN(discard_during_a_write_back_is_final);
+    RUN(discard_during_a_load_drops_the_old_bytes);
+    RUN(wrong_arguments_are_rejected);
     cache_drop(cache);
     storage_free(&storage);
     return test_end();

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* q2c_cache_empty: everything is written, then dropped. */
+/* q2c_cache_empty: writes all dirty tables, then drops all tables. */
 #include "fixture.h"
 
 static struct storage storage;
 static q2c_cache *cache;
 
-static void writes_flushes_and_drops(void)
+static void empty_writes_flushes_and_drops(void)
 {
     cache_touch(cache, AT(1));
     cache_dirty(cache, AT(2), 2);
@@ -19,7 +19,7 @@ static void writes_flushes_and_drops(void)
     CHECK(!cache_resident(cache, AT(2)));
 }
 
-static void what_was_dropped_is_loaded_again(void)
+static void dropped_table_is_loaded_again(void)
 {
     uint64_t changed = 77;
     void *table;
@@ -32,7 +32,7 @@ static void what_was_dropped_is_loaded_again(void)
     cache_unpin(cache, table);
 }
 
-static void busy_while_pinned(void)
+static void empty_is_busy_while_a_table_is_pinned(void)
 {
     void *table = cache_pin(cache, AT(4));
 
@@ -43,7 +43,7 @@ static void busy_while_pinned(void)
     CHECK(!cache_resident(cache, AT(4)));
 }
 
-static void a_failed_write_drops_nothing_dirty(void)
+static void failed_write_keeps_dirty_tables(void)
 {
     cache_dirty(cache, AT(5), 5);
     storage_fail(&storage, STORAGE_WRITE, 0, 1, -ENOSPC);
@@ -55,7 +55,7 @@ static void a_failed_write_drops_nothing_dirty(void)
     CHECK_U64(storage_peek(&storage, AT(5)), 5);
 }
 
-static void a_failed_flush_is_told(void)
+static void failed_flush_is_returned(void)
 {
     cache_dirty(cache, AT(6), 6);
     storage_fail(&storage, STORAGE_FLUSH, 0, 1, -EIO);
@@ -77,11 +77,11 @@ int main(void)
     test_begin();
     storage_init(&storage, 1 << 16);
     cache = cache_new(&storage, 4, TABLE, 1);
-    RUN(writes_flushes_and_drops);
-    RUN(what_was_dropped_is_loaded_again);
-    RUN(busy_while_pinned);
-    RUN(a_failed_write_drops_nothing_dirty);
-    RUN(a_failed_flush_is_told);
+    RUN(empty_writes_flushes_and_drops);
+    RUN(dropped_table_is_loaded_again);
+    RUN(empty_is_busy_while_a_table_is_pinned);
+    RUN(failed_write_keeps_dirty_tables);
+    RUN(failed_flush_is_returned);
     RUN(empty_cache_can_be_emptied);
     cache_drop(cache);
     storage_free(&storage);

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Storage that fails: the error comes back as it is, nothing changes, the next call succeeds. */
+/*
+ * Storage that fails: the call returns the error of storage unchanged, dirty tables stay dirty, and
+ * the next call succeeds.
+ */
 #include "fixture.h"
 
 static struct storage storage;
@@ -19,7 +22,7 @@ static void close_cache(void)
     storage_free(&storage);
 }
 
-static void a_failed_load_leaves_the_slot_free(void)
+static void failed_load_leaves_the_slot_free(void)
 {
     static const int errors[] = {-EIO, -ENOSPC, -ENOMEM, -EINTR, -EAGAIN, -1234};
     void *table = untouched;
@@ -39,7 +42,7 @@ static void a_failed_load_leaves_the_slot_free(void)
     close_cache();
 }
 
-static void a_failed_write_leaves_it_dirty(void)
+static void failed_write_leaves_the_table_dirty(void)
 {
     static const int errors[] = {-EIO, -ENOSPC, -EROFS, -EINTR, -1234};
 
@@ -57,7 +60,7 @@ static void a_failed_write_leaves_it_dirty(void)
     close_cache();
 }
 
-static void a_failed_joined_write_leaves_all_dirty(void)
+static void failed_joined_write_leaves_all_its_tables_dirty(void)
 {
     open_cache(4);
     for (unsigned n = 1; n <= 3; n++) {
@@ -74,7 +77,7 @@ static void a_failed_joined_write_leaves_all_dirty(void)
     close_cache();
 }
 
-static void one_failed_write_does_not_stop_the_others(void)
+static void failed_write_does_not_stop_the_others(void)
 {
     open_cache(4);
     cache_dirty(cache, AT(1), 1);
@@ -91,7 +94,7 @@ static void one_failed_write_does_not_stop_the_others(void)
     close_cache();
 }
 
-static void enospc_is_kept_over_later_errors(void)
+static void enospc_is_returned_over_later_errors(void)
 {
     open_cache(4);
     cache_dirty(cache, AT(1), 1);
@@ -106,21 +109,21 @@ static void enospc_is_kept_over_later_errors(void)
     close_cache();
 }
 
-static void a_failed_storage_flush(void)
+static void failed_storage_flush_is_repeated(void)
 {
     open_cache(4);
     cache_dirty(cache, AT(1), 1);
     storage_fail(&storage, STORAGE_FLUSH, 0, 1, -ENOSPC);
     CHECK_INT(q2c_cache_flush(cache), -ENOSPC);
     storage_heal(&storage);
-    /* written already; what is left to do is the flush */
+    /* the table is written already; only the flush is left */
     journal_clear(storage.journal);
     CHECK_INT(q2c_cache_flush(cache), 0);
     CHECK_JOURNAL(storage.journal, "flush; ");
     close_cache();
 }
 
-static void a_refused_check_drops_that_table_alone(void)
+static void refused_check_leaves_only_that_table_dirty(void)
 {
     static const int errors[] = {-EIO, -EACCES};
 
@@ -144,8 +147,8 @@ static void a_refused_check_drops_that_table_alone(void)
     }
 }
 
-/* A get whose victim must be written first, with each callback of that failing in turn. */
-static void eviction_fails_with_its_write(void)
+/* A get must write its victim back first. Each callback of that write-back fails in turn. */
+static void eviction_fails_when_the_victim_cannot_be_written(void)
 {
     static const int ops[] = {STORAGE_CHECK, STORAGE_WRITE};
     void *table = untouched;
@@ -167,7 +170,7 @@ static void eviction_fails_with_its_write(void)
     }
 }
 
-static void a_load_that_fails_after_its_victim_was_written(void)
+static void load_fails_after_its_victim_was_written(void)
 {
     void *table = untouched;
 
@@ -182,7 +185,7 @@ static void a_load_that_fails_after_its_victim_was_written(void)
     close_cache();
 }
 
-/* A sequence that meets every callback; returns the first error. */
+/* A sequence that calls every callback. Returns the first error. */
 static int sequence(q2c_cache *other)
 {
     static const unsigned tables[] = {1, 2, 5, 7, 8, 1};
@@ -206,7 +209,10 @@ static int sequence(q2c_cache *other)
     return result != 0 ? result : q2c_cache_flush(cache);
 }
 
-/* With the n-th call of any kind failing: the error, then, healed, all that the sequence wrote. */
+/*
+ * Runs the sequence while the n-th storage call fails, and expects that error. Then runs it without
+ * faults, and expects everything that it writes. Returns whether a call failed.
+ */
 static bool sweep_one(int error, int nth)
 {
     q2c_cache *other;
@@ -238,7 +244,7 @@ static bool sweep_one(int error, int nth)
     return failed;
 }
 
-static void every_call_of_a_sequence_fails_once(void)
+static void sequence_recovers_from_a_failure_of_each_call(void)
 {
     static const int errors[] = {-EIO, -ENOSPC};
 
@@ -248,12 +254,12 @@ static void every_call_of_a_sequence_fails_once(void)
         while (sweep_one(errors[i], nth)) {
             nth++;
         }
-        CHECK_BETWEEN(nth, 15, 60); /* so many calls there were to fail */
+        CHECK_BETWEEN(nth, 15, 60); /* the number of calls that could fail */
     }
 }
 
-/* Nothing works any more: every call says so, and nothing that is dirty goes away. */
-static void storage_that_always_fails(void)
+/* Every storage call fails: each function returns the error, and no dirty table is dropped. */
+static void dirty_tables_survive_storage_that_always_fails(void)
 {
     void *table = untouched;
 
@@ -280,16 +286,16 @@ static void storage_that_always_fails(void)
 int main(void)
 {
     test_begin();
-    RUN(a_failed_load_leaves_the_slot_free);
-    RUN(a_failed_write_leaves_it_dirty);
-    RUN(a_failed_joined_write_leaves_all_dirty);
-    RUN(one_failed_write_does_not_stop_the_others);
-    RUN(enospc_is_kept_over_later_errors);
-    RUN(a_failed_storage_flush);
-    RUN(a_refused_check_drops_that_table_alone);
-    RUN(eviction_fails_with_its_write);
-    RUN(a_load_that_fails_after_its_victim_was_written);
-    RUN(every_call_of_a_sequence_fails_once);
-    RUN(storage_that_always_fails);
+    RUN(failed_load_leaves_the_slot_free);
+    RUN(failed_write_leaves_the_table_dirty);
+    RUN(failed_joined_write_leaves_all_its_tables_dirty);
+    RUN(failed_write_does_not_stop_the_others);
+    RUN(enospc_is_returned_over_later_errors);
+    RUN(failed_storage_flush_is_repeated);
+    RUN(refused_check_leaves_only_that_table_dirty);
+    RUN(eviction_fails_when_the_victim_cannot_be_written);
+    RUN(load_fails_after_its_victim_was_written);
+    RUN(sequence_recovers_from_a_failure_of_each_call);
+    RUN(dirty_tables_survive_storage_that_always_fails);
     return test_end();
 }

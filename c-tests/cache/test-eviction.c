@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Which table gives way, and who waits for one that cannot just now. */
+/* Which table is evicted, and when a get waits for a slot. */
 #include "fixture.h"
 #include "threads.h"
 
 static struct storage storage;
 
-static void clean_tables_go_first(void)
+static void clean_tables_are_evicted_first(void)
 {
     q2c_cache *cache = cache_new(&storage, 4, TABLE, 0);
 
@@ -25,7 +25,7 @@ static void clean_tables_go_first(void)
     cache_drop(cache);
 }
 
-static void a_dirty_victim_is_written_before_the_load(void)
+static void dirty_victim_is_written_before_the_load(void)
 {
     q2c_cache *cache = cache_new(&storage, 1, TABLE, 0);
     void *table;
@@ -43,7 +43,7 @@ static void a_dirty_victim_is_written_before_the_load(void)
     cache_drop(cache);
 }
 
-static void pinned_tables_stay(void)
+static void pinned_tables_are_never_evicted(void)
 {
     q2c_cache *cache = cache_new(&storage, 3, TABLE, 0);
     void *first = cache_pin(cache, AT(10));
@@ -77,7 +77,7 @@ static void get_and_put(void *argument)
     }
 }
 
-static void get_waits_for_a_slot_that_is_loading(void)
+static void get_waits_while_the_only_slot_loads(void)
 {
     q2c_cache *cache = cache_new(&storage, 1, TABLE, 0);
     int hold = storage_hold(&storage, STORAGE_READ, AT(1));
@@ -105,7 +105,7 @@ static void write_all(void *argument)
     CHECK_INT(q2c_cache_write(argument), 0);
 }
 
-static void get_waits_for_a_slot_that_is_written(void)
+static void get_waits_while_the_only_slot_is_written(void)
 {
     q2c_cache *cache = cache_new(&storage, 1, TABLE, 0);
     int hold = storage_hold(&storage, STORAGE_WRITE, AT(3));
@@ -126,7 +126,7 @@ static void get_waits_for_a_slot_that_is_written(void)
     cache_drop(cache);
 }
 
-static void busy_only_when_all_are_pinned(void)
+static void get_is_busy_only_when_all_slots_are_pinned(void)
 {
     q2c_cache *cache = cache_new(&storage, 2, TABLE, 0);
     int hold = storage_hold(&storage, STORAGE_WRITE, AT(5));
@@ -138,7 +138,7 @@ static void busy_only_when_all_are_pinned(void)
     pinned = cache_pin(cache, AT(6));
     thread_start(&writer, write_all, cache);
     storage_await_held(&storage, hold, 1);
-    /* one is pinned, one is being written: no reason to give up */
+    /* one slot is pinned, one is being written: the get waits */
     thread_start(&waiter, get_and_put, &waits);
     thread_settle(&waiter);
     CHECK(!atomic_load(&waiter.done));
@@ -146,7 +146,7 @@ static void busy_only_when_all_are_pinned(void)
     thread_join(&writer);
     thread_join(&waiter);
     CHECK_INT(waits.result, 0);
-    /* and now there is one */
+    /* now both slots are pinned */
     table = cache_pin(cache, AT(8));
     CHECK_INT(q2c_cache_get(cache, AT(9), &(void *){NULL}), -EBUSY);
     cache_unpin(cache, table);
@@ -154,7 +154,7 @@ static void busy_only_when_all_are_pinned(void)
     cache_drop(cache);
 }
 
-static void put_makes_room_again(void)
+static void put_frees_a_slot(void)
 {
     q2c_cache *cache = cache_new(&storage, 2, TABLE, 0);
     void *first = cache_pin(cache, AT(1));
@@ -171,7 +171,7 @@ static void put_makes_room_again(void)
     cache_drop(cache);
 }
 
-/* A loop over half the cache, with a scan through it now and then, keeps most of the loop. */
+/* A loop over half of the cache's slots keeps its hits while scans run in between. */
 static void hot_tables_survive_a_scan(void)
 {
     q2c_cache *cache = cache_new(&storage, 32, TABLE, 0);
@@ -192,7 +192,7 @@ static void hot_tables_survive_a_scan(void)
         }
     }
     after = cache_stats(cache);
-    /* LRU has every table of the loop: 320 hits */
+    /* with LRU, every access of the loop is a hit: 320 hits */
     CHECK(after.hits - before.hits >= 320);
     cache_drop(cache);
 }
@@ -201,13 +201,13 @@ int main(void)
 {
     test_begin();
     storage_init(&storage, 1 << 16);
-    RUN(clean_tables_go_first);
-    RUN(a_dirty_victim_is_written_before_the_load);
-    RUN(pinned_tables_stay);
-    RUN(get_waits_for_a_slot_that_is_loading);
-    RUN(get_waits_for_a_slot_that_is_written);
-    RUN(busy_only_when_all_are_pinned);
-    RUN(put_makes_room_again);
+    RUN(clean_tables_are_evicted_first);
+    RUN(dirty_victim_is_written_before_the_load);
+    RUN(pinned_tables_are_never_evicted);
+    RUN(get_waits_while_the_only_slot_loads);
+    RUN(get_waits_while_the_only_slot_is_written);
+    RUN(get_is_busy_only_when_all_slots_are_pinned);
+    RUN(put_frees_a_slot);
     RUN(hot_tables_survive_a_scan);
     storage_free(&storage);
     return test_end();

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* q2c_cache_write and q2c_cache_flush: offset order, neighbours joined, each table once. */
+/*
+ * q2c_cache_write and q2c_cache_flush: they write in offset order, join neighbours and write each
+ * table once.
+ */
 #include <stdio.h>
 
 #include "fixture.h"
 
 static struct storage storage;
 
-/* The journal without its checks: how they mix with the writes is the library's own matter. */
+/* The journal without its checks: the library may mix them with the writes in any order. */
 static const char *without_checks(struct journal *journal)
 {
     static char result[4096];
@@ -92,7 +95,7 @@ static void clean_tables_are_not_written(void)
     cache_drop(cache);
 }
 
-static void in_offset_order(void)
+static void tables_are_written_in_offset_order(void)
 {
     static const unsigned tables[] = {40, 10, 30, 20, 50, 12};
     q2c_cache *cache = cache_new(&storage, 16, TABLE, 1);
@@ -106,7 +109,7 @@ static void in_offset_order(void)
     cache_drop(cache);
 }
 
-static void neighbours_are_joined(void)
+static void neighbouring_tables_are_joined(void)
 {
     static const unsigned tables[] = {7, 5, 6, 9, 10, 4};
     q2c_cache *cache = cache_new(&storage, 16, TABLE, 1);
@@ -166,7 +169,7 @@ static void max_iov_1_joins_nothing(void)
     storage.calls.max_iov = 0;
 }
 
-static void by_default_1024_are_joined(void)
+static void up_to_1024_tables_are_joined_by_default(void)
 {
     q2c_cache *cache = cache_new(&storage, 1100, TABLE, 1);
     unsigned before;
@@ -203,7 +206,7 @@ static void each_table_is_checked_once(void)
     cache_drop(cache);
 }
 
-static void wrong_arguments(void)
+static void wrong_arguments_are_rejected(void)
 {
     CHECK_INT(q2c_cache_write(NULL), -EINVAL);
     CHECK_INT(q2c_cache_flush(NULL), -EINVAL);
@@ -217,14 +220,14 @@ int main(void)
     RUN(flush_flushes_the_storage);
     RUN(written_tables_are_flushed_by_the_next_flush);
     RUN(clean_tables_are_not_written);
-    RUN(in_offset_order);
-    RUN(neighbours_are_joined);
+    RUN(tables_are_written_in_offset_order);
+    RUN(neighbouring_tables_are_joined);
     RUN(clean_neighbours_are_not_joined);
     RUN(max_iov_limits_joining);
     RUN(max_iov_1_joins_nothing);
-    RUN(by_default_1024_are_joined);
+    RUN(up_to_1024_tables_are_joined_by_default);
     RUN(each_table_is_checked_once);
-    RUN(wrong_arguments);
+    RUN(wrong_arguments_are_rejected);
     storage_free(&storage);
     return test_end();
 }

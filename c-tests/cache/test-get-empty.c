@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* q2c_cache_get_empty: a table that the caller fills, without a read. */
+/* q2c_cache_get_empty: gives a table that the caller fills; it does not read storage. */
 #include "fixture.h"
 
 static struct storage storage;
@@ -15,7 +15,7 @@ static bool is_zero(const void *table)
     return true;
 }
 
-static void absent_table_enters_zero_filled(void)
+static void absent_table_is_zero_filled(void)
 {
     void *table = NULL;
 
@@ -27,9 +27,9 @@ static void absent_table_enters_zero_filled(void)
     CHECK(cache_resident(cache, AT(1)));
 }
 
-static void a_used_slot_is_zeroed(void)
+static void reused_slot_is_zeroed(void)
 {
-    /* every slot has held something else before */
+    /* every slot has held another table before */
     for (unsigned n = 10; n < 20; n++) {
         cache_touch(cache, AT(n));
     }
@@ -42,7 +42,7 @@ static void a_used_slot_is_zeroed(void)
     }
 }
 
-static void resident_table_comes_as_it_is(void)
+static void resident_table_keeps_its_bytes(void)
 {
     void *table = NULL;
 
@@ -52,7 +52,7 @@ static void resident_table_comes_as_it_is(void)
     cache_unpin(cache, table);
 }
 
-static void it_is_written_once_marked_dirty(void)
+static void table_is_written_once_marked_dirty(void)
 {
     void *table = NULL;
 
@@ -65,7 +65,7 @@ static void it_is_written_once_marked_dirty(void)
     CHECK_U64(storage_peek(&storage, AT(31) + 8), 5);
 }
 
-static void a_dirty_victim_is_written_first(void)
+static void dirty_victim_is_written_first(void)
 {
     q2c_cache *small = cache_new(&storage, 1, TABLE, 0);
     void *table = NULL;
@@ -80,7 +80,7 @@ static void a_dirty_victim_is_written_first(void)
     cache_drop(small);
 }
 
-static void wrong_arguments(void)
+static void wrong_arguments_are_rejected(void)
 {
     void *const untouched = &storage;
     void *table = untouched;
@@ -100,12 +100,12 @@ int main(void)
     test_begin();
     storage_init(&storage, 1 << 16);
     cache = cache_new(&storage, 4, TABLE, 1);
-    RUN(absent_table_enters_zero_filled);
-    RUN(a_used_slot_is_zeroed);
-    RUN(resident_table_comes_as_it_is);
-    RUN(it_is_written_once_marked_dirty);
-    RUN(a_dirty_victim_is_written_first);
-    RUN(wrong_arguments);
+    RUN(absent_table_is_zero_filled);
+    RUN(reused_slot_is_zeroed);
+    RUN(resident_table_keeps_its_bytes);
+    RUN(table_is_written_once_marked_dirty);
+    RUN(dirty_victim_is_written_first);
+    RUN(wrong_arguments_are_rejected);
     cache_drop(cache);
     storage_free(&storage);
     return test_end();

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* q2c_cache_get and q2c_cache_put: hit, miss, pins, and what is no table. */
+/* q2c_cache_get and q2c_cache_put: hits, misses, pins, and pointers that are no tables. */
 #include "fixture.h"
 
 static struct storage storage;
@@ -33,7 +33,7 @@ static void hit_does_no_io(void)
     cache_unpin(cache, table);
 }
 
-static void pins_of_one_table_share_it(void)
+static void pins_of_one_table_share_its_memory(void)
 {
     void *first = cache_pin(cache, AT(1));
     void *second = cache_pin(cache, AT(1));
@@ -62,7 +62,7 @@ static void pinned_tables_never_move(void)
     cache_unpin(cache, table);
 }
 
-static void tables_are_apart_and_aligned(void)
+static void tables_are_aligned_and_do_not_overlap(void)
 {
     uintptr_t tables[4];
 
@@ -78,7 +78,7 @@ static void tables_are_apart_and_aligned(void)
     }
 }
 
-static void null_arguments(void)
+static void null_arguments_are_rejected(void)
 {
     void *table = NULL;
 
@@ -92,7 +92,7 @@ static void null_arguments(void)
     CHECK_INT(q2c_cache_put(NULL, &table), -EINVAL);
 }
 
-static void offset_0_is_the_callers_mistake(void)
+static void offset_0_is_rejected_as_an_argument(void)
 {
     void *table = untouched;
     unsigned corruptions = storage.corruption.count;
@@ -104,7 +104,7 @@ static void offset_0_is_the_callers_mistake(void)
     CHECK_U64(storage.corruption.count, corruptions);
 }
 
-static void unaligned_offset_is_a_damaged_image(void)
+static void unaligned_offset_is_reported_as_corruption(void)
 {
     static const uint64_t offsets[] = {1, 8, TABLE - 1, TABLE + 256, UINT64_MAX, (1ull << 62) + 8};
     void *table = untouched;
@@ -123,7 +123,7 @@ static void unaligned_offset_is_a_damaged_image(void)
     CHECK_JOURNAL(storage.journal, "");
 }
 
-static void corruption_is_optional(void)
+static void corruption_callback_is_optional(void)
 {
     q2c_cache *quiet;
     void *table = untouched;
@@ -135,19 +135,19 @@ static void corruption_is_optional(void)
     cache_drop(quiet);
 }
 
-static void the_last_tables_of_64_bits(void)
+static void offsets_near_the_end_do_not_overflow(void)
 {
     void *table = untouched;
     uint64_t last = UINT64_MAX - (TABLE - 1);
 
-    /* storage has its say (here: beyond its end), and nothing overflows before */
+    /* nothing overflows; storage gets the offset and rejects it as beyond its end */
     CHECK_INT(q2c_cache_get(cache, last, &table), -ENXIO);
     CHECK_INT(q2c_cache_get(cache, last - TABLE, &table), -ENXIO);
     CHECK_INT(q2c_cache_get(cache, (uint64_t)INT64_MAX + 1, &table), -ENXIO);
     CHECK_PTR(table, untouched);
 }
 
-static void foreign_pointers(void)
+static void put_rejects_foreign_pointers(void)
 {
     q2c_cache *other = cache_new(&storage, 4, TABLE, 0);
     char local[TABLE];
@@ -169,7 +169,7 @@ static void foreign_pointers(void)
     cache_drop(other);
 }
 
-static void never_pinned_slots(void)
+static void put_rejects_slots_never_pinned(void)
 {
     q2c_cache *fresh = cache_new(&storage, 4, TABLE, 0);
     char *table = cache_pin(fresh, AT(1));
@@ -184,7 +184,7 @@ static void never_pinned_slots(void)
     cache_drop(fresh);
 }
 
-static void busy_when_all_are_pinned(void)
+static void get_is_busy_when_all_tables_are_pinned(void)
 {
     void *tables[4];
     void *table = untouched;
@@ -198,7 +198,7 @@ static void busy_when_all_are_pinned(void)
     CHECK_INT(q2c_cache_get_empty(cache, AT(9), &table), -EBUSY);
     CHECK_PTR(table, untouched);
     CHECK_JOURNAL(storage.journal, "");
-    /* a resident one can be pinned all the same */
+    /* a resident table can still be pinned */
     CHECK_INT(q2c_cache_get(cache, AT(4), &table), 0);
     CHECK_PTR(table, tables[3]);
     cache_unpin(cache, table);
@@ -217,17 +217,17 @@ int main(void)
     cache = cache_new(&storage, 4, TABLE, 1);
     RUN(miss_reads_the_table_once);
     RUN(hit_does_no_io);
-    RUN(pins_of_one_table_share_it);
+    RUN(pins_of_one_table_share_its_memory);
     RUN(pinned_tables_never_move);
-    RUN(tables_are_apart_and_aligned);
-    RUN(null_arguments);
-    RUN(offset_0_is_the_callers_mistake);
-    RUN(unaligned_offset_is_a_damaged_image);
-    RUN(corruption_is_optional);
-    RUN(the_last_tables_of_64_bits);
-    RUN(foreign_pointers);
-    RUN(never_pinned_slots);
-    RUN(busy_when_all_are_pinned);
+    RUN(tables_are_aligned_and_do_not_overlap);
+    RUN(null_arguments_are_rejected);
+    RUN(offset_0_is_rejected_as_an_argument);
+    RUN(unaligned_offset_is_reported_as_corruption);
+    RUN(corruption_callback_is_optional);
+    RUN(offsets_near_the_end_do_not_overflow);
+    RUN(put_rejects_foreign_pointers);
+    RUN(put_rejects_slots_never_pinned);
+    RUN(get_is_busy_when_all_tables_are_pinned);
     cache_drop(cache);
     storage_free(&storage);
     return test_end();

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* q2c_cache_get_unlocked: hits and clean loads only; it leaves slots to those with the lock. */
+/*
+ * q2c_cache_get_unlocked: only hits, and loads that need no write-back. It leaves the reserved
+ * slots to the lock's holder.
+ */
 #include "fixture.h"
 #include "threads.h"
 
@@ -7,7 +10,7 @@ static struct storage storage;
 
 static void *const untouched = &storage;
 
-static void hit_and_load(void)
+static void hits_and_loads_need_no_lock(void)
 {
     q2c_cache *cache = cache_new(&storage, 4, TABLE, 1);
     void *table = NULL;
@@ -23,7 +26,7 @@ static void hit_and_load(void)
     cache_drop(cache);
 }
 
-static void clean_victims_give_way(void)
+static void clean_victims_are_evicted(void)
 {
     q2c_cache *cache = cache_new(&storage, 2, TABLE, 1);
     void *table = NULL;
@@ -38,7 +41,7 @@ static void clean_victims_give_way(void)
     cache_drop(cache);
 }
 
-static void needs_no_write_back(void)
+static void get_unlocked_never_writes_back(void)
 {
     q2c_cache *cache = cache_new(&storage, 3, TABLE, 1);
     void *table = untouched;
@@ -50,16 +53,16 @@ static void needs_no_write_back(void)
     CHECK_INT(q2c_cache_get_unlocked(cache, AT(9), &table), -EAGAIN);
     CHECK_PTR(table, untouched);
     CHECK_JOURNAL(storage.journal, "");
-    /* dirty or not, what is there is a hit */
+    /* a resident table is a hit, dirty or not */
     CHECK_INT(q2c_cache_get_unlocked(cache, AT(2), &table), 0);
     cache_unpin(cache, table);
-    /* with the lock it goes */
+    /* with the lock, the victim is written back */
     cache_touch(cache, AT(9));
     CHECK(storage_count(&storage, STORAGE_WRITE) > 0);
     cache_drop(cache);
 }
 
-/* With @reserved of @tables left over, so many can be pinned without the lock, and no more. */
+/* Of @tables slots, all but @reserved can be pinned without the lock. */
 static void check_reserve(unsigned tables, unsigned reserved)
 {
     q2c_cache *cache = cache_new(&storage, tables, TABLE, reserved);
@@ -74,14 +77,14 @@ static void check_reserve(unsigned tables, unsigned reserved)
         CHECK_INT(q2c_cache_get_unlocked(cache, AT(n + 1), &pinned[n]), 0);
     }
     journal_clear(storage.journal);
-    CHECK_INT(q2c_cache_get_unlocked(cache, AT(50), &table), -EAGAIN); /* a load */
-    CHECK_INT(q2c_cache_get_unlocked(cache, AT(tables), &table), -EAGAIN); /* an unpinned one */
+    CHECK_INT(q2c_cache_get_unlocked(cache, AT(50), &table), -EAGAIN);     /* a load */
+    CHECK_INT(q2c_cache_get_unlocked(cache, AT(tables), &table), -EAGAIN); /* a hit */
     CHECK_PTR(table, untouched);
     CHECK_JOURNAL(storage.journal, "");
-    /* one more pin on a pinned table takes no slot */
+    /* a second pin of a pinned table takes no slot */
     CHECK_INT(q2c_cache_get_unlocked(cache, AT(1), &table), 0);
     cache_unpin(cache, table);
-    /* with the lock, the rest can be had */
+    /* with the lock, the reserved slots can be pinned, too */
     for (unsigned n = limit; n < tables; n++) {
         pinned[n] = cache_pin(cache, AT(50 + n));
     }
@@ -93,17 +96,17 @@ static void check_reserve(unsigned tables, unsigned reserved)
     cache_drop(cache);
 }
 
-static void leaves_one_slot(void)
+static void one_reserved_slot_is_left(void)
 {
     check_reserve(4, 1);
 }
 
-static void leaves_two_slots(void)
+static void two_reserved_slots_are_left(void)
 {
     check_reserve(6, 2);
 }
 
-static void pins_with_the_lock_count(void)
+static void pins_with_the_lock_count_towards_the_limit(void)
 {
     q2c_cache *cache = cache_new(&storage, 3, TABLE, 1);
     void *first = cache_pin(cache, AT(1));
@@ -112,7 +115,7 @@ static void pins_with_the_lock_count(void)
 
     CHECK_INT(q2c_cache_get_unlocked(cache, AT(3), &table), -EAGAIN);
     CHECK_PTR(table, untouched);
-    cache_touch(cache, AT(4)); /* with the lock: in the slot that was left over */
+    cache_touch(cache, AT(4)); /* with the lock: takes the reserved slot */
     cache_unpin(cache, first);
     CHECK_INT(q2c_cache_get_unlocked(cache, AT(3), &table), 0);
     cache_unpin(cache, table);
@@ -120,8 +123,8 @@ static void pins_with_the_lock_count(void)
     cache_drop(cache);
 }
 
-/* A slot that only the lock's holder may fill is free: better than a table's loss. */
-static void a_free_slot_with_the_lock_comes_before_a_victim(void)
+/* The lock's holder fills the free reserved slot; it does not evict a table. */
+static void locked_get_prefers_the_reserved_slot_over_a_victim(void)
 {
     q2c_cache *cache = cache_new(&storage, 3, TABLE, 1);
     void *table = untouched;
@@ -147,7 +150,7 @@ static void load_table_1(void *argument)
     cache_unpin(argument, table);
 }
 
-static void loads_in_flight_count(void)
+static void loads_in_flight_count_towards_the_limit(void)
 {
     q2c_cache *cache = cache_new(&storage, 2, TABLE, 1);
     int hold = storage_hold(&storage, STORAGE_READ, AT(1));
@@ -158,7 +161,7 @@ static void loads_in_flight_count(void)
     storage_await_held(&storage, hold, 1);
     CHECK_INT(q2c_cache_get_unlocked(cache, AT(2), &table), -EAGAIN);
     CHECK_PTR(table, untouched);
-    cache_touch(cache, AT(2)); /* the slot left over */
+    cache_touch(cache, AT(2)); /* takes the reserved slot */
     storage_release(&storage, hold);
     thread_join(&thread);
     CHECK_INT(q2c_cache_get_unlocked(cache, AT(2), &table), 0);
@@ -166,7 +169,7 @@ static void loads_in_flight_count(void)
     cache_drop(cache);
 }
 
-static void a_failed_load_changes_nothing(void)
+static void failed_load_changes_nothing(void)
 {
     q2c_cache *cache = cache_new(&storage, 2, TABLE, 1);
     void *table = untouched;
@@ -182,7 +185,7 @@ static void a_failed_load_changes_nothing(void)
     cache_drop(cache);
 }
 
-static void wrong_arguments(void)
+static void wrong_arguments_are_rejected(void)
 {
     q2c_cache *cache = cache_new(&storage, 2, TABLE, 1);
     void *table = untouched;
@@ -201,16 +204,16 @@ int main(void)
 {
     test_begin();
     storage_init(&storage, 1 << 16);
-    RUN(hit_and_load);
-    RUN(clean_victims_give_way);
-    RUN(needs_no_write_back);
-    RUN(leaves_one_slot);
-    RUN(leaves_two_slots);
-    RUN(pins_with_the_lock_count);
-    RUN(a_free_slot_with_the_lock_comes_before_a_victim);
-    RUN(loads_in_flight_count);
-    RUN(a_failed_load_changes_nothing);
-    RUN(wrong_arguments);
+    RUN(hits_and_loads_need_no_lock);
+    RUN(clean_victims_are_evicted);
+    RUN(get_unlocked_never_writes_back);
+    RUN(one_reserved_slot_is_left);
+    RUN(two_reserved_slots_are_left);
+    RUN(pins_with_the_lock_count_towards_the_limit);
+    RUN(locked_get_prefers_the_reserved_slot_over_a_victim);
+    RUN(loads_in_flight_count_towards_the_limit);
+    RUN(failed_load_changes_nothing);
+    RUN(wrong_arguments_are_rejected);
     storage_free(&storage);
     return test_end();
 }

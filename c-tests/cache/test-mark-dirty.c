@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* q2c_cache_mark_dirty: on pinned tables alone, and never lost. */
+/* q2c_cache_mark_dirty: works on pinned tables only, and the mark is never lost. */
 #include "fixture.h"
 #include "threads.h"
 
@@ -34,7 +34,7 @@ static void pinned_tables_are_written_too(void)
     cache_unpin(cache, table);
 }
 
-static void wrong_arguments(void)
+static void wrong_arguments_are_rejected(void)
 {
     q2c_cache *other = cache_new(&storage, 2, TABLE, 0);
     char *table = cache_pin(cache, AT(3));
@@ -47,7 +47,7 @@ static void wrong_arguments(void)
     CHECK_INT(q2c_cache_mark_dirty(cache, &storage), -EINVAL);
     cache_unpin(other, foreign);
     cache_unpin(cache, table);
-    CHECK_INT(q2c_cache_mark_dirty(cache, table), -EINVAL); /* unpinned by now */
+    CHECK_INT(q2c_cache_mark_dirty(cache, table), -EINVAL); /* not pinned any more */
     CHECK_U64(cache_stats(cache).dirty_tables, 0);
     CHECK_U64(cache_stats(other).dirty_tables, 0);
     cache_drop(other);
@@ -61,7 +61,7 @@ static void write_all(void *argument)
     write_result = q2c_cache_write(cache);
 }
 
-static void dirtied_during_its_write_back_stays_dirty(void)
+static void table_dirtied_during_its_write_back_stays_dirty(void)
 {
     int hold = storage_hold(&storage, STORAGE_WRITE, AT(4));
     struct thread thread;
@@ -84,7 +84,7 @@ static void dirtied_during_its_write_back_stays_dirty(void)
     CHECK_U64(storage_peek(&storage, AT(4) + 8), 2);
 }
 
-static void dirtied_during_a_write_that_fails(void)
+static void table_dirtied_during_a_failed_write_stays_dirty(void)
 {
     int hold = storage_hold(&storage, STORAGE_WRITE, AT(5));
     struct thread thread;
@@ -110,9 +110,9 @@ int main(void)
     cache = cache_new(&storage, 4, TABLE, 1);
     RUN(dirty_tables_are_written);
     RUN(pinned_tables_are_written_too);
-    RUN(wrong_arguments);
-    RUN(dirtied_during_its_write_back_stays_dirty);
-    RUN(dirtied_during_a_write_that_fails);
+    RUN(wrong_arguments_are_rejected);
+    RUN(table_dirtied_during_its_write_back_stays_dirty);
+    RUN(table_dirtied_during_a_failed_write_stays_dirty);
     cache_drop(cache);
     storage_free(&storage);
     return test_end();

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Several threads at once: one load per table, different tables side by side, hits in between. */
+/* Several threads: one load per table, parallel loads of different tables, hits during I/O. */
 #include "fixture.h"
 #include "threads.h"
 
@@ -29,7 +29,7 @@ static void pin_unlocked(void *argument)
     get->result = q2c_cache_get_unlocked(cache, get->offset, &get->table);
 }
 
-/* All threads get the same absent table; its one load is held until they do. */
+/* All threads get the same absent table. Its only load is held until all of them wait. */
 static void check_one_load(void (*how)(void *argument), uint64_t offset)
 {
     int hold = storage_hold(&storage, STORAGE_READ, offset);
@@ -59,17 +59,17 @@ static void check_one_load(void (*how)(void *argument), uint64_t offset)
     CHECK_U64(cache_stats(cache).pinned_tables, 0);
 }
 
-static void one_load_per_table(void)
+static void concurrent_gets_share_one_load(void)
 {
     check_one_load(pin, AT(1));
 }
 
-static void one_load_per_table_without_the_lock(void)
+static void concurrent_unlocked_gets_share_one_load(void)
 {
     check_one_load(pin_unlocked, AT(2));
 }
 
-static void different_tables_load_side_by_side(void)
+static void different_tables_load_in_parallel(void)
 {
     int hold = storage_hold(&storage, STORAGE_READ, STORAGE_ANYWHERE);
     struct get gets[THREADS];
@@ -78,7 +78,7 @@ static void different_tables_load_side_by_side(void)
         gets[i] = (struct get){.offset = AT(10 + i), .result = 1};
         thread_start(&threads[i], i % 2 == 0 ? pin : pin_unlocked, &gets[i]);
     }
-    /* all in storage at once, or the watchdog ends this */
+    /* waits until all loads are in storage together; the watchdog ends it otherwise */
     storage_await_held(&storage, hold, THREADS);
     storage_release(&storage, hold);
     for (unsigned i = 0; i < THREADS; i++) {
@@ -89,7 +89,7 @@ static void different_tables_load_side_by_side(void)
     }
 }
 
-static void the_last_to_begin_may_be_the_first_to_end(void)
+static void slow_load_does_not_delay_later_loads(void)
 {
     int slow = storage_hold(&storage, STORAGE_READ, AT(20));
     struct get get = {.offset = AT(20), .result = 1};
@@ -109,7 +109,7 @@ static void the_last_to_begin_may_be_the_first_to_end(void)
     cache_unpin(cache, get.table);
 }
 
-static void waiters_of_a_failed_load(void)
+static void waiters_of_a_failed_load_get_its_error_or_retry(void)
 {
     int hold = storage_hold(&storage, STORAGE_READ, AT(30));
     unsigned before = storage_count(&storage, STORAGE_READ);
@@ -149,7 +149,7 @@ static void write_all(void *argument)
     CHECK_INT(q2c_cache_write(cache), 0);
 }
 
-static void hits_while_another_table_is_written(void)
+static void hits_are_served_during_a_write_back(void)
 {
     int hold = storage_hold(&storage, STORAGE_WRITE, AT(40));
     uint64_t word = 0;
@@ -174,12 +174,12 @@ int main(void)
     test_begin();
     storage_init(&storage, 1 << 16);
     cache = cache_new(&storage, 8, TABLE, 1);
-    RUN(one_load_per_table);
-    RUN(one_load_per_table_without_the_lock);
-    RUN(different_tables_load_side_by_side);
-    RUN(the_last_to_begin_may_be_the_first_to_end);
-    RUN(waiters_of_a_failed_load);
-    RUN(hits_while_another_table_is_written);
+    RUN(concurrent_gets_share_one_load);
+    RUN(concurrent_unlocked_gets_share_one_load);
+    RUN(different_tables_load_in_parallel);
+    RUN(slow_load_does_not_delay_later_loads);
+    RUN(waiters_of_a_failed_load_get_its_error_or_retry);
+    RUN(hits_are_served_during_a_write_back);
     cache_drop(cache);
     storage_free(&storage);
     return test_end();

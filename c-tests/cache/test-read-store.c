@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* q2c_cache_read copies entries without a pin; q2c_cache_store changes one in a pinned table. */
+/* q2c_cache_read copies entries without a pin; q2c_cache_store changes an entry of a pinned table.
+ */
 #include "fixture.h"
 #include "threads.h"
 
 static struct storage storage;
 static q2c_cache *cache;
 
-static void absent_tables_are_not_loaded(void)
+static void read_does_not_load_absent_tables(void)
 {
     uint64_t word;
 
@@ -15,11 +16,13 @@ static void absent_tables_are_not_loaded(void)
     CHECK_JOURNAL(storage.journal, "");
 }
 
-static void copies_any_part(void)
+static void read_copies_any_aligned_part(void)
 {
     static const struct {
         size_t at, bytes;
-    } parts[] = {{0, 8}, {8, 8}, {TABLE - 8, 8}, {0, TABLE}, {16, 64}, {TABLE - 64, 64}};
+    } parts[] = {
+        { 0, 8 }, { 8, 8 }, { TABLE - 8, 8 }, { 0, TABLE }, { 16, 64 }, { TABLE - 64, 64 }
+    };
     char copy[TABLE];
 
     cache_touch(cache, AT(2));
@@ -31,7 +34,7 @@ static void copies_any_part(void)
     CHECK_U64(cache_stats(cache).pinned_tables, 0);
 }
 
-static void read_refuses_what_is_not_aligned_or_not_inside(void)
+static void read_rejects_unaligned_and_outside_ranges(void)
 {
     char copy[2 * TABLE];
 
@@ -82,9 +85,9 @@ static void store_does_not_mark_dirty(void)
     CHECK_U64(storage_peek(&storage, AT(4)), 1);
 }
 
-static void store_refuses_what_is_not_pinned_or_not_inside(void)
+static void store_rejects_unpinned_tables_and_outside_offsets(void)
 {
-    uint64_t local[TABLE / 8] = {0};
+    uint64_t local[TABLE / 8] = { 0 };
     void *table = cache_pin(cache, AT(5));
 
     CHECK_INT(q2c_cache_store(NULL, table, 0, 1), -EINVAL);
@@ -103,7 +106,7 @@ static void store_refuses_what_is_not_pinned_or_not_inside(void)
     cache_unpin(cache, table);
 }
 
-static void gone_tables_are_not_read(void)
+static void read_fails_for_dropped_tables(void)
 {
     q2c_cache *small = cache_new(&storage, 1, TABLE, 0);
     uint64_t word;
@@ -144,9 +147,9 @@ static void read_does_not_wait_for_a_load(void)
     CHECK_U64(word, storage_word(AT(8)));
 }
 
-/* The readers of the last case: every copy is of the right table, or none is made. */
+/* For the last case. A reader copies words of the right table, or gets -EAGAIN. */
 #define READERS 3
-#define ROUNDS 3000
+#define ROUNDS  3000
 static atomic_bool stop_reading;
 static atomic_uint copies;
 
@@ -161,7 +164,7 @@ static void read_all_over(void *argument)
         int result = q2c_cache_read(cache, offset, at, words, sizeof(words));
 
         if (result == 0) {
-            /* the upper half is the number of the table, whoever wrote it */
+            /* the upper half of each word is the number of its table */
             CHECK_U64(words[0] >> 32, offset / TABLE);
             CHECK_U64(words[1] >> 32, offset / TABLE);
             atomic_fetch_add(&copies, 1);
@@ -171,7 +174,7 @@ static void read_all_over(void *argument)
     }
 }
 
-static void never_a_word_of_another_table(void)
+static void read_never_returns_words_of_another_table(void)
 {
     struct thread readers[READERS];
     uint64_t state = 99;
@@ -184,13 +187,14 @@ static void never_a_word_of_another_table(void)
     for (uintptr_t i = 0; i < READERS; i++) {
         thread_start(&readers[i], read_all_over, (void *)i);
     }
-    /* half of the tables find room: each round evicts or discards what the readers look at */
+    /* half of the tables fit: each round evicts or discards tables that readers look at */
     for (uint64_t i = 0; i < ROUNDS || atomic_load(&copies) == 0; i++) {
         uint64_t offset = AT(40 + test_random(&state) % 16);
         void *table = cache_pin(cache, offset);
 
         CHECK_INT(q2c_cache_store(cache, table, i % (TABLE / 8) * 8,
-                                  offset / TABLE << 32 | (i & UINT32_MAX)), 0);
+                                  offset / TABLE << 32 | (i & UINT32_MAX)),
+                  0);
         CHECK_INT(q2c_cache_mark_dirty(cache, table), 0);
         cache_unpin(cache, table);
         if (i % 7 == 0) {
@@ -209,15 +213,15 @@ int main(void)
     test_begin();
     storage_init(&storage, 1 << 16);
     cache = cache_new(&storage, 8, TABLE, 1);
-    RUN(absent_tables_are_not_loaded);
-    RUN(copies_any_part);
-    RUN(read_refuses_what_is_not_aligned_or_not_inside);
+    RUN(read_does_not_load_absent_tables);
+    RUN(read_copies_any_aligned_part);
+    RUN(read_rejects_unaligned_and_outside_ranges);
     RUN(store_is_seen_by_read_and_by_pins);
     RUN(store_does_not_mark_dirty);
-    RUN(store_refuses_what_is_not_pinned_or_not_inside);
-    RUN(gone_tables_are_not_read);
+    RUN(store_rejects_unpinned_tables_and_outside_offsets);
+    RUN(read_fails_for_dropped_tables);
     RUN(read_does_not_wait_for_a_load);
-    RUN(never_a_word_of_another_table);
+    RUN(read_never_returns_words_of_another_table);
     cache_drop(cache);
     storage_free(&storage);
     return test_end();

@@ -5,7 +5,7 @@
 static struct storage storage;
 static q2c_cache *cache;
 
-static void a_new_cache(void)
+static void new_cache_has_zero_counters(void)
 {
     q2c_cache_stats stats = cache_stats(cache);
 
@@ -19,7 +19,7 @@ static void a_new_cache(void)
     CHECK(stats.metadata_bytes > 0);
 }
 
-static void hits_misses_loads(void)
+static void hits_misses_and_loads_are_counted(void)
 {
     q2c_cache_stats before = cache_stats(cache);
     q2c_cache_stats after;
@@ -42,7 +42,7 @@ static void hits_misses_loads(void)
     CHECK_U64(after.resident_tables, 2);
 }
 
-static void a_failed_load_is_no_load(void)
+static void failed_load_is_not_counted(void)
 {
     q2c_cache_stats before = cache_stats(cache);
     q2c_cache_stats after;
@@ -71,7 +71,7 @@ static void pins_are_counted_by_table(void)
     CHECK_U64(cache_stats(cache).pinned_tables, 0);
 }
 
-static void write_backs_and_writes(void)
+static void write_backs_and_writes_are_counted(void)
 {
     q2c_cache_stats before = cache_stats(cache);
     q2c_cache_stats after;
@@ -87,7 +87,7 @@ static void write_backs_and_writes(void)
     CHECK_U64(after.resident_tables, 2);
 }
 
-static void evictions(void)
+static void evictions_are_counted(void)
 {
     q2c_cache_stats before = cache_stats(cache);
     q2c_cache_stats after;
@@ -100,7 +100,7 @@ static void evictions(void)
     CHECK_U64(after.evictions - before.evictions, before.resident_tables + 10 - 4);
 }
 
-static void cleaned_and_discarded(void)
+static void cleaned_and_discarded_tables_are_counted(void)
 {
     q2c_cache_stats before = cache_stats(cache);
     q2c_cache_stats after;
@@ -117,7 +117,7 @@ static void cleaned_and_discarded(void)
     CHECK_U64(after.resident_tables, 0);
 }
 
-static void struct_sizes(void)
+static void struct_sizes_are_checked(void)
 {
     struct {
         q2c_cache_stats stats;
@@ -138,7 +138,7 @@ static void struct_sizes(void)
     CHECK_U64(longer.stats.tables, 99);
 }
 
-static void wrong_arguments(void)
+static void wrong_arguments_are_rejected(void)
 {
     q2c_cache_stats stats = {.struct_size = sizeof(stats)};
 
@@ -151,15 +151,15 @@ int main(void)
     test_begin();
     storage_init(&storage, 1 << 16);
     cache = cache_new(&storage, 4, TABLE, 1);
-    RUN(a_new_cache);
-    RUN(hits_misses_loads);
-    RUN(a_failed_load_is_no_load);
+    RUN(new_cache_has_zero_counters);
+    RUN(hits_misses_and_loads_are_counted);
+    RUN(failed_load_is_not_counted);
     RUN(pins_are_counted_by_table);
-    RUN(write_backs_and_writes);
-    RUN(evictions);
-    RUN(cleaned_and_discarded);
-    RUN(struct_sizes);
-    RUN(wrong_arguments);
+    RUN(write_backs_and_writes_are_counted);
+    RUN(evictions_are_counted);
+    RUN(cleaned_and_discarded_tables_are_counted);
+    RUN(struct_sizes_are_checked);
+    RUN(wrong_arguments_are_rejected);
     cache_drop(cache);
     storage_free(&storage);
     return test_end();

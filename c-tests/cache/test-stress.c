@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Four threads change tables of a cache far too small, while others write back and clean. */
+/* Four threads change tables of a much too small cache while others write back and clean. */
 #include "fixture.h"
 #include "threads.h"
 
@@ -10,14 +10,14 @@
 
 static struct storage storage;
 static q2c_cache *cache;
-/* What a driver's state lock is for: gets that may write back, writes and flushes. */
+/* Like a driver's state lock, held for gets that may write back, for writes and for flushes. */
 static pthread_mutex_t state_lock = PTHREAD_MUTEX_INITIALIZER;
 static atomic_uint working;
 
 struct worker {
     struct thread thread;
     unsigned number;
-    uint64_t counts[TABLES + 1]; /* what its word of each table must be */
+    uint64_t counts[TABLES + 1]; /* expected value of its word in each table */
 };
 
 static struct worker workers[WORKERS];
@@ -39,7 +39,7 @@ static void *get(uint64_t offset)
     return table;
 }
 
-/* Its own word of a table counts up; the last word of each never changes. */
+/* Each worker counts up its own word of a table. The last word of a table never changes. */
 static void work(void *argument)
 {
     struct worker *worker = argument;
@@ -93,7 +93,7 @@ static void write_back(void *argument)
     }
 }
 
-static void no_change_is_lost(void)
+static void no_change_is_lost_under_eviction_and_cleaning(void)
 {
     struct thread cleaner, writer;
 
@@ -129,7 +129,7 @@ int main(void)
     test_begin();
     storage_init(&storage, AT(TABLES + 1));
     cache = cache_new(&storage, SLOTS, TABLE, 2);
-    RUN(no_change_is_lost);
+    RUN(no_change_is_lost_under_eviction_and_cleaning);
     cache_drop(cache);
     storage_free(&storage);
     return test_end();

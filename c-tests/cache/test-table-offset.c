@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* q2c_cache_is_table_offset, and q2c_cache_discard of what it gave. */
+/* q2c_cache_is_table_offset, and q2c_cache_discard of the table that it returned. */
 #include "fixture.h"
 #include "threads.h"
 
 static struct storage storage;
 
-static void absent_and_resident(void)
+static void absent_and_resident_tables_are_told_apart(void)
 {
     q2c_cache *cache = cache_new(&storage, 4, TABLE, 1);
     void *table = &storage;
@@ -25,7 +25,7 @@ static void absent_and_resident(void)
     cache_drop(cache);
 }
 
-static void it_is_no_pin(void)
+static void found_table_is_not_pinned(void)
 {
     q2c_cache *cache = cache_new(&storage, 1, TABLE, 0);
     void *table = NULL;
@@ -47,7 +47,7 @@ static void load_table_3(void *argument)
     cache_touch(loading, AT(3));
 }
 
-static void a_loading_table_is_not_there_yet(void)
+static void loading_table_is_absent(void)
 {
     int hold = storage_hold(&storage, STORAGE_READ, AT(3));
     struct thread thread;
@@ -62,7 +62,7 @@ static void a_loading_table_is_not_there_yet(void)
     cache_drop(loading);
 }
 
-static void discard_takes_the_table(void)
+static void discard_drops_the_table(void)
 {
     q2c_cache *cache = cache_new(&storage, 4, TABLE, 1);
     void *table = NULL;
@@ -77,7 +77,7 @@ static void discard_takes_the_table(void)
     cache_drop(cache);
 }
 
-static void discard_leaves_another_table_alone(void)
+static void discard_is_stale_after_the_slot_was_reused(void)
 {
     q2c_cache *cache = cache_new(&storage, 1, TABLE, 0);
     void *table = NULL;
@@ -90,7 +90,7 @@ static void discard_leaves_another_table_alone(void)
     cache_drop(cache);
 }
 
-static void discard_under_a_pin(void)
+static void discard_keeps_the_bytes_under_a_pin(void)
 {
     q2c_cache *cache = cache_new(&storage, 2, TABLE, 0);
     void *pinned = cache_pin(cache, AT(7));
@@ -102,7 +102,7 @@ static void discard_under_a_pin(void)
     cache_drop(cache);
 }
 
-static void wrong_arguments(void)
+static void wrong_arguments_are_rejected(void)
 {
     q2c_cache *cache = cache_new(&storage, 4, TABLE, 1);
     void *table = &storage;
@@ -130,13 +130,13 @@ int main(void)
 {
     test_begin();
     storage_init(&storage, 1 << 16);
-    RUN(absent_and_resident);
-    RUN(it_is_no_pin);
-    RUN(a_loading_table_is_not_there_yet);
-    RUN(discard_takes_the_table);
-    RUN(discard_leaves_another_table_alone);
-    RUN(discard_under_a_pin);
-    RUN(wrong_arguments);
+    RUN(absent_and_resident_tables_are_told_apart);
+    RUN(found_table_is_not_pinned);
+    RUN(loading_table_is_absent);
+    RUN(discard_drops_the_table);
+    RUN(discard_is_stale_after_the_slot_was_reused);
+    RUN(discard_keeps_the_bytes_under_a_pin);
+    RUN(wrong_arguments_are_rejected);
     storage_free(&storage);
     return test_end();
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* q2c_cache_try_get: a hit, or -EAGAIN at once. */
+/* q2c_cache_try_get: a hit, or -EAGAIN without a wait. */
 #include "fixture.h"
 #include "threads.h"
 
@@ -8,7 +8,7 @@ static q2c_cache *cache;
 
 static void *const untouched = &storage;
 
-static void absent(void)
+static void absent_table_is_eagain(void)
 {
     void *table = untouched;
 
@@ -18,7 +18,7 @@ static void absent(void)
     CHECK_JOURNAL(storage.journal, "");
 }
 
-static void hit(void)
+static void resident_table_is_a_hit(void)
 {
     void *table = NULL;
     void *again;
@@ -51,7 +51,7 @@ static void load_table_4(void *argument)
     cache_touch(cache, AT(4));
 }
 
-static void does_not_wait_for_a_load(void)
+static void try_get_does_not_wait_for_a_load(void)
 {
     int hold = storage_hold(&storage, STORAGE_READ, AT(4));
     struct thread thread;
@@ -73,7 +73,7 @@ static void write_all(void *argument)
     CHECK_INT(q2c_cache_write(cache), 0);
 }
 
-static void hits_while_it_is_written(void)
+static void table_is_a_hit_during_its_write_back(void)
 {
     int hold = storage_hold(&storage, STORAGE_WRITE, AT(5));
     struct thread thread;
@@ -89,7 +89,7 @@ static void hits_while_it_is_written(void)
     thread_join(&thread);
 }
 
-static void wrong_arguments(void)
+static void wrong_arguments_are_rejected(void)
 {
     void *table = untouched;
 
@@ -107,12 +107,12 @@ int main(void)
     test_begin();
     storage_init(&storage, 1 << 16);
     cache = cache_new(&storage, 8, TABLE, 1);
-    RUN(absent);
-    RUN(hit);
+    RUN(absent_table_is_eagain);
+    RUN(resident_table_is_a_hit);
     RUN(dirty_tables_are_hits);
-    RUN(does_not_wait_for_a_load);
-    RUN(hits_while_it_is_written);
-    RUN(wrong_arguments);
+    RUN(try_get_does_not_wait_for_a_load);
+    RUN(table_is_a_hit_during_its_write_back);
+    RUN(wrong_arguments_are_rejected);
     cache_drop(cache);
     storage_free(&storage);
     return test_end();

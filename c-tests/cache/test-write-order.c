@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* q2c_cache_set_dependency and q2c_cache_depends_on_flush: what is on disk before what. */
+/* q2c_cache_set_dependency and q2c_cache_depends_on_flush: which writes reach the disk first. */
 #include "fixture.h"
 #include "threads.h"
 
@@ -12,7 +12,7 @@ static void open_caches(void)
     storage_init_shared(&a_storage, 1 << 14, "a:", &journal);
     storage_init_shared(&b_storage, 1 << 14, "b:", &journal);
     storage_init_shared(&c_storage, 1 << 14, "c:", &journal);
-    /* what is checked, and when, has a test of its own */
+    /* other tests look at pre_write_check */
     a_storage.calls.pre_write_check = NULL;
     b_storage.calls.pre_write_check = NULL;
     c_storage.calls.pre_write_check = NULL;
@@ -40,7 +40,7 @@ static void dirty_all(void)
     journal_clear(&journal);
 }
 
-static void the_dependency_is_flushed_first(void)
+static void dependency_is_flushed_first(void)
 {
     open_caches();
     dirty_all();
@@ -51,7 +51,7 @@ static void the_dependency_is_flushed_first(void)
     close_caches();
 }
 
-static void write_keeps_the_order_too(void)
+static void write_keeps_the_order(void)
 {
     open_caches();
     dirty_all();
@@ -61,7 +61,7 @@ static void write_keeps_the_order_too(void)
     close_caches();
 }
 
-static void once_flushed_it_is_no_dependency_any_more(void)
+static void flushed_dependency_is_forgotten(void)
 {
     open_caches();
     dirty_all();
@@ -81,13 +81,13 @@ static void eviction_keeps_the_order(void)
     CHECK_INT(q2c_cache_set_dependency(a, b), 0);
     journal_clear(&journal);
     cache_touch(a, AT(5));
-    /* dependency, write of the victim (which of the two, or both, is its own matter), load */
+    /* the dependency, then the victim (one of the two tables, or both), then the load */
     CHECK(strncmp(journal_text(&journal), "b:write 200+200; b:flush; a:write ", 34) == 0);
     CHECK_CONTAINS(journal_text(&journal), "; a:read a00+200; ");
     close_caches();
 }
 
-static void the_other_way_there_is_no_order(void)
+static void dependency_does_not_order_the_reverse_direction(void)
 {
     open_caches();
     dirty_all();
@@ -97,7 +97,7 @@ static void the_other_way_there_is_no_order(void)
     close_caches();
 }
 
-static void written_is_not_flushed(void)
+static void written_dependency_is_still_flushed(void)
 {
     open_caches();
     dirty_all();
@@ -109,7 +109,7 @@ static void written_is_not_flushed(void)
     close_caches();
 }
 
-static void never_a_chain_behind(void)
+static void chain_behind_a_dependency_is_settled(void)
 {
     open_caches();
     dirty_all();
@@ -123,7 +123,7 @@ static void never_a_chain_behind(void)
     close_caches();
 }
 
-static void never_a_chain_in_front(void)
+static void chain_in_front_of_a_dependency_is_settled(void)
 {
     const char *a_write, *b_first, *b_second, *c_flush;
 
@@ -148,7 +148,7 @@ static void never_a_chain_in_front(void)
     close_caches();
 }
 
-static void another_dependency_settles_the_first(void)
+static void second_dependency_settles_the_first(void)
 {
     open_caches();
     dirty_all();
@@ -161,7 +161,7 @@ static void another_dependency_settles_the_first(void)
     close_caches();
 }
 
-static void the_same_dependency_again_costs_nothing(void)
+static void repeated_dependency_costs_nothing(void)
 {
     open_caches();
     dirty_all();
@@ -173,7 +173,7 @@ static void the_same_dependency_again_costs_nothing(void)
     close_caches();
 }
 
-static void never_a_ring(void)
+static void ring_of_dependencies_is_settled(void)
 {
     open_caches();
     dirty_all();
@@ -187,7 +187,7 @@ static void never_a_ring(void)
     close_caches();
 }
 
-static void a_failed_flush_keeps_the_dependency(void)
+static void failed_flush_keeps_the_dependency(void)
 {
     static const int ops[] = {STORAGE_WRITE, STORAGE_FLUSH};
 
@@ -209,7 +209,7 @@ static void a_failed_flush_keeps_the_dependency(void)
     }
 }
 
-static void a_dependency_that_cannot_be_settled_stays(void)
+static void dependency_stays_if_it_cannot_be_settled(void)
 {
     open_caches();
     dirty_all();
@@ -238,7 +238,7 @@ static void depends_on_flush_flushes_before_the_next_write(void)
     close_caches();
 }
 
-static void one_flush_serves_all_tables(void)
+static void one_flush_covers_all_tables(void)
 {
     open_caches();
     cache_dirty(a, AT(1), 1);
@@ -250,7 +250,7 @@ static void one_flush_serves_all_tables(void)
     close_caches();
 }
 
-static void a_failed_flush_keeps_depends_on_flush(void)
+static void failed_flush_keeps_depends_on_flush(void)
 {
     open_caches();
     dirty_all();
@@ -270,7 +270,7 @@ static void write_a(void *argument)
     CHECK_INT(q2c_cache_write(a), 0);
 }
 
-static void set_while_a_flush_runs_it_survives(void)
+static void depends_on_flush_set_during_a_flush_survives(void)
 {
     struct thread thread;
     int hold;
@@ -281,7 +281,7 @@ static void set_while_a_flush_runs_it_survives(void)
     hold = storage_hold(&a_storage, STORAGE_FLUSH, STORAGE_ANYWHERE);
     thread_start(&thread, write_a, NULL);
     storage_await_held(&a_storage, hold, 1);
-    /* data written after that flush began: it may not be covered by it */
+    /* the running flush may not cover data that was written after it began */
     CHECK_INT(q2c_cache_depends_on_flush(a), 0);
     storage_release(&a_storage, hold);
     thread_join(&thread);
@@ -293,7 +293,7 @@ static void set_while_a_flush_runs_it_survives(void)
     close_caches();
 }
 
-static void dependency_then_check_then_victim_then_load(void)
+static void eviction_order_is_dependency_check_victim_load(void)
 {
     struct storage x_storage, y_storage;
     q2c_cache *x, *y;
@@ -316,8 +316,8 @@ static void dependency_then_check_then_victim_then_load(void)
     journal_clear(&journal);
 }
 
-/* What b wrote is not stable yet when b goes: a's order is settled first. */
-static void a_dependency_that_is_destroyed(void)
+/* b's writes are not stable yet when b is destroyed, so destroy settles a's order first. */
+static void destroying_a_dependency_settles_the_order(void)
 {
     open_caches();
     dirty_all();
@@ -337,7 +337,7 @@ static void a_dependency_that_is_destroyed(void)
     close_caches();
 }
 
-static void a_dependent_that_is_destroyed(void)
+static void destroying_a_dependent_drops_the_order(void)
 {
     open_caches();
     cache_dirty(b, AT(1), 1);
@@ -351,7 +351,7 @@ static void a_dependent_that_is_destroyed(void)
     close_caches();
 }
 
-static void wrong_arguments(void)
+static void wrong_arguments_are_rejected(void)
 {
     open_caches();
     CHECK_INT(q2c_cache_set_dependency(NULL, b), -EINVAL);
@@ -366,27 +366,27 @@ static void wrong_arguments(void)
 int main(void)
 {
     test_begin();
-    RUN(the_dependency_is_flushed_first);
-    RUN(write_keeps_the_order_too);
-    RUN(once_flushed_it_is_no_dependency_any_more);
+    RUN(dependency_is_flushed_first);
+    RUN(write_keeps_the_order);
+    RUN(flushed_dependency_is_forgotten);
     RUN(eviction_keeps_the_order);
-    RUN(the_other_way_there_is_no_order);
-    RUN(written_is_not_flushed);
-    RUN(never_a_chain_behind);
-    RUN(never_a_chain_in_front);
-    RUN(another_dependency_settles_the_first);
-    RUN(the_same_dependency_again_costs_nothing);
-    RUN(never_a_ring);
-    RUN(a_failed_flush_keeps_the_dependency);
-    RUN(a_dependency_that_cannot_be_settled_stays);
+    RUN(dependency_does_not_order_the_reverse_direction);
+    RUN(written_dependency_is_still_flushed);
+    RUN(chain_behind_a_dependency_is_settled);
+    RUN(chain_in_front_of_a_dependency_is_settled);
+    RUN(second_dependency_settles_the_first);
+    RUN(repeated_dependency_costs_nothing);
+    RUN(ring_of_dependencies_is_settled);
+    RUN(failed_flush_keeps_the_dependency);
+    RUN(dependency_stays_if_it_cannot_be_settled);
     RUN(depends_on_flush_flushes_before_the_next_write);
-    RUN(one_flush_serves_all_tables);
-    RUN(a_failed_flush_keeps_depends_on_flush);
-    RUN(set_while_a_flush_runs_it_survives);
-    RUN(dependency_then_check_then_victim_then_load);
-    RUN(a_dependency_that_is_destroyed);
-    RUN(a_dependent_that_is_destroyed);
-    RUN(wrong_arguments);
+    RUN(one_flush_covers_all_tables);
+    RUN(failed_flush_keeps_depends_on_flush);
+    RUN(depends_on_flush_set_during_a_flush_survives);
+    RUN(eviction_order_is_dependency_check_victim_load);
+    RUN(destroying_a_dependency_settles_the_order);
+    RUN(destroying_a_dependent_drops_the_order);
+    RUN(wrong_arguments_are_rejected);
     journal_free(&journal);
     return test_end();
 }

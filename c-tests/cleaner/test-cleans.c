@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* What a pass does: the caches it was given, at its interval, and nothing to storage. */
+/* What a pass does: it cleans the configured caches at the interval and never calls storage. */
 #include <unistd.h>
 
 #include "cleaning.h"
@@ -19,7 +19,7 @@ static void fill(q2c_cache *cache, unsigned tables)
     }
 }
 
-static void unused_tables_go(void)
+static void pass_drops_unused_tables_of_every_cache(void)
 {
     q2c_cleaner *cleaner = cleaner_new();
     q2c_cache *caches[] = {cache_new(&storage, 8, table_size, 1),
@@ -45,7 +45,7 @@ static void unused_tables_go(void)
     cache_drop(caches[1]);
 }
 
-static void caches_are_for_the_next_start(void)
+static void set_caches_applies_at_the_next_start(void)
 {
     q2c_cleaner *cleaner = cleaner_new();
     q2c_cache *first = cache_new(&storage, 4, table_size, 1);
@@ -66,7 +66,7 @@ static void caches_are_for_the_next_start(void)
     cache_drop(second);
 }
 
-static void an_instance_holds_its_caches(void)
+static void instance_keeps_its_caches_alive(void)
 {
     q2c_cleaner *cleaner = cleaner_new();
     q2c_cache *cache = cache_new(&storage, 4, table_size, 1);
@@ -80,7 +80,7 @@ static void an_instance_holds_its_caches(void)
     cleaner_drop(cleaner);
 }
 
-static void without_caches_it_just_sleeps(void)
+static void cleaner_without_caches_only_sleeps(void)
 {
     q2c_cleaner *cleaner = cleaner_new();
 
@@ -91,7 +91,7 @@ static void without_caches_it_just_sleeps(void)
     cleaner_drop(cleaner);
 }
 
-static void tables_in_use_stay(void)
+static void pass_keeps_pinned_tables(void)
 {
     q2c_cleaner *cleaner = cleaner_new();
     q2c_cache *cache = cache_new(&storage, 4, table_size, 1);
@@ -111,7 +111,7 @@ static void tables_in_use_stay(void)
     cache_drop(cache);
 }
 
-static void nothing_happens_after_a_stop(void)
+static void no_pass_runs_after_a_stop(void)
 {
     q2c_cleaner *cleaner = cleaner_new();
     q2c_cache *cache = cache_new(&storage, 4, table_size, 1);
@@ -135,12 +135,12 @@ int main(void)
     test_begin();
     table_size = (size_t)sysconf(_SC_PAGESIZE);
     storage_init(&storage, 16 * table_size);
-    RUN(unused_tables_go);
-    RUN(caches_are_for_the_next_start);
-    RUN(an_instance_holds_its_caches);
-    RUN(without_caches_it_just_sleeps);
-    RUN(tables_in_use_stay);
-    RUN(nothing_happens_after_a_stop);
+    RUN(pass_drops_unused_tables_of_every_cache);
+    RUN(set_caches_applies_at_the_next_start);
+    RUN(instance_keeps_its_caches_alive);
+    RUN(cleaner_without_caches_only_sleeps);
+    RUN(pass_keeps_pinned_tables);
+    RUN(no_pass_runs_after_a_stop);
     storage_free(&storage);
     return test_end();
 }

@@ -4,7 +4,7 @@
 
 static struct storage storage;
 
-static void hosts(void)
+static void host_is_checked_and_copied(void)
 {
     q2c_cleaner *const untouched = (q2c_cleaner *)&storage;
     q2c_host host = {.struct_size = sizeof(host), .kind = Q2C_HOST_THREADS};
@@ -30,7 +30,7 @@ static void hosts(void)
     cleaner_drop(cleaner);
 }
 
-static void null_arguments(void)
+static void null_arguments_are_rejected_or_ignored(void)
 {
     q2c_error error = {.code = 0, .message = ""};
     q2c_cleaner *cleaner = NULL;
@@ -76,7 +76,7 @@ static void destroy_is_busy_while_the_lock_is_held(void)
     cleaner_drop(cleaner);
 }
 
-static void set_caches_arguments(void)
+static void set_caches_checks_its_arguments(void)
 {
     q2c_cleaner *cleaner = cleaner_new();
     q2c_cache *cache = cache_new(&storage, 4, TABLE, 1);
@@ -90,7 +90,7 @@ static void set_caches_arguments(void)
     cache_drop(cache);
 }
 
-static void a_cleaner_that_was_never_started(void)
+static void cleaner_never_started_has_zero_statistics(void)
 {
     q2c_cleaner *cleaner = cleaner_new();
     q2c_cleaner_stats stats = cleaner_stats(cleaner);
@@ -104,12 +104,12 @@ int main(void)
 {
     test_begin();
     storage_init(&storage, 1 << 14);
-    RUN(hosts);
-    RUN(null_arguments);
+    RUN(host_is_checked_and_copied);
+    RUN(null_arguments_are_rejected_or_ignored);
     RUN(destroy_is_busy_while_an_instance_lives);
     RUN(destroy_is_busy_while_the_lock_is_held);
-    RUN(set_caches_arguments);
-    RUN(a_cleaner_that_was_never_started);
+    RUN(set_caches_checks_its_arguments);
+    RUN(cleaner_never_started_has_zero_statistics);
     storage_free(&storage);
     return test_end();
 }

@@ -4,7 +4,7 @@
 
 static q2c_cleaner *cleaner;
 
-static void none_to_change(void)
+static void set_interval_without_an_instance_is_esrch(void)
 {
     CHECK_INT(q2c_cleaner_set_interval(cleaner, SECOND), -ESRCH);
     CHECK_INT(q2c_cleaner_set_interval(cleaner, 0), -ESRCH);
@@ -14,7 +14,7 @@ static void none_to_change(void)
     CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0);
 }
 
-static void a_shorter_one_ends_a_sleep_that_runs(void)
+static void shorter_interval_ends_the_current_sleep(void)
 {
     CHECK_INT(q2c_cleaner_start(cleaner, NULL, FOREVER), 0);
     for (int pause = 0; pause < 3; pause++) {
@@ -27,7 +27,7 @@ static void a_shorter_one_ends_a_sleep_that_runs(void)
     CHECK_U64(cleaner_stats(cleaner).interval_ns, MILLISECOND);
 }
 
-static void a_longer_one_holds_it_back(void)
+static void longer_interval_delays_the_next_pass(void)
 {
     uint64_t passes;
 
@@ -40,13 +40,13 @@ static void a_longer_one_holds_it_back(void)
     for (int pause = 0; pause < 20; pause++) {
         test_pause();
     }
-    /* one may have been due already, and waited for the lock */
+    /* one pass may have been due already and have waited for the lock */
     CHECK_BETWEEN(cleaner_stats(cleaner).passes, passes, passes + 1);
     CHECK_INT(q2c_cleaner_is_running(cleaner), 1);
     CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0);
 }
 
-static void interval_0_asks_it_to_stop(void)
+static void interval_0_requests_a_stop(void)
 {
     CHECK_INT(q2c_cleaner_start(cleaner, NULL, FOREVER), 0);
     CHECK_INT(q2c_cleaner_set_interval(cleaner, 0), 0);
@@ -55,7 +55,7 @@ static void interval_0_asks_it_to_stop(void)
     CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0);
 }
 
-static void back_and_forth(void)
+static void interval_can_change_repeatedly(void)
 {
     CHECK_INT(q2c_cleaner_start(cleaner, NULL, FOREVER), 0);
     for (int i = 0; i < 50; i++) {
@@ -70,7 +70,7 @@ static void back_and_forth(void)
     CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0);
 }
 
-static void stats(void)
+static void stats_count_starts_instances_and_interval(void)
 {
     q2c_cleaner *fresh = cleaner_new();
     q2c_cleaner_stats now;
@@ -91,7 +91,7 @@ static void stats(void)
     cleaner_drop(fresh);
 }
 
-static void stats_arguments(void)
+static void get_stats_checks_its_arguments(void)
 {
     struct {
         q2c_cleaner_stats stats;
@@ -113,13 +113,13 @@ int main(void)
 {
     test_begin();
     cleaner = cleaner_new();
-    RUN(none_to_change);
-    RUN(a_shorter_one_ends_a_sleep_that_runs);
-    RUN(a_longer_one_holds_it_back);
-    RUN(interval_0_asks_it_to_stop);
-    RUN(back_and_forth);
-    RUN(stats);
-    RUN(stats_arguments);
+    RUN(set_interval_without_an_instance_is_esrch);
+    RUN(shorter_interval_ends_the_current_sleep);
+    RUN(longer_interval_delays_the_next_pass);
+    RUN(interval_0_requests_a_stop);
+    RUN(interval_can_change_repeatedly);
+    RUN(stats_count_starts_instances_and_interval);
+    RUN(get_stats_checks_its_arguments);
     cleaner_drop(cleaner);
     return test_end();
 }

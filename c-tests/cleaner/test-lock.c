@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* q2c_cleaner_lock and q2c_cleaner_unlock: one owner, and the pass is under it. */
+/* q2c_cleaner_lock and q2c_cleaner_unlock: one owner, and a pass runs under the lock. */
 #include "cleaning.h"
 #include "threads.h"
 
 static q2c_cleaner *cleaner;
 
-static void owner(void)
+static void lock_has_one_owner(void)
 {
     CHECK_INT(q2c_cleaner_unlock(cleaner), -EPERM);
     CHECK_INT(q2c_cleaner_lock(cleaner), 0);
@@ -45,7 +45,7 @@ static void count_up(void *argument)
     }
 }
 
-static void excludes_the_others(void)
+static void lock_excludes_other_threads(void)
 {
     struct thread threads[THREADS];
 
@@ -65,7 +65,7 @@ static void lock_and_unlock(void *argument)
     CHECK_INT(q2c_cleaner_unlock(cleaner), 0);
 }
 
-static void waits_for_the_owner(void)
+static void lock_waits_for_the_owner(void)
 {
     struct thread thread;
 
@@ -77,7 +77,7 @@ static void waits_for_the_owner(void)
     thread_join(&thread);
 }
 
-static void no_pass_while_it_is_held(void)
+static void no_pass_runs_while_the_lock_is_held(void)
 {
     uint64_t passes;
 
@@ -88,7 +88,7 @@ static void no_pass_while_it_is_held(void)
     for (int i = 0; i < 20; i++) {
         test_pause();
     }
-    /* one that had only memory to give back may have come to its end */
+    /* a pass that only had memory left to release may have ended */
     CHECK(cleaner_stats(cleaner).passes <= passes + 1);
     CHECK_INT(q2c_cleaner_unlock(cleaner), 0);
     cleaner_await_passes(cleaner, 2);
@@ -99,11 +99,11 @@ int main(void)
 {
     test_begin();
     cleaner = cleaner_new();
-    RUN(owner);
+    RUN(lock_has_one_owner);
     RUN(only_the_owner_unlocks);
-    RUN(excludes_the_others);
-    RUN(waits_for_the_owner);
-    RUN(no_pass_while_it_is_held);
+    RUN(lock_excludes_other_threads);
+    RUN(lock_waits_for_the_owner);
+    RUN(no_pass_runs_while_the_lock_is_held);
     cleaner_drop(cleaner);
     return test_end();
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Stops from several threads at once, against each other and against starts: all return. */
+/* Concurrent stops from several threads, with starts in between: every call returns. */
 #include "cleaning.h"
 #include "threads.h"
 
@@ -13,11 +13,11 @@ static void stop_it(void *argument)
     const struct cleaner_stop *variant = argument;
 
     CHECK_INT(variant->stop(cleaner), 0);
-    CHECK_U64(cleaner_stats(cleaner).instances, 0); /* nobody starts meanwhile */
+    CHECK_U64(cleaner_stats(cleaner).instances, 0); /* no thread starts it meanwhile */
 }
 
-/* @count threads stop at once, the i-th by variant (i * @step + @first). */
-static void stop_at_once(unsigned count, unsigned first, unsigned step)
+/* @count threads stop together; thread i uses variant (i * @step + @first). */
+static void stop_together(unsigned count, unsigned first, unsigned step)
 {
     for (unsigned i = 0; i < count; i++) {
         const struct cleaner_stop *variant = &cleaner_stops[(first + i * step) % CLEANER_STOPS];
@@ -30,25 +30,25 @@ static void stop_at_once(unsigned count, unsigned first, unsigned step)
     CHECK_INT(q2c_cleaner_is_running(cleaner), 0);
 }
 
-static void all_of_one_variant(void)
+static void concurrent_stops_of_one_variant_return(void)
 {
     for (unsigned round = 0; round < 10; round++) {
         for (unsigned first = 0; first < CLEANER_STOPS; first++) {
             CHECK_INT(q2c_cleaner_start(cleaner, NULL, FOREVER), 0);
-            stop_at_once(THREADS, first, 0);
+            stop_together(THREADS, first, 0);
         }
     }
 }
 
-static void all_variants_together(void)
+static void concurrent_stops_of_all_variants_return(void)
 {
     for (unsigned round = 0; round < 20; round++) {
         CHECK_INT(q2c_cleaner_start(cleaner, NULL, round % 2 == 0 ? FOREVER : 1), 0);
-        stop_at_once(2 + round % (THREADS - 1), round, 1);
+        stop_together(2 + round % (THREADS - 1), round, 1);
     }
 }
 
-static void while_one_holds_the_lock(void)
+static void stops_return_while_the_lock_holder_stops(void)
 {
     CHECK_INT(q2c_cleaner_start(cleaner, NULL, 1), 0);
     cleaner_await_passes(cleaner, 1);
@@ -59,7 +59,7 @@ static void while_one_holds_the_lock(void)
     for (unsigned i = 0; i < 3; i++) {
         thread_settle(&threads[i]);
     }
-    /* it lets go of the lock while it waits, and has it back when it returns */
+    /* it drops the lock while it waits, and holds it again when it returns */
     CHECK_INT(q2c_cleaner_co_locked_del_and_wait(cleaner), 0);
     CHECK_INT(q2c_cleaner_lock(cleaner), -EDEADLK);
     CHECK_INT(q2c_cleaner_unlock(cleaner), 0);
@@ -71,7 +71,7 @@ static void while_one_holds_the_lock(void)
 #define ROUNDS 150
 static atomic_uint starters;
 
-/* Any order of starts and stops is fine, as long as each of them comes back. */
+/* Starts and stops may run in any order; each call must return. */
 static void start_often(void *argument)
 {
     uint64_t interval = (uintptr_t)argument;
@@ -105,7 +105,7 @@ static void request_often(void *argument)
     } while (atomic_load(&starters) > 0);
 }
 
-static void stops_against_starts(void)
+static void stops_race_with_starts(void)
 {
     atomic_store(&starters, 2);
     thread_start(&threads[0], start_often, (void *)(uintptr_t)FOREVER);
@@ -126,7 +126,7 @@ static void set_interval_often(void *argument)
     uint64_t state = 1 + (uintptr_t)argument;
 
     while (atomic_load(&starters) > 0) {
-        /* 0 is a stop; the others move the end of a sleep back and forth */
+        /* 0 requests a stop; the others move the end of a sleep back and forth */
         static const uint64_t intervals[] = {0, 1, MILLISECOND, FOREVER};
         int result = q2c_cleaner_set_interval(cleaner, intervals[test_random(&state) % 4]);
 
@@ -135,7 +135,7 @@ static void set_interval_often(void *argument)
     }
 }
 
-static void stops_against_changes_of_the_interval(void)
+static void stops_race_with_interval_changes(void)
 {
     atomic_store(&starters, 1);
     thread_start(&threads[0], start_often, (void *)(uintptr_t)FOREVER);
@@ -150,7 +150,7 @@ static void stops_against_changes_of_the_interval(void)
     CHECK_U64(cleaner_stats(cleaner).instances, 0);
 }
 
-static void many_cleaners_side_by_side(void)
+static void many_cleaners_run_in_parallel(void)
 {
     q2c_cleaner *cleaners[50];
 
@@ -171,12 +171,12 @@ int main(void)
 {
     test_begin();
     cleaner = cleaner_new();
-    RUN(all_of_one_variant);
-    RUN(all_variants_together);
-    RUN(while_one_holds_the_lock);
-    RUN(stops_against_starts);
-    RUN(stops_against_changes_of_the_interval);
-    RUN(many_cleaners_side_by_side);
+    RUN(concurrent_stops_of_one_variant_return);
+    RUN(concurrent_stops_of_all_variants_return);
+    RUN(stops_return_while_the_lock_holder_stops);
+    RUN(stops_race_with_starts);
+    RUN(stops_race_with_interval_changes);
+    RUN(many_cleaners_run_in_parallel);
     cleaner_drop(cleaner);
     return test_end();
 }

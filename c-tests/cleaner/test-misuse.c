@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* A stop in the wrong place is an error, and no hang. */
+/* A stop in the wrong context returns an error and does not hang. */
 #include "cleaning.h"
 #include "threads.h"
 
 static q2c_cleaner *cleaner;
 
-static void waiting_stops_with_the_lock_held(void)
+static void waiting_stops_fail_with_the_lock_held(void)
 {
     CHECK_INT(q2c_cleaner_start(cleaner, NULL, FOREVER), 0);
     CHECK_INT(q2c_cleaner_lock(cleaner), 0);
@@ -16,7 +16,7 @@ static void waiting_stops_with_the_lock_held(void)
     CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0);
 }
 
-static void even_when_there_is_nothing_to_stop(void)
+static void wrong_stops_fail_without_an_instance_too(void)
 {
     CHECK_INT(q2c_cleaner_lock(cleaner), 0);
     CHECK_INT(q2c_cleaner_co_del_and_wait(cleaner), -EDEADLK);
@@ -25,7 +25,7 @@ static void even_when_there_is_nothing_to_stop(void)
     CHECK_INT(q2c_cleaner_co_locked_del_and_wait(cleaner), -EPERM);
 }
 
-static void locked_stop_without_the_lock(void)
+static void locked_stop_fails_without_the_lock(void)
 {
     CHECK_INT(q2c_cleaner_start(cleaner, NULL, FOREVER), 0);
     CHECK_INT(q2c_cleaner_co_locked_del_and_wait(cleaner), -EPERM);
@@ -39,7 +39,7 @@ static void locked_stop_elsewhere(void *argument)
     CHECK_INT(q2c_cleaner_co_locked_del_and_wait(cleaner), -EPERM);
 }
 
-static void locked_stop_with_anothers_lock(void)
+static void locked_stop_fails_with_another_threads_lock(void)
 {
     struct thread thread;
 
@@ -52,7 +52,7 @@ static void locked_stop_with_anothers_lock(void)
     CHECK_INT(q2c_cleaner_unlock(cleaner), 0);
 }
 
-static void what_needs_no_waiting_is_fine_with_the_lock(void)
+static void calls_that_do_not_wait_work_with_the_lock_held(void)
 {
     CHECK_INT(q2c_cleaner_lock(cleaner), 0);
     CHECK_INT(q2c_cleaner_start(cleaner, NULL, FOREVER), 0);
@@ -67,11 +67,11 @@ int main(void)
 {
     test_begin();
     cleaner = cleaner_new();
-    RUN(waiting_stops_with_the_lock_held);
-    RUN(even_when_there_is_nothing_to_stop);
-    RUN(locked_stop_without_the_lock);
-    RUN(locked_stop_with_anothers_lock);
-    RUN(what_needs_no_waiting_is_fine_with_the_lock);
+    RUN(waiting_stops_fail_with_the_lock_held);
+    RUN(wrong_stops_fail_without_an_instance_too);
+    RUN(locked_stop_fails_without_the_lock);
+    RUN(locked_stop_fails_with_another_threads_lock);
+    RUN(calls_that_do_not_wait_work_with_the_lock_held);
     cleaner_drop(cleaner);
     return test_end();
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Starting and the three stops that wait: each from every state that a test can bring about. */
+/* Starts, and the three waiting stops from every state that a test can bring about. */
 #include "cleaning.h"
 #include "threads.h"
 
@@ -18,7 +18,7 @@ static void check_stopped(const char *variant)
     }
 }
 
-static void stop_without_an_instance(void)
+static void stop_without_an_instance_succeeds(void)
 {
     for (unsigned i = 0; i < CLEANER_STOPS; i++) {
         CHECK_INT(cleaner_stops[i].stop(cleaner), 0);
@@ -26,7 +26,7 @@ static void stop_without_an_instance(void)
     }
 }
 
-static void stop_right_after_start(void)
+static void stop_returns_right_after_start(void)
 {
     for (unsigned round = 0; round < 100; round++) {
         for (unsigned i = 0; i < CLEANER_STOPS; i++) {
@@ -37,7 +37,7 @@ static void stop_right_after_start(void)
     }
 }
 
-static void stop_while_it_sleeps(void)
+static void stop_ends_a_sleep(void)
 {
     for (unsigned i = 0; i < CLEANER_STOPS; i++) {
         CHECK_INT(q2c_cleaner_start(cleaner, NULL, FOREVER), 0);
@@ -50,7 +50,7 @@ static void stop_while_it_sleeps(void)
     }
 }
 
-static void stop_while_it_cleans_without_pause(void)
+static void stop_returns_during_continuous_passes(void)
 {
     for (unsigned round = 0; round < 20; round++) {
         for (unsigned i = 0; i < CLEANER_STOPS; i++) {
@@ -62,12 +62,12 @@ static void stop_while_it_cleans_without_pause(void)
     }
 }
 
-static void locked_stop_while_it_waits_for_the_lock(void)
+static void locked_stop_returns_while_the_cleaner_waits_for_the_lock(void)
 {
     CHECK_INT(q2c_cleaner_start(cleaner, NULL, 1), 0);
     cleaner_await_passes(cleaner, 1);
     CHECK_INT(q2c_cleaner_lock(cleaner), 0);
-    /* by now it is due, and has to wait */
+    /* by now the pass is due and has to wait */
     for (int pause = 0; pause < 5; pause++) {
         test_pause();
     }
@@ -83,7 +83,7 @@ static void stop_it(void *argument)
     CHECK_INT(variant->stop(cleaner), 0);
 }
 
-static void stop_from_another_thread_than_start(void)
+static void stop_works_from_another_thread_than_start(void)
 {
     for (unsigned i = 0; i < CLEANER_STOPS; i++) {
         struct thread thread;
@@ -95,7 +95,7 @@ static void stop_from_another_thread_than_start(void)
     }
 }
 
-static void start_twice(void)
+static void second_start_is_ealready(void)
 {
     CHECK_INT(q2c_cleaner_start(cleaner, NULL, FOREVER), 0);
     CHECK_INT(q2c_cleaner_start(cleaner, NULL, FOREVER), -EALREADY);
@@ -106,7 +106,7 @@ static void start_twice(void)
     check_stopped("mixed");
 }
 
-static void interval_0_starts_none(void)
+static void interval_0_starts_no_instance(void)
 {
     uint64_t starts = cleaner_stats(cleaner).starts;
 
@@ -118,7 +118,7 @@ static void interval_0_starts_none(void)
     CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0);
 }
 
-static void the_longest_interval(void)
+static void cleaner_with_the_longest_interval_can_be_stopped(void)
 {
     CHECK_INT(q2c_cleaner_start(cleaner, NULL, UINT64_MAX), 0);
     CHECK_INT(q2c_cleaner_is_running(cleaner), 1);
@@ -150,7 +150,7 @@ static void request_stop_ends_a_sleep(void)
     check_stopped("requested");
 }
 
-static void a_stop_waits_for_those_asked_before(void)
+static void stop_waits_for_instances_asked_to_stop_before(void)
 {
     for (unsigned round = 0; round < 200; round++) {
         CHECK_INT(q2c_cleaner_start(cleaner, NULL, FOREVER), 0);
@@ -160,7 +160,7 @@ static void a_stop_waits_for_those_asked_before(void)
     }
 }
 
-static void start_while_an_older_one_is_on_its_way_out(void)
+static void start_works_while_an_older_instance_ends(void)
 {
     uint64_t starts = cleaner_stats(cleaner).starts;
 
@@ -174,7 +174,7 @@ static void start_while_an_older_one_is_on_its_way_out(void)
     check_stopped("unlocked");
 }
 
-static void stopping_keeps_the_interval(void)
+static void stop_keeps_the_interval(void)
 {
     CHECK_INT(q2c_cleaner_start(cleaner, NULL, 7 * SECOND), 0);
     CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0);
@@ -185,20 +185,20 @@ int main(void)
 {
     test_begin();
     cleaner = cleaner_new();
-    RUN(stop_without_an_instance);
-    RUN(stop_right_after_start);
-    RUN(stop_while_it_sleeps);
-    RUN(stop_while_it_cleans_without_pause);
-    RUN(locked_stop_while_it_waits_for_the_lock);
-    RUN(stop_from_another_thread_than_start);
-    RUN(start_twice);
-    RUN(interval_0_starts_none);
-    RUN(the_longest_interval);
+    RUN(stop_without_an_instance_succeeds);
+    RUN(stop_returns_right_after_start);
+    RUN(stop_ends_a_sleep);
+    RUN(stop_returns_during_continuous_passes);
+    RUN(locked_stop_returns_while_the_cleaner_waits_for_the_lock);
+    RUN(stop_works_from_another_thread_than_start);
+    RUN(second_start_is_ealready);
+    RUN(interval_0_starts_no_instance);
+    RUN(cleaner_with_the_longest_interval_can_be_stopped);
     RUN(request_stop_does_not_need_the_lock);
     RUN(request_stop_ends_a_sleep);
-    RUN(a_stop_waits_for_those_asked_before);
-    RUN(start_while_an_older_one_is_on_its_way_out);
-    RUN(stopping_keeps_the_interval);
+    RUN(stop_waits_for_instances_asked_to_stop_before);
+    RUN(start_works_while_an_older_instance_ends);
+    RUN(stop_keeps_the_interval);
     cleaner_drop(cleaner);
     return test_end();
 }

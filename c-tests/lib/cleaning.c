@@ -41,7 +41,7 @@ static int stop_locked(q2c_cleaner *cleaner)
 
     MUST(q2c_cleaner_lock(cleaner));
     result = q2c_cleaner_co_locked_del_and_wait(cleaner);
-    /* held again: nobody else can have it, and this thread can give it back */
+    /* this thread holds the lock again: a second lock fails, an unlock works */
     CHECK_INT(q2c_cleaner_lock(cleaner), -EDEADLK);
     CHECK_INT(q2c_cleaner_unlock(cleaner), 0);
     return result;

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* An image's state, as the tests of the state and of option changes open it. */
+/* An image's state, for tests of the state and of option changes. */
 #ifndef IMAGE_H
 #define IMAGE_H
 
 #include "cleaning.h"
 
 /* 64 MiB in clusters of 4 KiB: 32 L2 tables, which are all cached by default. */
-#define CLUSTER UINT64_C(4096)
-#define IMAGE_SIZE (UINT64_C(64) << 20)
+#define CLUSTER         UINT64_C(4096)
+#define IMAGE_SIZE      (UINT64_C(64) << 20)
 #define IMAGE_L2_TABLES 32
 
-#define L2_KIND 21
+#define L2_KIND       21
 #define REFCOUNT_KIND 22
 
 /* The n-th cluster of the storage. */
@@ -25,11 +25,14 @@ struct image {
     q2c_state *state;
 };
 
-/* Everything but the opening; config may be changed before that. The cleaner sleeps long. */
+/*
+ * Prepares all that image_open() needs; config and options may be changed in between. The cleaner
+ * has the default interval, which is longer than any test.
+ */
 void image_init(struct image *image);
-/* The test ends when it cannot be opened. */
+/* Opens the state. Ends the test if that fails. */
 void image_open(struct image *image);
-/* Gives dirty tables up; checks that it can be closed. */
+/* Discards all tables, checks that the state can be closed, and frees its storages. */
 void image_close(struct image *image);
 
 q2c_cache *image_l2(struct image *image);

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Two threads take turns, each by a wait that the other one ends with a kick. */
+/* Two threads take turns: each waits until the other one kicks. */
 #ifndef PING_PONG_H
 #define PING_PONG_H
 
 #include <qcow2cache-dl.h>
 
-/* The caller and a thread of its own. Returns after a thousand turns of each: a kick that is lost hangs it. */
+/*
+ * Plays with the caller and a new thread. Returns after a thousand turns of each; a lost kick makes
+ * it hang.
+ */
 void play_ping_pong(q2c_state *state);
 
 #endif

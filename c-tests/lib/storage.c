@@ -106,9 +106,9 @@ static void wait_while_held(struct storage *storage, int op, uint64_t offset, ui
     }
 }
 
-static const char *const op_names[STORAGE_OPS] = {"read", "write", "flush", "check"};
+static const char *const op_names[STORAGE_OPS] = { "read", "write", "flush", "check" };
 
-/* Everything a call does but to move data; returns the error it ends with. */
+/* The part of a call before the data is copied. Returns the error that the call ends with. */
 static int begin(struct storage *storage, int op, uint64_t offset, uint64_t bytes)
 {
     unsigned index = op_index(op);
@@ -158,8 +158,8 @@ static uint64_t total(const struct iovec *iov, int iovcnt)
 }
 
 /*
- * Word by word, atomically: as the kernel does it, and as a driver's own storage must if other
- * threads use q2c_cache_read() and q2c_cache_store() meanwhile.
+ * Copies word by word, each word atomically. The kernel does so, too, and a driver's own storage
+ * must if other threads use q2c_cache_read() and q2c_cache_store() meanwhile.
  */
 static void copy_words(void *to, const void *from, size_t bytes)
 {
@@ -340,7 +340,7 @@ void storage_fail(struct storage *storage, int ops, int skip, int times, int err
         i++;
     }
     REQUIRE(i < STORAGE_RULES);
-    storage->faults[i] = (struct storage_fault){ops, skip, times, error};
+    storage->faults[i] = (struct storage_fault){ ops, skip, times, error };
     pthread_mutex_unlock(&storage->mutex);
 }
 
@@ -360,7 +360,7 @@ int storage_hold(struct storage *storage, int ops, uint64_t offset)
         i++;
     }
     REQUIRE(i < STORAGE_RULES);
-    storage->holds[i] = (struct storage_hold){.ops = ops, .offset = offset};
+    storage->holds[i] = (struct storage_hold){ .ops = ops, .offset = offset };
     pthread_mutex_unlock(&storage->mutex);
     return i;
 }

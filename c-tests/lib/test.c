@@ -22,25 +22,26 @@ static const char *volatile current_case = "before the first case";
 const char *__tsan_default_suppressions(void);
 
 /*
- * Arc's last drop orders itself by a fence, and ThreadSanitizer sees no fences (std has a variant for
- * it, but the build of std that rustup brings is not instrumented). What is touched after its last
- * drop is AddressSanitizer's to find.
+ * drop_slow: the last drop of an Arc is ordered by a fence, and ThreadSanitizer does not see
+ * fences. (std has a variant for it, but the std that comes with the toolchain is not
+ * instrumented.) AddressSanitizer finds accesses after the last drop.
  *
- * q2c_cache_read copies from a table without a pin, and throws away what it copied if the table went meanwhile, when storage may
- * have been writing the next one there. Fences order that, too; the models in tests/loom_cache.rs check them.
+ * read_fast, read_slow: q2c_cache_read copies from a table without a pin. If the table was dropped
+ * meanwhile, storage may have written the next table there, and q2c_cache_read discards the copy.
+ * Fences order that, too; the models in tests/loom_cache.rs check them.
  */
 const char *__tsan_default_suppressions(void)
 {
     return "race:drop_slow\n"
-           "race:read_at_once\n"
-           "race:read_at_length\n";
+           "race:read_fast\n"
+           "race:read_slow\n";
 }
 #endif
 
-/* Async-signal-safe: what hangs may hold any lock. */
+/* Async-signal-safe, because the program may hang with any lock held. */
 static void watchdog(int signal_number)
 {
-    static const char before[] = "Bail out! the watchdog found it hanging in: ";
+    static const char before[] = "Bail out! the watchdog ended a hang in: ";
     const char *name = current_case;
     ssize_t written;
 
@@ -55,7 +56,7 @@ static void start_watchdog(void)
 {
     const char *setting = getenv("Q2C_TEST_WATCHDOG");
     int seconds = setting != NULL ? atoi(setting) : 0;
-    struct sigaction action = {.sa_handler = watchdog};
+    struct sigaction action = { .sa_handler = watchdog };
 
     sigaction(SIGALRM, &action, NULL);
     alarm(seconds > 0 ? (unsigned)seconds : WATCHDOG_SECONDS);
@@ -65,7 +66,7 @@ void test_begin(void)
 {
     char message[256] = "";
 
-    /* whole lines, so that a crash loses none */
+    /* writes each line as it ends, so that a crash loses none */
     setvbuf(stdout, NULL, _IOLBF, 0);
     start_watchdog();
     if (q2c_dl_load(getenv("Q2C_TEST_LIBRARY"), message, sizeof(message)) != 0) {
@@ -206,7 +207,7 @@ void test_require_failed(struct test_site site, int64_t value)
 
 void test_pause(void)
 {
-    struct timespec millisecond = {.tv_nsec = 1000000};
+    struct timespec millisecond = { .tv_nsec = 1000000 };
 
     nanosleep(&millisecond, NULL);
 }

@@ -2,16 +2,16 @@
 /*
  * The harness of the C tests: TAP on standard output, one line per case.
  *
- *     static void what_is_so(void) { CHECK_INT(q2c_cache_put(cache, &table), 0); }
- *     int main(void) { test_begin(); RUN(what_is_so); return test_end(); }
+ *     static void put_accepts_a_table(void) { CHECK_INT(q2c_cache_put(cache, &table), 0); }
+ *     int main(void) { test_begin(); RUN(put_accepts_a_table); return test_end(); }
  *
- * A check that fails prints the expression, where it stands and both values, fails the case and
- * goes on. Checks may be made from any thread. A program that hangs fails by a watchdog after 60 s
- * (Q2C_TEST_WATCHDOG: another number of seconds).
+ * A failed check prints the expression, its place in the source and both values. It fails the case,
+ * which continues. Any thread may make checks. A watchdog fails a program that runs for more than
+ * 60 s (Q2C_TEST_WATCHDOG: another number of seconds).
  *
- * The same source is built three ways: against the shared library, against the archive, and with
- * QCOW2CACHE_DLOPEN; test_begin() loads the library then (Q2C_TEST_LIBRARY: its path), and
- * test_end() unloads it.
+ * Each program is built three ways: with the shared library, with the archive, and with
+ * QCOW2CACHE_DLOPEN. In the last case test_begin() loads the library (Q2C_TEST_LIBRARY: its path),
+ * and test_end() unloads it.
  */
 #ifndef TEST_H
 #define TEST_H
@@ -31,7 +31,7 @@ void test_run(const char *name, void (*function)(void));
 
 #define RUN(function) test_run(#function, function)
 
-/* A line of diagnostics. */
+/* Prints a line of diagnostics. */
 __attribute__((format(printf, 1, 2))) void test_note(const char *format, ...);
 
 struct test_site {
@@ -40,9 +40,9 @@ struct test_site {
     const char *expression;
 };
 
-#define TEST_SITE(expression) ((struct test_site){__FILE__, __LINE__, expression})
+#define TEST_SITE(expression) ((struct test_site){ __FILE__, __LINE__, expression })
 
-/* Each returns whether it holds. */
+/* Each returns whether the check holds. */
 bool test_check(struct test_site site, bool holds);
 bool test_check_int(struct test_site site, int64_t got, int64_t expected);
 bool test_check_u64(struct test_site site, uint64_t got, uint64_t expected);
@@ -50,18 +50,18 @@ bool test_check_between(struct test_site site, uint64_t got, uint64_t low, uint6
 bool test_check_ptr(struct test_site site, const void *got, const void *expected);
 bool test_check_str(struct test_site site, const char *got, const char *expected);
 bool test_check_contains(struct test_site site, const char *got, const char *part);
-/* Print what was asked for and leave the program: what follows makes no sense. */
+/* Prints the requirement and exits, because the rest of the program depends on it. */
 _Noreturn void test_require_failed(struct test_site site, int64_t value);
 
 #define CHECK(expression) test_check(TEST_SITE(#expression), (expression))
-/* Signed numbers; those below 0 are shown as an errno, too. */
+/* Signed numbers; a failure names the errno of numbers below 0. */
 #define CHECK_INT(got, expected) test_check_int(TEST_SITE(#got), (got), (expected))
 #define CHECK_U64(got, expected) test_check_u64(TEST_SITE(#got), (got), (expected))
 /* low <= got <= high */
 #define CHECK_BETWEEN(got, low, high) test_check_between(TEST_SITE(#got), (got), (low), (high))
-#define CHECK_PTR(got, expected) test_check_ptr(TEST_SITE(#got), (got), (expected))
-#define CHECK_STR(got, expected) test_check_str(TEST_SITE(#got), (got), (expected))
-/* The string has the part in it. */
+#define CHECK_PTR(got, expected)      test_check_ptr(TEST_SITE(#got), (got), (expected))
+#define CHECK_STR(got, expected)      test_check_str(TEST_SITE(#got), (got), (expected))
+/* The string contains the part. */
 #define CHECK_CONTAINS(got, part) test_check_contains(TEST_SITE(#got), (got), (part))
 /* The call returns 0, or the test ends here. */
 #define MUST(call)                                                                                 \
@@ -73,15 +73,16 @@ _Noreturn void test_require_failed(struct test_site site, int64_t value);
     } while (0)
 #define REQUIRE(expression) MUST(!(expression))
 
-/* Wait until it is so; the watchdog ends what never comes. */
+/* Waits until the expression is true. The watchdog ends a wait without end. */
 #define EVENTUALLY(expression)                                                                     \
     do {                                                                                           \
     } while (!(expression) && (test_pause(), true))
 
-/* A millisecond. */
+/* Sleeps for a millisecond. */
 void test_pause(void);
 
-/* A pseudo-random number of the sequence that *state stands for (start it with anything but 0). */
+/* The next pseudo-random number. *state is the position in the sequence; it starts with any
+ * number but 0. */
 uint64_t test_random(uint64_t *state);
 
 #endif

@@ -31,7 +31,7 @@ void thread_join(struct thread *thread)
     MUST(pthread_join(thread->id, NULL));
 }
 
-/* Does the kernel have it waiting? */
+/* Does the thread wait in the kernel? */
 static bool is_waiting(int kernel_id)
 {
     char path[64];

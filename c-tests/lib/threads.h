@@ -17,17 +17,17 @@ struct thread {
     void *argument;
 };
 
-/* @thread stays where it is until it is joined. */
+/* Starts a thread. *@thread must not move until it is joined. */
 void thread_start(struct thread *thread, void (*function)(void *argument), void *argument);
 void thread_join(struct thread *thread);
 
 /*
- * Give the thread the time to run until it waits for something (or ends). This is a help to make
- * a test strong, never to make it right: the thread may be found waiting too early, or not at all.
+ * Gives the thread time to run until it waits in the kernel (or ends). A test is stronger with it,
+ * but must be right without it: the thread may be seen waiting too early, or not at all.
  */
 void thread_settle(struct thread *thread);
 
-/* Closed at first. Everybody waits at it until it is opened. */
+/* Closed at first. Threads wait at it until it is opened. */
 struct gate {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
@@ -35,10 +35,10 @@ struct gate {
     unsigned waiting;
 };
 
-#define GATE_CLOSED {.mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER}
+#define GATE_CLOSED { .mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER }
 
 void gate_wait(struct gate *gate);
-/* Until so many wait at the gate. */
+/* Waits until @waiting threads or more are at the gate. */
 void gate_await(struct gate *gate, unsigned waiting);
 void gate_open(struct gate *gate);
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Event loops of the tests: one turned by hand, or one that lives in a thread of its own. */
+/* Event loops for tests: run by hand, or in a separate thread. */
 #ifndef LOOPING_H
 #define LOOPING_H
 
@@ -8,36 +8,39 @@
 
 extern const q2c_host loop_host;
 
-/* In the calling thread; the test ends when there is none. */
+/* Creates a loop whose home is the calling thread. Ends the test if that fails. */
 q2c_loop *loop_new(void);
-/* Home thread. Checks that nothing lives in it. */
+/* Home thread. Frees the loop, and checks that nothing lives in it. */
 void loop_drop(q2c_loop *loop);
 /* Is the descriptor readable now? */
 bool loop_is_readable(q2c_loop *loop);
 int64_t loop_timeout(q2c_loop *loop);
-/* Home thread: until there is nothing to do but to wait. */
+/* Home thread. Dispatches until the loop can only wait. */
 void loop_settle(q2c_loop *loop);
 /* A cleaner on the event loop host. */
 q2c_cleaner *loop_cleaner_new(void);
 
-/* A thread that makes a loop and turns it until it is stopped; it does what it is told in between. */
+/* A thread that creates a loop and runs it until it is stopped. It runs jobs between turns. */
 struct turner {
     struct thread thread;
-    _Atomic(q2c_loop *) loop; /* NULL until it is there */
+    _Atomic(q2c_loop *) loop; /* NULL until it is created */
     atomic_bool quit;
-    pthread_mutex_t mutex; /* what follows */
+    pthread_mutex_t mutex; /* guards the rest */
     pthread_cond_t done;
-    void (*job)(void *argument); /* NULL: none is asked for, or the last one has ended */
+    void (*job)(void *argument); /* NULL: no job, or the last one has ended */
     void *argument;
 };
 
 void turner_start(struct turner *turner);
-/* Runs function(argument) in the turner's thread, between two turns, and waits for its end. One caller at a time. */
+/*
+ * Runs function(argument) in the turner's thread, between two turns of its loop, and waits for its
+ * end. One caller at a time.
+ */
 void turner_run(struct turner *turner, void (*function)(void *argument), void *argument);
-/* The same in two parts: several turners can be sent at once. */
+/* The two parts of turner_run(), so that several turners can run jobs at the same time. */
 void turner_send(struct turner *turner, void (*function)(void *argument), void *argument);
 void turner_await(struct turner *turner);
-/* Frees the loop. */
+/* Ends the thread, which frees its loop. */
 void turner_stop(struct turner *turner);
 
 #endif

@@ -12,8 +12,9 @@
 #include "test.h"
 
 /*
- * One word: NONE → a seam (armed) → HELD → RELEASED → NONE, or from HELD to a seam again. The thread that is held leaves
- * HELD only when somebody else changes the word, and it alone ends RELEASED.
+ * The states of `word`: NONE → a seam (armed) → HELD → RELEASED → NONE, or from HELD to a seam
+ * again. The held thread waits until another thread changes HELD. Only the held thread ends
+ * RELEASED.
  */
 enum { HELD = SEAMS, RELEASED };
 
@@ -105,7 +106,7 @@ unsigned seam_given_back(void)
 
 int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *limit, const sigset_t *mask)
 {
-    struct timespec left = {.tv_sec = 0};
+    struct timespec left = { .tv_sec = 0 };
     enum seam_wait kind = SEAM_WAITS;
     long ready;
     int error;

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Where a test can hold the thread that a cleaner runs in. The program has its own ppoll, clock_gettime and madvise, which
- * the library's calls come to, linked in any of the three ways: each is the kernel's, with a place to be held at.
+ * Places at which a test can hold the thread that a cleaner runs in. The program defines ppoll,
+ * clock_gettime and madvise, and the library calls these in each of the three builds. Each makes
+ * the system call, and is a place to hold the thread.
  *
- * Only the cleaner's thread is held: the thread of the library's own, or the home thread of its event loop. The test's other
- * threads say that they are not it.
+ * Only the cleaner's thread is held: the library's own thread, or the home thread of its event
+ * loop. Other threads of the test must exclude themselves by seam_thread_cleans().
  */
 #ifndef SEAMS_H
 #define SEAMS_H
@@ -14,34 +15,34 @@
 enum seam {
     SEAM_NONE,
     SEAM_WAIT,      /* about to wait in the kernel; no lock of the library is held */
-    SEAM_WOKEN,     /* back from there; no lock is held, nothing has been dispatched yet */
-    SEAM_CLOCK,     /* at a look at the clock, under the loop's own lock */
-    SEAM_GIVE_BACK, /* in a pass that gives tables' memory back; no lock is held */
+    SEAM_WOKEN,     /* back from the wait; no lock is held, nothing has been dispatched yet */
+    SEAM_CLOCK,     /* about to read the clock, under the loop's own lock */
+    SEAM_GIVE_BACK, /* in a pass, about to release tables' memory; no lock is held */
     SEAMS
 };
 
-/* The calling thread is (not) one that a cleaner runs in. A thread that never calls this is. */
+/* Says whether a cleaner may run in the calling thread. A thread that never calls this: yes. */
 void seam_thread_cleans(bool cleans);
 
-/* Hold the cleaner's thread at its next call there, after @skip others. One hold at a time. */
+/* Holds the cleaner's thread at its next call there, after @skip calls. One hold at a time. */
 void seam_hold(enum seam seam, unsigned skip);
-/* The same for a thread that is held: let it go as far as there. */
+/* Lets a thread that is held run on, and holds it at @seam, after @skip calls there. */
 void seam_move(enum seam seam, unsigned skip);
 bool seam_is_held(void);
-/* Returns when the thread, if one was held, goes on; no hold any more. */
+/* Ends the hold. If a thread is held, returns after it runs again. */
 void seam_release(void);
-/* In place of holding it: have it call @function there, once. */
+/* Makes the cleaner's thread call @function there, once, and does not hold it. */
 void seam_call(enum seam seam, void (*function)(void));
 
-/* Where the cleaner's thread waits in the kernel now. */
+/* How the cleaner's thread waits in the kernel now. */
 enum seam_wait {
     SEAM_NOT_WAITING,
-    SEAM_WAITS_FOR_TIMER, /* with a limit of time above 0 */
+    SEAM_WAITS_FOR_TIMER, /* with a time limit above 0 */
     SEAM_WAITS,           /* without limit */
 };
 enum seam_wait seam_waits(void);
 
-/* How often the cleaner's thread gave memory back. */
+/* How often the cleaner's thread has released memory. */
 unsigned seam_given_back(void);
 
 #endif

@@ -4,14 +4,15 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* Tables of a page, so that a pass gives each one's memory back. */
+/* A table has the size of a page, so that a pass releases the memory of each one. */
 #define TABLES 8
 
-const char *const host_names[HOSTS] = {"threads", "event loop", "event loop, clock standing"};
-const char *const state_names[STATES] = {
-    "never started", "not yet run",          "about to sleep", "about to wait",
-    "asleep",        "waiting for the lock", "in a pass",      "asked to stop and not yet gone",
-    "just ended"};
+const char *const host_names[HOSTS] = { "threads", "event loop", "event loop, clock paused" };
+const char *const state_names[STATES] = { "never started",  "not yet run",
+                                          "about to sleep", "about to wait",
+                                          "asleep",         "waiting for the lock",
+                                          "in a pass",      "asked to stop and not yet gone",
+                                          "just ended" };
 
 struct setting setting;
 
@@ -31,10 +32,11 @@ static void do_not_clean(void *argument)
 void setting_begin(enum host host)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    void *memory = mmap(NULL, storage_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *memory =
+        mmap(NULL, storage_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
     REQUIRE(memory != MAP_FAILED);
-    setting = (struct setting){.host = host, .storage = memory};
+    setting = (struct setting){ .host = host, .storage = memory };
     storage_init(setting.storage, (TABLES + 1) * page);
     turner_start(&setting.home);
     turner_start(&setting.another);
@@ -102,7 +104,8 @@ bool state_holds(enum state state)
 
 int setting_start(void)
 {
-    return q2c_cleaner_start(setting.cleaner, setting.host == THREADS ? NULL : setting.home.loop, FOREVER);
+    return q2c_cleaner_start(setting.cleaner, setting.host == THREADS ? NULL : setting.home.loop,
+                             FOREVER);
 }
 
 void setting_take_lock(void *argument)
@@ -133,7 +136,7 @@ uint32_t setting_instances(void)
     return cleaner_stats(setting.cleaner).instances;
 }
 
-/* Held when it has been woken for the task, which nobody else can run. */
+/* The thread is held after it was woken to run the cleaner, which no other thread can run. */
 static void hold_before_its_first_run(void)
 {
     seam_hold(SEAM_WOKEN, 0);
@@ -141,7 +144,7 @@ static void hold_before_its_first_run(void)
     EVENTUALLY(seam_is_held());
 }
 
-/* From before its first run on, to the next place of that kind after @skip others. */
+/* Holds the thread before its first run, then at @seam after @skip calls there. */
 static void hold_further_on(enum seam seam, unsigned skip)
 {
     hold_before_its_first_run();
@@ -173,13 +176,13 @@ void setting_await_lock(void)
 {
     setting_make_due();
     if (setting.host == STANDING_LOOP) {
-        setting_turn(); /* the timer, and the cleaner */
+        setting_turn(); /* runs the timer, and the cleaner */
     }
-    /* with an interval of a ns, it is only without limit when it is not the timer that it waits for */
+    /* with an interval of 1 ns, a wait without limit is not a wait for the timer */
     EVENTUALLY(seam_waits() == SEAM_WAITS);
 }
 
-/* The first pass forgets who was used, the next one drops them. */
+/* The first pass clears the marks of use; the next pass drops the tables. */
 static void hold_in_a_pass(void)
 {
     setting_fall_asleep();
@@ -192,7 +195,7 @@ static void hold_in_a_pass(void)
     }
     EVENTUALLY(seam_is_held());
     if (setting.host != STANDING_LOOP) {
-        CHECK_INT(q2c_cleaner_set_interval(setting.cleaner, FOREVER), 0); /* no further one */
+        CHECK_INT(q2c_cleaner_set_interval(setting.cleaner, FOREVER), 0); /* no further pass */
     }
 }
 
@@ -205,7 +208,7 @@ void setting_reach(enum state state)
         hold_before_its_first_run();
         break;
     case ABOUT_TO_SLEEP:
-        hold_further_on(SEAM_CLOCK, 1); /* the first look is the loop's own, for timers that are due */
+        hold_further_on(SEAM_CLOCK, 1); /* skips the loop's own look, for timers that are due */
         break;
     case ABOUT_TO_WAIT:
         hold_further_on(SEAM_WAIT, 0);

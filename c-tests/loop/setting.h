@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * A cleaner on the thread host, in an event loop, or in one whose clock stands still; and ways to bring it into every state
- * that it has.
+ * A cleaner on the thread host, in an event loop, or in an event loop with a paused clock; and ways
+ * to bring it into each of its states.
  */
 #ifndef SETTING_H
 #define SETTING_H
@@ -13,13 +13,13 @@ enum host { THREADS, LOOP, STANDING_LOOP, HOSTS };
 
 enum state {
     NEVER_STARTED,
-    NOT_YET_RUN,      /* started; its thread is held on the way to it */
-    ABOUT_TO_SLEEP,   /* held at its look at the clock, its timer and waker not yet there */
-    ABOUT_TO_WAIT,    /* asleep, its thread held on the way into the kernel */
+    NOT_YET_RUN,      /* started; its thread is held before the first run */
+    ABOUT_TO_SLEEP,   /* held when it reads the clock, before its timer and waker exist */
+    ABOUT_TO_WAIT,    /* asleep; its thread is held before its wait in the kernel */
     ASLEEP,           /* its thread waits in the kernel for the timer */
-    WAITING_FOR_LOCK, /* its thread waits in the kernel, without limit */
-    IN_A_PASS,        /* held while it gives tables' memory back */
-    ASKED_TO_STOP,    /* the same, and asked to stop */
+    WAITING_FOR_LOCK, /* its thread waits in the kernel without limit */
+    IN_A_PASS,        /* held while it releases tables' memory */
+    ASKED_TO_STOP,    /* as IN_A_PASS, and asked to stop */
     JUST_ENDED,
     STATES
 };
@@ -29,43 +29,46 @@ extern const char *const state_names[STATES];
 
 struct setting {
     enum host host;
-    struct turner home;    /* of the cleaner; on the thread host just one more thread */
+    struct turner home; /* of the cleaner; on the thread host only one more thread */
     struct turner another;
     q2c_cleaner *cleaner;
     q2c_cache *cache;
-    struct storage *storage; /* in pages of its own */
-    uint64_t passes;   /* made when the state was reached */
+    struct storage *storage; /* in separate pages */
+    uint64_t passes;         /* passes when the state was reached */
 };
 
 extern struct setting setting;
 
 void setting_begin(enum host host);
-/* Checks that nothing is left of the cleaner, now or when its time comes; the stop must have unmapped the storage. */
+/*
+ * Checks that nothing is left of the cleaner, neither now nor when its timer would be due. The test
+ * must have unmapped the storage.
+ */
 void setting_end(void);
-/* From now on whoever calls storage dies. */
+/* From now on, a call of storage crashes the program. */
 void setting_unmap_storage(void);
 
-/* In a loop whose clock stands still no cleaner can look at it. */
+/* A loop with a paused clock does not read the clock, so it has no ABOUT_TO_SLEEP. */
 bool state_exists(enum host host, enum state state);
-/* Is the cleaner's thread held in that state, until seam_release()? */
+/* Is the cleaner's thread held in that state (until seam_release())? */
 bool state_holds(enum state state);
 /*
- * Into the state, by the main thread. For WAITING_FOR_LOCK that is asleep: the caller has the lock taken by whom it likes, and
- * then calls setting_await_lock().
+ * Brings the cleaner into the state. Main thread. For WAITING_FOR_LOCK the cleaner is asleep
+ * afterwards: the caller lets a thread take the lock, and then calls setting_await_lock().
  */
 void setting_reach(enum state state);
 void setting_fall_asleep(void);
 void setting_await_lock(void);
 int setting_start(void);
-/* The end of its sleep. */
+/* Ends the cleaner's sleep. */
 void setting_make_due(void);
 
-/* In the thread that is to hold it; for turner_run(). */
+/* For turner_run(), in the thread that is to hold the lock. */
 void setting_take_lock(void *argument);
 void setting_drop_lock(void *argument);
 
 uint32_t setting_instances(void);
-/* Everything that is ready in the home thread, or becomes so meanwhile, has run. */
+/* Returns after everything has run that is ready in the home thread, or becomes ready meanwhile. */
 void setting_turn(void);
 
 #endif

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* q2c_loop_*: one descriptor to wait on, the next timeout, dispatch, kicks from anywhere; misuse gets its errno. */
+/*
+ * q2c_loop_*: one descriptor to wait on, the next timeout, dispatch, and kicks from any thread.
+ * Misuse returns its errno.
+ */
 #include "looping.h"
 
-static void arguments(void)
+static void wrong_arguments_are_rejected(void)
 {
     q2c_loop *loop = loop_new(), *none = NULL;
-    q2c_error error = {.code = 0};
+    q2c_error error = { .code = 0 };
     int64_t timeout = 7;
 
     CHECK_INT(q2c_loop_new(NULL, &error), -EINVAL);
@@ -27,7 +30,7 @@ static void arguments(void)
     loop_drop(loop);
 }
 
-static void an_idle_loop(void)
+static void idle_loop_has_nothing_to_do(void)
 {
     q2c_loop *loop = loop_new();
 
@@ -51,7 +54,7 @@ static void use_elsewhere(void *argument)
     CHECK_INT(loop_timeout(loop), -1);
 }
 
-static void home_is_where_it_was_made(void)
+static void only_the_creating_thread_runs_the_loop(void)
 {
     q2c_loop *loop = loop_new();
     struct thread thread;
@@ -61,7 +64,7 @@ static void home_is_where_it_was_made(void)
     loop_drop(loop);
 }
 
-static void a_kick_before_the_wait(void)
+static void kick_before_the_wait_ends_it(void)
 {
     q2c_loop *loop = loop_new();
 
@@ -89,7 +92,7 @@ static void kick_in_turn(void *argument)
     }
 }
 
-/* Without a limit each time: one that is lost hangs. */
+/* Each poll waits without limit, so a lost kick hangs the test. */
 static void no_kick_is_lost(void)
 {
     q2c_loop *loop = loop_new();
@@ -105,7 +108,7 @@ static void no_kick_is_lost(void)
     loop_drop(loop);
 }
 
-static void a_cleaner_is_a_task_with_a_timer(void)
+static void cleaner_is_a_task_with_a_timer(void)
 {
     q2c_loop *loop = loop_new();
     q2c_cleaner *cleaner = loop_cleaner_new();
@@ -125,7 +128,7 @@ static void a_cleaner_is_a_task_with_a_timer(void)
     loop_drop(loop);
 }
 
-static void a_loop_that_is_lived_in_is_not_freed(void)
+static void free_is_busy_while_the_loop_has_a_cleaner(void)
 {
     q2c_loop *loop = loop_new();
     q2c_cleaner *cleaner = loop_cleaner_new();
@@ -140,7 +143,7 @@ static void a_loop_that_is_lived_in_is_not_freed(void)
     loop_drop(loop);
 }
 
-static void a_poll_makes_passes(void)
+static void poll_runs_passes(void)
 {
     q2c_loop *loop = loop_new();
     q2c_cleaner *cleaner = loop_cleaner_new();
@@ -157,13 +160,13 @@ static void a_poll_makes_passes(void)
 int main(void)
 {
     test_begin();
-    RUN(arguments);
-    RUN(an_idle_loop);
-    RUN(home_is_where_it_was_made);
-    RUN(a_kick_before_the_wait);
+    RUN(wrong_arguments_are_rejected);
+    RUN(idle_loop_has_nothing_to_do);
+    RUN(only_the_creating_thread_runs_the_loop);
+    RUN(kick_before_the_wait_ends_it);
     RUN(no_kick_is_lost);
-    RUN(a_cleaner_is_a_task_with_a_timer);
-    RUN(a_loop_that_is_lived_in_is_not_freed);
-    RUN(a_poll_makes_passes);
+    RUN(cleaner_is_a_task_with_a_timer);
+    RUN(free_is_busy_while_the_loop_has_a_cleaner);
+    RUN(poll_runs_passes);
     return test_end();
 }

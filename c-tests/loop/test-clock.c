@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* The loop's clock: paused, resumed, stepped by hand. It pauses cleaning, never stopping. */
+/* The loop's clock: pause, resume, and steps by hand. It pauses passes, never a stop. */
 #include "looping.h"
 
 static q2c_loop *loop;
@@ -31,11 +31,11 @@ static void pause_and_resume_alternate(void)
     CHECK_INT(q2c_loop_clock_pause(loop), -EALREADY);
     CHECK_INT(q2c_loop_clock_resume(loop), 0);
     CHECK_INT(q2c_loop_clock_resume(loop), -EALREADY);
-    CHECK_INT(q2c_loop_clock_step(loop, 1), -EINVAL); /* it runs */
+    CHECK_INT(q2c_loop_clock_step(loop, 1), -EINVAL); /* the clock runs */
     end();
 }
 
-static void a_step_is_the_only_time_that_passes(void)
+static void only_steps_move_a_paused_clock(void)
 {
     begin();
     CHECK_INT(q2c_cleaner_start(cleaner, loop, FOREVER), 0);
@@ -49,7 +49,7 @@ static void a_step_is_the_only_time_that_passes(void)
     end();
 }
 
-static void while_it_stands_nothing_is_cleaned(void)
+static void no_pass_runs_while_the_clock_is_paused(void)
 {
     begin();
     CHECK_INT(q2c_cleaner_start(cleaner, loop, 1), 0);
@@ -72,8 +72,8 @@ static void stop_it(void *argument)
     CHECK_U64(cleaner_stats(cleaner).instances, 0);
 }
 
-/* From home, which does not turn the loop meanwhile, and from another thread. */
-static void a_stop_returns_while_it_stands(void)
+/* From the home thread, which does not run the loop meanwhile, and from another thread. */
+static void stop_returns_while_the_clock_is_paused(void)
 {
     begin();
     for (unsigned i = 0; i < CLEANER_STOPS; i++) {
@@ -92,21 +92,21 @@ static void a_stop_returns_while_it_stands(void)
     end();
 }
 
-static void a_new_interval_in_mid_sleep(void)
+static void new_interval_counts_from_the_start_of_the_sleep(void)
 {
     begin();
     CHECK_INT(q2c_cleaner_start(cleaner, loop, 100), 0);
     CHECK_U64(passes(), 0);
     CHECK_INT(q2c_loop_clock_step(loop, 50), 0);
     CHECK_U64(passes(), 0);
-    CHECK_INT(q2c_cleaner_set_interval(cleaner, 200), 0); /* from the beginning of this sleep */
+    CHECK_INT(q2c_cleaner_set_interval(cleaner, 200), 0); /* counts from the start of this sleep */
     CHECK_INT(q2c_loop_clock_step(loop, 100), 0);
     CHECK_U64(passes(), 0);
     CHECK_INT(q2c_loop_clock_step(loop, 50), 0);
     CHECK_U64(passes(), 1);
     CHECK_INT(q2c_loop_clock_step(loop, 60), 0);
     CHECK_U64(passes(), 1);
-    CHECK_INT(q2c_cleaner_set_interval(cleaner, 60), 0); /* over already */
+    CHECK_INT(q2c_cleaner_set_interval(cleaner, 60), 0); /* has passed already */
     CHECK_U64(passes(), 2);
     CHECK_INT(q2c_cleaner_set_interval(cleaner, 0), 0); /* a stop */
     CHECK_INT(q2c_loop_clock_step(loop, FOREVER), 0);
@@ -116,7 +116,7 @@ static void a_new_interval_in_mid_sleep(void)
     end();
 }
 
-static void an_interval_of_0_starts_none(void)
+static void interval_0_starts_no_instance(void)
 {
     begin();
     CHECK_INT(q2c_cleaner_start(cleaner, loop, 0), 0);
@@ -125,8 +125,8 @@ static void an_interval_of_0_starts_none(void)
     end();
 }
 
-/* A sleep without an end does not end, however far the clock goes; what is due is due once. */
-static void a_step_to_the_end_of_time(void)
+/* An endless sleep does not end, however far the clock goes. A due timer fires once. */
+static void endless_sleep_outlasts_every_step(void)
 {
     begin();
     CHECK_INT(q2c_cleaner_start(cleaner, loop, UINT64_MAX), 0);
@@ -144,11 +144,11 @@ int main(void)
 {
     test_begin();
     RUN(pause_and_resume_alternate);
-    RUN(a_step_is_the_only_time_that_passes);
-    RUN(while_it_stands_nothing_is_cleaned);
-    RUN(a_stop_returns_while_it_stands);
-    RUN(a_new_interval_in_mid_sleep);
-    RUN(an_interval_of_0_starts_none);
-    RUN(a_step_to_the_end_of_time);
+    RUN(only_steps_move_a_paused_clock);
+    RUN(no_pass_runs_while_the_clock_is_paused);
+    RUN(stop_returns_while_the_clock_is_paused);
+    RUN(new_interval_counts_from_the_start_of_the_sleep);
+    RUN(interval_0_starts_no_instance);
+    RUN(endless_sleep_outlasts_every_step);
     return test_end();
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Loops of several threads, and what crosses between them: a state that moves while it is used, stops of each other's
- * cleaners.
+ * Loops of several threads that affect each other: a state moves between loops while it is used,
+ * and home threads stop each other's cleaners.
  */
 #include "looping.h"
 
@@ -28,11 +28,14 @@ static void end(void)
 {
     image_close(&image);
     for (unsigned i = 0; i < LOOPS; i++) {
-        turner_stop(&homes[i]); /* nothing of the state's is left in any of them */
+        turner_stop(&homes[i]); /* no part of the state is left in any of them */
     }
 }
 
-/* What requests do: hits, loads, changes, with the lock and without; each thread with tables of its own to change. */
+/*
+ * What requests do: hits, loads and changes, with the lock and without. Each thread changes a table
+ * of its own.
+ */
 static void use_it(void *argument)
 {
     uint64_t mine = CLUSTER_AT(40 + (uint64_t)(uintptr_t)argument);
@@ -74,7 +77,7 @@ static void use_it_while_it_moves(void *argument)
     } while (atomic_load(&moving));
 }
 
-static void a_state_moves_while_it_is_used(void)
+static void state_moves_between_loops_while_it_is_used(void)
 {
     begin(MILLISECOND / 10);
     atomic_store(&moving, true);
@@ -93,7 +96,7 @@ static void a_state_moves_while_it_is_used(void)
         turner_await(&homes[i]);
     }
     check_what_was_written();
-    cleaner_await_passes(cleaner, 2); /* in the loop it came to last */
+    cleaner_await_passes(cleaner, 2); /* in the loop that it was attached to last */
     end();
 }
 
@@ -107,8 +110,8 @@ static void stop_the_next_one(void *argument)
     CHECK_U64(cleaner_stats(of_loop[next]).instances, 0);
 }
 
-/* In a ring, all at once: each waits in the home thread of the cleaner that another one waits for. */
-static void homes_stop_each_others_cleaners(void)
+/* In a ring, all together: each waits in the home thread of a cleaner that another one stops. */
+static void home_threads_stop_each_others_cleaners(void)
 {
     for (unsigned i = 0; i < LOOPS; i++) {
         turner_start(&homes[i]);
@@ -116,7 +119,8 @@ static void homes_stop_each_others_cleaners(void)
     }
     for (unsigned round = 0; round < 100; round++) {
         for (unsigned i = 0; i < LOOPS; i++) {
-            CHECK_INT(q2c_cleaner_start(of_loop[i], homes[i].loop, round % 2 == 0 ? FOREVER : 1), 0);
+            CHECK_INT(q2c_cleaner_start(of_loop[i], homes[i].loop, round % 2 == 0 ? FOREVER : 1),
+                      0);
         }
         for (unsigned i = 0; i < LOOPS; i++) {
             turner_send(&homes[i], stop_the_next_one, (void *)(uintptr_t)i);
@@ -131,7 +135,7 @@ static void homes_stop_each_others_cleaners(void)
     }
 }
 
-static void many_cleaners_in_one_loop(void)
+static void many_cleaners_run_in_one_loop(void)
 {
     q2c_cleaner *many[40];
 
@@ -154,8 +158,8 @@ static void many_cleaners_in_one_loop(void)
 int main(void)
 {
     test_begin();
-    RUN(a_state_moves_while_it_is_used);
-    RUN(homes_stop_each_others_cleaners);
-    RUN(many_cleaners_in_one_loop);
+    RUN(state_moves_between_loops_while_it_is_used);
+    RUN(home_threads_stop_each_others_cleaners);
+    RUN(many_cleaners_run_in_one_loop);
     return test_end();
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* The one descriptor that a loop holds, as long as it lives. */
+/* A loop holds one descriptor until it is freed. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/resource.h>
@@ -19,7 +19,7 @@ static unsigned descriptors(void)
     return count;
 }
 
-static void it_holds_one_descriptor_until_it_is_freed(void)
+static void loop_holds_one_descriptor_until_it_is_freed(void)
 {
     unsigned before = descriptors();
     q2c_loop *loops[20] = {NULL};
@@ -42,7 +42,7 @@ static void it_holds_one_descriptor_until_it_is_freed(void)
     CHECK_U64(descriptors(), before);
 }
 
-static void there_is_no_descriptor_to_be_had(void)
+static void loop_new_is_emfile_without_free_descriptors(void)
 {
     q2c_loop *const untouched = (q2c_loop *)&loop_host;
     q2c_loop *loop = untouched;
@@ -65,7 +65,7 @@ static void there_is_no_descriptor_to_be_had(void)
     CHECK_INT(q2c_loop_free(&loop), 0);
 }
 
-static void a_cleaner_outlives_its_loop(void)
+static void cleaner_outlives_its_loop(void)
 {
     q2c_cleaner *cleaner = loop_cleaner_new();
 
@@ -81,7 +81,7 @@ static void a_cleaner_outlives_its_loop(void)
             CHECK(q2c_loop_poll(loop, -1) >= 0);
         }
         loop_drop(loop);
-        CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0); /* finds none */
+        CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0); /* finds no instance */
     }
     CHECK_U64(cleaner_stats(cleaner).starts, 3);
     cleaner_drop(cleaner);
@@ -90,8 +90,8 @@ static void a_cleaner_outlives_its_loop(void)
 int main(void)
 {
     test_begin();
-    RUN(it_holds_one_descriptor_until_it_is_freed);
-    RUN(there_is_no_descriptor_to_be_had);
-    RUN(a_cleaner_outlives_its_loop);
+    RUN(loop_holds_one_descriptor_until_it_is_freed);
+    RUN(loop_new_is_emfile_without_free_descriptors);
+    RUN(cleaner_outlives_its_loop);
     return test_end();
 }

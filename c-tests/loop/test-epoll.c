@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* The loop inside a plain epoll loop, beside a descriptor of the program's own. */
+/* The loop inside a plain epoll loop, next to another descriptor of the program. */
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -22,7 +22,7 @@ static void watch(int fd)
 static void turn(void)
 {
     int64_t timeout_ns = loop_timeout(loop);
-    /* rounded up: it would spin before the time otherwise */
+    /* rounded up; otherwise it would spin until the timer is due */
     int timeout_ms = timeout_ns < 0 ? -1 : (int)((timeout_ns + 999999) / 1000000);
     struct epoll_event events[2];
     int n = epoll_wait(epoll, events, 2, timeout_ms);
@@ -50,7 +50,7 @@ static void write_own(void *argument)
     (void)argument;
 }
 
-static void both_are_served(void)
+static void epoll_serves_the_loop_and_another_descriptor(void)
 {
     struct thread thread;
 
@@ -71,7 +71,7 @@ static void start_it(void *argument)
 }
 
 /* The loop waits without a limit when another thread starts a cleaner in it. */
-static void a_start_elsewhere_makes_it_readable(void)
+static void start_in_another_thread_makes_the_loop_readable(void)
 {
     struct thread thread;
 
@@ -91,8 +91,8 @@ static void stop_it(void *argument)
     CHECK_INT(how->stop(cleaner), 0);
 }
 
-/* Home waits in epoll_wait, or is busy with something else: a stop does not care. */
-static void stops_from_another_thread(void)
+/* A stop returns whether the home thread runs the loop or does something else. */
+static void stops_from_another_thread_return(void)
 {
     for (unsigned i = 0; i < 2 * CLEANER_STOPS; i++) {
         struct thread thread;
@@ -119,9 +119,9 @@ int main(void)
     REQUIRE(epoll >= 0 && own_fd >= 0);
     watch(own_fd);
     watch(q2c_loop_fd(loop));
-    RUN(both_are_served);
-    RUN(a_start_elsewhere_makes_it_readable);
-    RUN(stops_from_another_thread);
+    RUN(epoll_serves_the_loop_and_another_descriptor);
+    RUN(start_in_another_thread_makes_the_loop_readable);
+    RUN(stops_from_another_thread_return);
     close(own_fd);
     close(epoll);
     cleaner_drop(cleaner);

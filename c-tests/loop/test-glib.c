@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* The loop as a GSource of a GLib main loop, beside a timeout of GLib's own. */
+/* The loop as a GSource of a GLib main loop, next to a timeout of GLib. */
 #include <glib.h>
 
 #include "looping.h"
@@ -10,7 +10,7 @@ struct loop_source {
     gpointer tag;
 };
 
-/* How long GLib may wait, in ms: rounded up, it would spin before the time otherwise. */
+/* How long GLib may wait, in ms. Rounded up; otherwise it would spin until the timer is due. */
 static gboolean prepare(GSource *source, gint *timeout_ms)
 {
     int64_t timeout_ns = loop_timeout(((struct loop_source *)source)->loop);
@@ -48,7 +48,7 @@ static gboolean tick(gpointer data)
     return G_SOURCE_CONTINUE;
 }
 
-static void both_are_served(void)
+static void glib_serves_the_loop_and_a_timeout(void)
 {
     GSource *timeout = g_timeout_source_new(1);
 
@@ -69,8 +69,8 @@ static void start_it(void *argument)
     CHECK_INT(q2c_cleaner_start(argument, loop, MILLISECOND), 0);
 }
 
-/* GLib waits without a limit, with nothing but this source. */
-static void a_start_elsewhere_wakes_glib(void)
+/* GLib waits without a limit, and this is its only source. */
+static void start_in_another_thread_wakes_glib(void)
 {
     struct thread thread;
 
@@ -82,7 +82,7 @@ static void a_start_elsewhere_wakes_glib(void)
     CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0);
 }
 
-static void a_paused_clock_asks_glib_for_nothing(void)
+static void paused_clock_sets_no_timeout_in_glib(void)
 {
     CHECK_INT(q2c_loop_clock_pause(loop), 0);
     CHECK_INT(q2c_cleaner_start(cleaner, loop, MILLISECOND), 0);
@@ -109,9 +109,9 @@ int main(void)
     ((struct loop_source *)source)->tag =
         g_source_add_unix_fd(source, q2c_loop_fd(loop), G_IO_IN);
     g_source_attach(source, context);
-    RUN(both_are_served);
-    RUN(a_start_elsewhere_wakes_glib);
-    RUN(a_paused_clock_asks_glib_for_nothing);
+    RUN(glib_serves_the_loop_and_a_timeout);
+    RUN(start_in_another_thread_wakes_glib);
+    RUN(paused_clock_sets_no_timeout_in_glib);
     g_source_destroy(source);
     g_source_unref(source);
     g_main_context_unref(context);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Wrong calls around a cleaner on the hosts that have threads get their errno, and never a hang. What of this does not depend
- * on a place inside the cleaner is in test-cleaner-misuse, which runs in an event loop, too.
+ * Wrong calls around a cleaner return their errno and never hang, on each host with threads. Cases
+ * that do not depend on a place inside the cleaner are in cleaner/test-misuse.c, which runs in an
+ * event loop, too.
  */
 #include <stdio.h>
 
@@ -39,11 +40,12 @@ static void stop_from_inside(void)
     atomic_store(&was_inside, true);
 }
 
-static void a_stop_from_inside_the_cleaner(void)
+static void stop_from_inside_the_cleaner_fails(void)
 {
     setting_begin(host);
     atomic_store(&was_inside, false);
-    setting_reach(IN_A_PASS); /* in the midst of giving memory back; the next pass but one does so again */
+    setting_reach(
+        IN_A_PASS); /* held while it releases memory; the pass after the next releases some again */
     seam_release();
     for (unsigned n = 1; n <= 8; n++) {
         cache_touch(setting.cache, n * cache_stats(setting.cache).table_size);
@@ -52,7 +54,7 @@ static void a_stop_from_inside_the_cleaner(void)
     make_passes_until_inside();
     CHECK_INT(atomic_load(&inside[0]), -EDEADLK);
     CHECK_INT(atomic_load(&inside[1]), -EDEADLK);
-    CHECK_INT(atomic_load(&inside[2]), -EPERM); /* memory goes back without the lock */
+    CHECK_INT(atomic_load(&inside[2]), -EPERM); /* memory is released without the lock */
     CHECK_INT(atomic_load(&inside[3]), 0);
     CHECK_INT(atomic_load(&inside[4]), -EBUSY);
     CHECK_INT(atomic_load(&inside[5]), 1); /* an error stops nothing */
@@ -69,7 +71,7 @@ static void request_from_inside(void)
     atomic_store(&was_inside, true);
 }
 
-static void a_request_from_inside_the_cleaner(void)
+static void request_from_inside_the_cleaner_works(void)
 {
     setting_begin(host);
     atomic_store(&was_inside, false);
@@ -78,12 +80,12 @@ static void a_request_from_inside_the_cleaner(void)
     make_passes_until_inside();
     EVENTUALLY(setting_instances() == 0);
     CHECK_INT(atomic_load(&inside[0]), 0);
-    CHECK_INT(atomic_load(&inside[1]), 1); /* it ends after the pass */
+    CHECK_INT(atomic_load(&inside[1]), 1); /* the instance ends after the pass */
     setting_unmap_storage();
     setting_end();
 }
 
-static void contexts_of_other_hosts(void)
+static void context_of_another_host_is_rejected(void)
 {
     setting_begin(host);
     if (host == THREADS) {
@@ -97,7 +99,7 @@ static void contexts_of_other_hosts(void)
     setting_end();
 }
 
-static void destroying_too_early(void)
+static void destroy_is_busy_until_the_instance_ends(void)
 {
     setting_begin(host);
     setting_reach(ASLEEP);
@@ -115,8 +117,8 @@ static void destroying_too_early(void)
     setting_end();
 }
 
-/* What a state says to wrong contexts is in test-loop-threads. */
-static void a_state_with_its_lock_held(void)
+/* test-threads.c has the wrong contexts of a state. */
+static void state_calls_fail_with_the_lock_held(void)
 {
     struct image image;
 
@@ -141,7 +143,7 @@ static void a_state_with_its_lock_held(void)
 
 static void run_case(const char *what, void (*function)(void))
 {
-    static char name[160]; /* the watchdog looks at it */
+    static char name[160]; /* static: the watchdog reads it */
 
     snprintf(name, sizeof(name), "%s: %s", host_names[host], what);
     test_run(name, function);
@@ -153,11 +155,11 @@ int main(void)
     test_begin();
     seam_thread_cleans(false);
     for (host = 0; host < HOSTS; host++) {
-        ON_HOST(a_stop_from_inside_the_cleaner);
-        ON_HOST(a_request_from_inside_the_cleaner);
-        ON_HOST(contexts_of_other_hosts);
-        ON_HOST(destroying_too_early);
-        ON_HOST(a_state_with_its_lock_held);
+        ON_HOST(stop_from_inside_the_cleaner_fails);
+        ON_HOST(request_from_inside_the_cleaner_works);
+        ON_HOST(context_of_another_host_is_rejected);
+        ON_HOST(destroy_is_busy_until_the_instance_ends);
+        ON_HOST(state_calls_fail_with_the_lock_held);
     }
     return test_end();
 }

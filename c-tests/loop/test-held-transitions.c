@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Every stop in every state of the cleaner, from every thread, on the hosts that have threads. Each returns, the cleaner is
- * gone, and nothing comes later: storage is unmapped right after, the loop is freed, and a pass would be counted.
+ * Every stop in every state of the cleaner, from every thread, on each host with threads. Each stop
+ * returns, the cleaner is gone, and nothing runs later: storage is unmapped right after, the loop
+ * is freed, and a pass would be counted.
  *
- * The states are brought about, none by chance: the thread that the cleaner runs in is held in the library's own calls of the
- * kernel (seams.h, setting.h). The last case checks that every state was met as often as planned.
+ * No state is left to chance: the thread that the cleaner runs in is held in the library's own
+ * calls of the kernel (seams.h, setting.h). The last case checks that every state was reached as
+ * often as planned.
  */
 #include <stdio.h>
 
@@ -13,8 +15,10 @@
 enum stop { LOCKED, UNLOCKED, MIXED, REQUEST, STOPS };
 enum place { HOME, ANOTHER, MAIN, PLACES };
 
-static const char *const stop_names[STOPS] = {"locked stop", "unlocked stop", "mixed stop", "request"};
-static const char *const place_names[PLACES] = {"home thread", "another I/O thread", "main thread"};
+static const char *const stop_names[STOPS] = { "locked stop", "unlocked stop", "mixed stop",
+                                               "request" };
+static const char *const place_names[PLACES] = { "home thread", "another I/O thread",
+                                                 "main thread" };
 
 static enum host host;
 static enum state state;
@@ -23,13 +27,13 @@ static enum place place;
 static atomic_bool stop_called, stop_returned;
 static unsigned planned[STATES], met[STATES];
 
-/* The thread host's home is a thread of the library's own, and one that is held can do nothing else. */
+/* On the thread host, home is the library's own thread. A thread that is held cannot stop. */
 static bool possible(void)
 {
     return state_exists(host, state) && (place != HOME || (host != THREADS && !state_holds(state)));
 }
 
-/* In the thread that stops. */
+/* Runs @function in the thread that stops. */
 static void at_its_place(void (*function)(void *argument))
 {
     if (place == MAIN) {
@@ -65,15 +69,16 @@ static void perform_stop(void *argument)
         setting_unmap_storage();
     }
     if (stop == LOCKED) {
-        CHECK_INT(q2c_cleaner_lock(setting.cleaner), -EDEADLK); /* held again */
+        CHECK_INT(q2c_cleaner_lock(setting.cleaner), -EDEADLK); /* the lock is held again */
         setting_drop_lock(NULL);
     }
     atomic_store(&stop_returned, true);
 }
 
 /*
- * Lets the cleaner's thread go when the stop has come. Where it is held outside the library's locks that is when the stop has
- * returned: none waits for that thread. Of the pass only the request is independent; a stop waits for its end.
+ * Releases the cleaner's thread after the stop has begun. If the thread is held before its first
+ * run or before its wait, it holds no lock and no stop waits for it: the stop must return first. If
+ * it is held in a pass, only a request returns first; the other stops wait for the end of the pass.
  */
 static void release_in_time(void *argument)
 {
@@ -115,7 +120,7 @@ static void hold_lock(void *argument)
     setting_drop_lock(NULL);
 }
 
-/* Somebody else keeps the lock until the stop has returned: it needs none. */
+/* Another thread keeps the lock until the stop has returned: this stop needs no lock. */
 static void stop_while_another_holds_the_lock(void)
 {
     lock_taken = (struct gate)GATE_CLOSED;
@@ -130,7 +135,7 @@ static void stop_while_another_holds_the_lock(void)
     thread_join(&holder_thread);
 }
 
-/* The holder itself stops, which may be the thread that the cleaner runs in: both are then of one thread. */
+/* The lock's holder itself stops. It may be the thread that the cleaner runs in. */
 static void stop_while_holding_the_lock(void)
 {
     at_its_place(setting_take_lock);
@@ -189,18 +194,18 @@ static void home_stops_before_the_first_run(void)
 
 static void run_combination(void (*function)(void))
 {
-    static char name[160]; /* the watchdog looks at it */
+    static char name[160]; /* static: the watchdog reads it */
 
-    snprintf(name, sizeof(name), "%s, %s: %s, %s", host_names[host], state_names[state], stop_names[stop],
-             place_names[place]);
+    snprintf(name, sizeof(name), "%s, %s: %s, %s", host_names[host], state_names[state],
+             stop_names[stop], place_names[place]);
     planned[state]++;
     test_run(name, function);
 }
 
-static void every_state_was_met(void)
+static void every_state_was_reached_as_planned(void)
 {
     for (state = 0; state < STATES; state++) {
-        test_note("%s: met %u times", state_names[state], met[state]);
+        test_note("%s: reached %u times", state_names[state], met[state]);
         CHECK_U64(met[state], planned[state]);
         CHECK(met[state] >= 3 * STOPS);
     }
@@ -223,6 +228,6 @@ int main(void)
             }
         }
     }
-    RUN(every_state_was_met);
+    RUN(every_state_was_reached_as_planned);
     return test_end();
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * q2c_poll_until_done and q2c_run_until_done on the event loop host, where they differ from one thread to another: whose loop
- * is turned, whose is not, and where a kick gets. The simple cases are in test-loop-threads.
+ * q2c_poll_until_done and q2c_run_until_done on the event loop host, where they depend on the
+ * thread: whose loop runs, whose does not, and which waiter a kick reaches. The simple cases are in
+ * test-threads.c.
  */
 #include <unistd.h>
 
@@ -13,7 +14,7 @@ static struct image image;
 static q2c_cleaner *cleaner;
 static atomic_bool finished;
 static atomic_uint asked;
-static pthread_t asker; /* whose condition it is */
+static pthread_t asker; /* the thread that waits for the condition */
 
 static void begin(void)
 {
@@ -44,19 +45,22 @@ static bool is_finished(void *argument)
     return atomic_load(&finished);
 }
 
-static void done_at_once_turns_nothing(void)
+static void true_condition_does_not_run_the_loop(void)
 {
     begin();
     atomic_store(&finished, true);
     CHECK_INT(q2c_poll_until_done(image.state, is_finished, &finished), 0);
     CHECK_U64(atomic_load(&asked), 1);
-    CHECK_INT(q2c_loop_dispatch(loop), 1); /* the cleaner is still to run for the first time */
+    CHECK_INT(q2c_loop_dispatch(loop), 1); /* the cleaner has not run yet */
     end();
 }
 
-static struct thread home; /* the main one, for others to settle */
+static struct thread home; /* the main thread, for others to settle */
 
-/* The detach itself ends a wait; settled after it, the home thread waits for nothing but the kick. */
+/*
+ * The detach itself ends a wait. After the home thread has settled again, it waits only for the
+ * kick.
+ */
 static void leave_finish_and_kick(void *argument)
 {
     (void)argument;
@@ -67,7 +71,7 @@ static void leave_finish_and_kick(void *argument)
     CHECK_INT(q2c_poll_kick(image.state), 0);
 }
 
-static void a_kick_reaches_it_when_the_image_has_left(void)
+static void kick_reaches_the_waiter_after_detach(void)
 {
     struct thread thread;
 
@@ -86,8 +90,11 @@ static void wait_for_it(void *argument)
     CHECK(atomic_load(&finished));
 }
 
-/* It does not turn the state's loop, which is not its own; it does not spin; it needs no turn of the loop to go on. */
-static void another_thread_waits_for_a_kick(void)
+/*
+ * The waiter does not run the state's loop, which is not its own; it does not spin; and it needs no
+ * turn of the loop to return.
+ */
+static void another_thread_waits_for_a_kick_without_spinning(void)
 {
     struct thread thread;
     unsigned before;
@@ -97,7 +104,7 @@ static void another_thread_waits_for_a_kick(void)
     EVENTUALLY(atomic_load(&asked) > 0);
     thread_settle(&thread);
     before = atomic_load(&asked);
-    CHECK_INT(q2c_loop_dispatch(loop), 1); /* nobody else ran the cleaner */
+    CHECK_INT(q2c_loop_dispatch(loop), 1); /* no other thread ran the cleaner */
     for (unsigned i = 0; i < 20; i++) {
         test_pause();
     }
@@ -119,8 +126,8 @@ static void wait_for_it_there(void *argument)
     turner_run(argument, wait_for_it, NULL);
 }
 
-/* The home of another loop leaves that one alone: what lives there might not expect it. */
-static void the_home_of_another_loop_does_not_turn_it(void)
+/* A wait does not run the other loop of its thread: tasks there might not expect it. */
+static void wait_in_the_home_of_another_loop_does_not_run_it(void)
 {
     q2c_cleaner *other = loop_cleaner_new();
     struct turner turner;
@@ -147,7 +154,7 @@ static void the_home_of_another_loop_does_not_turn_it(void)
     end();
 }
 
-static void no_kick_is_lost_between_home_and_another(void)
+static void no_kick_is_lost_between_home_and_another_thread(void)
 {
     begin();
     play_ping_pong(image.state);
@@ -159,7 +166,7 @@ static void entry(void *argument)
     pthread_t *caller = argument;
 
     CHECK(pthread_equal(*caller, pthread_self()));
-    /* what a driver does there: take the lock, use the caches, stop the cleaner */
+    /* what a driver does in it: take the lock, use the caches, stop the cleaner */
     CHECK_INT(q2c_state_lock(image.state), 0);
     cache_touch(image_l2(&image), CLUSTER_AT(1));
     CHECK_INT(q2c_cleaner_co_locked_del_and_wait(cleaner), 0);
@@ -178,7 +185,7 @@ static void run_it_elsewhere(void *argument)
     CHECK_INT(q2c_state_attach_context(image.state, loop), 0);
 }
 
-static void run_until_done_runs_it_right_here(void)
+static void run_until_done_runs_in_the_calling_thread(void)
 {
     pthread_t me = pthread_self();
     struct thread thread;
@@ -192,7 +199,7 @@ static void run_until_done_runs_it_right_here(void)
     end();
 }
 
-static void wrong_arguments(void)
+static void wrong_arguments_are_rejected(void)
 {
     pthread_t me = pthread_self();
 
@@ -213,12 +220,12 @@ int main(void)
 {
     test_begin();
     atomic_store(&home.kernel_id, (int)gettid());
-    RUN(done_at_once_turns_nothing);
-    RUN(a_kick_reaches_it_when_the_image_has_left);
-    RUN(another_thread_waits_for_a_kick);
-    RUN(the_home_of_another_loop_does_not_turn_it);
-    RUN(no_kick_is_lost_between_home_and_another);
-    RUN(run_until_done_runs_it_right_here);
-    RUN(wrong_arguments);
+    RUN(true_condition_does_not_run_the_loop);
+    RUN(kick_reaches_the_waiter_after_detach);
+    RUN(another_thread_waits_for_a_kick_without_spinning);
+    RUN(wait_in_the_home_of_another_loop_does_not_run_it);
+    RUN(no_kick_is_lost_between_home_and_another_thread);
+    RUN(run_until_done_runs_in_the_calling_thread);
+    RUN(wrong_arguments_are_rejected);
     return test_end();
 }

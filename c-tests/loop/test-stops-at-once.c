@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Two to eight stops at once, of all kinds: every one returns, and only when the cleaner has ended. The cleaner's thread is
- * held (seams.h) until all of them have come, where a state has such a place.
+ * Two to eight concurrent stops of all kinds: each returns, and only after the cleaner has ended.
+ * In the states that have a place for it, the cleaner's thread is held (seams.h) until all stops
+ * wait.
  */
 #include <stdio.h>
 
@@ -20,7 +21,7 @@ static void stop_it(void *argument)
 
     seam_thread_cleans(false);
     CHECK_INT(variant->stop(setting.cleaner), 0);
-    CHECK_U64(setting_instances(), 0); /* nobody starts meanwhile */
+    CHECK_U64(setting_instances(), 0); /* no thread starts it meanwhile */
 }
 
 static void begin_stops(void)
@@ -52,13 +53,13 @@ static void end_stops(void)
     setting_end();
 }
 
-static void one_number(void)
+static void stops_in_the_current_state(void)
 {
     setting_begin(host);
     setting_reach(state);
     begin_stops();
     if (state == IN_A_PASS) {
-        CHECK_U64(returned(), 0); /* before its end */
+        CHECK_U64(returned(), 0); /* none returns before its end */
     }
     if (state_holds(state)) {
         CHECK(seam_is_held());
@@ -67,8 +68,8 @@ static void one_number(void)
     end_stops();
 }
 
-/* The locked ones must wait for the lock that somebody else has; no other one does. */
-static void while_it_waits_for_the_lock(void)
+/* The locked stops must wait for the lock of another thread; the other stops do not. */
+static void stops_while_the_cleaner_waits_for_the_lock(void)
 {
     unsigned locked = (count + 2) / 3;
 
@@ -82,8 +83,11 @@ static void while_it_waits_for_the_lock(void)
     end_stops();
 }
 
-/* The stops wait for the one in its pass, asked to stop before, and for the one that was started meanwhile. */
-static void after_a_start_beside_one_on_its_way_out(void)
+/*
+ * The stops wait for both instances: the one in its pass, which was asked to stop before, and the
+ * one that was started meanwhile.
+ */
+static void stops_of_an_ending_and_a_new_instance(void)
 {
     setting_begin(host);
     setting_reach(ASKED_TO_STOP);
@@ -100,7 +104,7 @@ static void after_a_start_beside_one_on_its_way_out(void)
 
 static void run_number(const char *what, void (*function)(void))
 {
-    static char name[160]; /* the watchdog looks at it */
+    static char name[160]; /* static: the watchdog reads it */
 
     snprintf(name, sizeof(name), "%s, %s: %u stops", host_names[host], what, count);
     test_run(name, function);
@@ -108,7 +112,8 @@ static void run_number(const char *what, void (*function)(void))
 
 int main(void)
 {
-    static const enum state states[] = {NOT_YET_RUN, ABOUT_TO_SLEEP, ABOUT_TO_WAIT, ASLEEP, IN_A_PASS};
+    static const enum state states[] = { NOT_YET_RUN, ABOUT_TO_SLEEP, ABOUT_TO_WAIT, ASLEEP,
+                                         IN_A_PASS };
 
     test_begin();
     seam_thread_cleans(false);
@@ -117,12 +122,12 @@ int main(void)
             for (unsigned i = 0; i < sizeof(states) / sizeof(states[0]); i++) {
                 state = states[i];
                 if (state_exists(host, state)) {
-                    run_number(state_names[state], one_number);
+                    run_number(state_names[state], stops_in_the_current_state);
                 }
             }
             state = WAITING_FOR_LOCK;
-            run_number(state_names[state], while_it_waits_for_the_lock);
-            run_number("one on its way out and a new one", after_a_start_beside_one_on_its_way_out);
+            run_number(state_names[state], stops_while_the_cleaner_waits_for_the_lock);
+            run_number("one ending and one new instance", stops_of_an_ending_and_a_new_instance);
         }
     }
     return test_end();

@@ -32,7 +32,7 @@ static void stop_all(void)
 
 static atomic_uint retries;
 
-/* As a driver reads: a copy, else an unlocked get, else with the lock. */
+/* Reads as a driver does: a copy, else an unlocked get, else a get with the lock. */
 static void use_tables(void *argument)
 {
     uint64_t random = 1 + (uintptr_t)argument;
@@ -61,7 +61,7 @@ static void use_tables(void *argument)
     }
 }
 
-static void one_state_used_from_all(void)
+static void state_is_used_from_all_threads(void)
 {
     struct thread threads[2];
     uint64_t passes;
@@ -82,8 +82,8 @@ static void one_state_used_from_all(void)
     stop_all();
 }
 
-/* Loops of this thread, which are turned by hand: it cleans where it was attached last, and nowhere else. */
-static void it_cleans_where_it_is_attached(void)
+/* Both loops belong to this thread, which runs them. Only the loop attached last cleans. */
+static void cleaner_runs_in_the_attached_loop(void)
 {
     q2c_loop *loops[2] = {loop_new(), loop_new()};
     q2c_cleaner *cleaner;
@@ -126,8 +126,8 @@ static bool three_passes(void *argument)
     return cleaner_stats(argument).passes >= 3;
 }
 
-/* Nobody else turns it. */
-static void poll_until_done_turns_the_loop_at_home(void)
+/* No other thread runs the loop. */
+static void poll_until_done_runs_the_loop_at_home(void)
 {
     q2c_loop *loop = loop_new();
 
@@ -161,8 +161,8 @@ static void finish(void *argument)
     CHECK_INT(q2c_poll_kick(image.state), 0);
 }
 
-/* In a thread that is home to no loop, and in one that is home to another: both sleep until the kick. */
-static void elsewhere_it_waits_for_a_kick(void)
+/* A thread without a loop, and the home thread of another loop, both sleep until the kick. */
+static void poll_until_done_waits_for_a_kick_elsewhere(void)
 {
     struct thread thread;
     unsigned before;
@@ -181,7 +181,7 @@ static void elsewhere_it_waits_for_a_kick(void)
     CHECK(atomic_load(&asked) - before <= 5);
     turner_run(&turners[1], finish, NULL);
     thread_join(&thread);
-    turner_run(&turners[2], wait_for_it, NULL); /* done at once */
+    turner_run(&turners[2], wait_for_it, NULL); /* true already */
     turner_run(&turners[0], wait_for_it, NULL);
     image_close(&image);
     stop_all();
@@ -193,7 +193,7 @@ static void kick_later(void *argument)
     finish(argument);
 }
 
-static void at_home_a_kick_ends_it_too(void)
+static void kick_ends_poll_until_done_at_home(void)
 {
     q2c_loop *loop = loop_new();
     struct thread thread;
@@ -216,7 +216,7 @@ static void entry(void *argument)
     *(unsigned *)argument += 1;
 }
 
-static void run_until_done_at_home(void)
+static void run_until_done_works_at_home(void)
 {
     q2c_loop *loop = loop_new();
     unsigned entries = 0;
@@ -232,11 +232,11 @@ static void run_until_done_at_home(void)
 int main(void)
 {
     test_begin();
-    RUN(one_state_used_from_all);
-    RUN(it_cleans_where_it_is_attached);
-    RUN(poll_until_done_turns_the_loop_at_home);
-    RUN(elsewhere_it_waits_for_a_kick);
-    RUN(at_home_a_kick_ends_it_too);
-    RUN(run_until_done_at_home);
+    RUN(state_is_used_from_all_threads);
+    RUN(cleaner_runs_in_the_attached_loop);
+    RUN(poll_until_done_runs_the_loop_at_home);
+    RUN(poll_until_done_waits_for_a_kick_elsewhere);
+    RUN(kick_ends_poll_until_done_at_home);
+    RUN(run_until_done_works_at_home);
     return test_end();
 }

@@ -1,23 +1,37 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Every way to stop, from every thread, near every state of a cleaner, on threads and on event loops, over and over. Each
- * returns, the cleaner is gone, and nothing is touched afterwards: its cache is destroyed at once, which unmaps the tables.
+ * Every way to stop, from every thread, near every state of a cleaner, on threads and on event
+ * loops, repeatedly. Each stop returns, the cleaner is gone, and nothing is touched afterwards: its
+ * cache is destroyed immediately, which unmaps the tables.
  *
- * test-held-transitions has the same table with the cleaner held in each state. Here nobody is held: the stop meets the moments
- * between the states, too, and sanitizers see threads that run as they like. Roughly reached is: about to sleep = the stop
- * follows the start at once; asleep = its first look at the clock is over; waiting for the lock = somebody else holds it for many
- * intervals; in a pass = passes follow each other without a pause, and the stop comes at a random moment.
+ * test-held-transitions.c has the same table with the cleaner held in each state. Here no thread is
+ * held: the stop also meets the moments between the states, and sanitizers see threads that run
+ * freely. The states are only approximate:
+ * - about to sleep: the stop follows the start immediately;
+ * - asleep: the cleaner's first look at the clock is over;
+ * - waiting for the lock: another thread holds it for many intervals;
+ * - in a pass: passes follow each other without a pause, and the stop comes at a random moment.
  */
 #include "looping.h"
 
-enum state { NEVER_STARTED, ABOUT_TO_SLEEP, ASLEEP, WAITING_FOR_THE_LOCK, IN_A_PASS, ASKED, JUST_ENDED, STATES };
+enum state {
+    NEVER_STARTED,
+    ABOUT_TO_SLEEP,
+    ASLEEP,
+    WAITING_FOR_THE_LOCK,
+    IN_A_PASS,
+    ASKED,
+    JUST_ENDED,
+    STATES
+};
 static const char *const state_names[STATES] = {
-    "never started", "about to sleep", "asleep", "waiting for the lock", "in a pass", "asked to stop", "just ended",
+    "never started", "about to sleep", "asleep",     "waiting for the lock",
+    "in a pass",     "asked to stop",  "just ended",
 };
 enum place { HOME, OTHER, MAIN, PLACES };
-static const char *const place_names[PLACES] = {"home", "another I/O thread", "main"};
+static const char *const place_names[PLACES] = { "home", "another I/O thread", "main" };
 /* The stops that wait, and the request. */
-#define WAYS (CLEANER_STOPS + 1)
+#define WAYS   (CLEANER_STOPS + 1)
 #define ROUNDS 4
 
 static bool on_loops;
@@ -116,13 +130,22 @@ static void stop_from(enum place place, unsigned way)
     void *argument = (void *)(uintptr_t)way;
 
     switch (place) {
-    case HOME: turner_run(&home, stop_by, argument); break;
-    case OTHER: turner_run(&other, stop_by, argument); break;
-    default: stop_by(argument); break;
+    case HOME:
+        turner_run(&home, stop_by, argument);
+        break;
+    case OTHER:
+        turner_run(&other, stop_by, argument);
+        break;
+    default:
+        stop_by(argument);
+        break;
     }
 }
 
-/* This thread holds the lock then: the others' stops end without it; a locked one from elsewhere could not begin. */
+/*
+ * The main thread holds the lock. The other stops return without it. A locked stop in another
+ * thread could not begin, so the lock is released for it.
+ */
 static void stop_while_the_lock_is_held(enum place place, unsigned way)
 {
     if (way == 0) {
@@ -154,7 +177,7 @@ static void combination(enum state state, unsigned way, enum place place)
     combinations++;
 }
 
-static void every_transition(void)
+static void every_stop_returns_in_every_state(void)
 {
     for (int round = 0; round < ROUNDS; round++) {
         for (enum state state = 0; state < STATES; state++) {
@@ -166,13 +189,14 @@ static void every_transition(void)
         }
     }
     CHECK_U64(combinations, ROUNDS * STATES * WAYS * PLACES);
-    test_note("%u combinations of %u states (%s to %s), %u ways and %u places (%s to %s)", combinations, STATES,
-              state_names[0], state_names[STATES - 1], WAYS, PLACES, place_names[0], place_names[PLACES - 1]);
+    test_note("%u combinations of %u states (%s to %s), %u ways and %u places (%s to %s)",
+              combinations, STATES, state_names[0], state_names[STATES - 1], WAYS, PLACES,
+              place_names[0], place_names[PLACES - 1]);
     combinations = 0;
 }
 
-/* Two to eight, by all ways, in each state that has an instance. */
-static void several_at_once(void)
+/* Two to eight stops, by all ways, in each state after a start. */
+static void concurrent_stops_return_in_every_state(void)
 {
     for (unsigned count = 2; count <= 8; count++) {
         for (enum state state = ABOUT_TO_SLEEP; state < STATES; state++) {
@@ -212,7 +236,7 @@ static void start_again_and_again(void *argument)
     (void)argument;
 }
 
-static void stops_against_starts_and_intervals(void)
+static void stops_race_with_starts_and_interval_changes(void)
 {
     struct thread starter;
     unsigned way = 0;
@@ -233,7 +257,7 @@ static void stops_against_starts_and_intervals(void)
     destroy();
 }
 
-static void with_the_clock_paused(void)
+static void stops_return_while_the_clock_is_paused(void)
 {
     CHECK_INT(q2c_loop_clock_pause(home.loop), 0);
     for (unsigned way = 0; way < WAYS; way++) {
@@ -256,11 +280,11 @@ int main(int argc, char **argv)
     storage_init(&storage, 65 * 4096);
     turner_start(&home);
     turner_start(&other);
-    RUN(every_transition);
-    RUN(several_at_once);
-    RUN(stops_against_starts_and_intervals);
-    if (on_loops) { /* the other host's cannot be paused */
-        RUN(with_the_clock_paused);
+    RUN(every_stop_returns_in_every_state);
+    RUN(concurrent_stops_return_in_every_state);
+    RUN(stops_race_with_starts_and_interval_changes);
+    if (on_loops) { /* the thread host has no clock to pause */
+        RUN(stops_return_while_the_clock_is_paused);
     }
     turner_stop(&home);
     turner_stop(&other);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * How long a wait lasts: until a timer is due, a limit, a kick, a start or a change by another thread, a signal; no longer,
- * and without spinning.
+ * How long a wait lasts: until a timer is due, the limit is over, or a kick, a signal, or a start
+ * or change by another thread comes. It lasts no longer, and it does not spin.
  */
 #include <signal.h>
 #include <time.h>
@@ -33,23 +33,24 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * SECOND + (uint64_t)now.tv_nsec;
 }
 
-static void a_start_makes_it_readable_and_due(void)
+static void start_makes_the_loop_readable_and_due(void)
 {
     begin();
     CHECK_INT(q2c_cleaner_start(cleaner, loop, FOREVER), 0);
     CHECK(loop_is_readable(loop));
     CHECK_INT(loop_timeout(loop), 0);
     CHECK_INT(q2c_loop_dispatch(loop), 1);
-    CHECK(!loop_is_readable(loop) || q2c_loop_dispatch(loop) == 0); /* the timer that is new may be told of, once */
+    CHECK(!loop_is_readable(loop) ||
+          q2c_loop_dispatch(loop) == 0); /* the new timer may be reported once */
     CHECK(!loop_is_readable(loop));
     CHECK_BETWEEN(loop_timeout(loop), 1, FOREVER);
-    CHECK_INT(q2c_loop_dispatch(loop), 0); /* before its time nothing runs */
+    CHECK_INT(q2c_loop_dispatch(loop), 0); /* nothing runs before the timer is due */
     CHECK_INT(q2c_loop_poll(loop, 0), 0);
     CHECK_U64(cleaner_stats(cleaner).passes, 0);
     end();
 }
 
-static void a_timer_is_due_when_the_timeout_says_so(void)
+static void timer_is_due_when_the_timeout_ends(void)
 {
     begin();
     CHECK_INT(q2c_cleaner_start(cleaner, loop, 5 * MILLISECOND), 0);
@@ -59,7 +60,7 @@ static void a_timer_is_due_when_the_timeout_says_so(void)
 
             CHECK_BETWEEN(timeout, 0, 5 * MILLISECOND);
             if (timeout > 0) {
-                struct timespec sleep = {.tv_nsec = (long)timeout};
+                struct timespec sleep = { .tv_nsec = (long)timeout };
 
                 nanosleep(&sleep, NULL);
             }
@@ -69,7 +70,7 @@ static void a_timer_is_due_when_the_timeout_says_so(void)
     end();
 }
 
-static void polling_waits_for_the_timer(void)
+static void poll_waits_for_the_timer(void)
 {
     uint64_t before;
     unsigned turns = 0;
@@ -82,11 +83,11 @@ static void polling_waits_for_the_timer(void)
         turns++;
     }
     CHECK(now_ns() - before >= 20 * MILLISECOND);
-    CHECK(turns <= 40); /* and does not spin */
+    CHECK(turns <= 40); /* it does not spin */
     end();
 }
 
-static void the_limit_ends_a_wait_for_a_timer(void)
+static void limit_ends_a_wait_for_a_timer(void)
 {
     begin();
     CHECK_INT(q2c_cleaner_start(cleaner, loop, FOREVER), 0);
@@ -97,7 +98,7 @@ static void the_limit_ends_a_wait_for_a_timer(void)
     end();
 }
 
-static void the_descriptor_stays_the_same(void)
+static void descriptor_stays_the_same(void)
 {
     int fd;
 
@@ -114,7 +115,7 @@ static void the_descriptor_stays_the_same(void)
 
 /* ---- other threads ---- */
 
-static struct thread self; /* the main one, for others to settle */
+static struct thread self; /* the main thread, for others to settle */
 
 static void kick_it(void *argument)
 {
@@ -128,7 +129,7 @@ static void kick_the_waiting(void *argument)
     kick_it(argument);
 }
 
-static void a_kick_from_another_thread_ends_a_wait(void)
+static void kick_from_another_thread_ends_a_wait(void)
 {
     struct thread thread;
 
@@ -155,8 +156,8 @@ static void hurry_it(void *argument)
     CHECK_INT(q2c_cleaner_set_interval(cleaner, 1), 0);
 }
 
-/* The loop waits without limit, then for a timer far away: both waits end for what another thread does. */
-static void a_start_and_a_change_reach_a_loop_that_waits(void)
+/* The loop waits without limit, then for a distant timer. Another thread's call ends each wait. */
+static void start_and_interval_change_end_a_wait(void)
 {
     struct thread thread;
 
@@ -186,8 +187,8 @@ static void resume_it(void *argument)
     CHECK_INT(q2c_loop_clock_resume(loop), 0);
 }
 
-/* While its clock stands, the loop waits without limit for all its timers. */
-static void a_clock_that_moves_reaches_a_loop_that_waits(void)
+/* While its clock is paused, the loop waits without limit, whatever its timers. */
+static void clock_step_and_resume_end_a_wait(void)
 {
     struct thread thread;
 
@@ -216,7 +217,7 @@ static void on_signal(int number)
 
 static atomic_bool interrupted;
 
-/* More than once: a signal that comes before the wait does not end it, as a kick would. */
+/* Signals more than once: unlike a kick, a signal before the wait does not end it. */
 static void interrupt_it(void *argument)
 {
     pthread_t *main_thread = argument;
@@ -227,9 +228,9 @@ static void interrupt_it(void *argument)
     }
 }
 
-static void a_signal_ends_a_wait(void)
+static void signal_ends_a_wait(void)
 {
-    struct sigaction action = {.sa_handler = on_signal};
+    struct sigaction action = { .sa_handler = on_signal };
     pthread_t main_thread = pthread_self();
     struct thread thread;
 
@@ -247,14 +248,14 @@ int main(void)
 {
     test_begin();
     atomic_store(&self.kernel_id, (int)gettid());
-    RUN(a_start_makes_it_readable_and_due);
-    RUN(a_timer_is_due_when_the_timeout_says_so);
-    RUN(polling_waits_for_the_timer);
-    RUN(the_limit_ends_a_wait_for_a_timer);
-    RUN(the_descriptor_stays_the_same);
-    RUN(a_kick_from_another_thread_ends_a_wait);
-    RUN(a_start_and_a_change_reach_a_loop_that_waits);
-    RUN(a_clock_that_moves_reaches_a_loop_that_waits);
-    RUN(a_signal_ends_a_wait);
+    RUN(start_makes_the_loop_readable_and_due);
+    RUN(timer_is_due_when_the_timeout_ends);
+    RUN(poll_waits_for_the_timer);
+    RUN(limit_ends_a_wait_for_a_timer);
+    RUN(descriptor_stays_the_same);
+    RUN(kick_from_another_thread_ends_a_wait);
+    RUN(start_and_interval_change_end_a_wait);
+    RUN(clock_step_and_resume_end_a_wait);
+    RUN(signal_ends_a_wait);
     return test_end();
 }

@@ -15,74 +15,74 @@ struct line {
     uint32_t cluster_size, l2_entry_size;
     uint32_t set;
     uint64_t cache_size, l2_cache_size, refcount_cache_size, l2_cache_entry_size;
-    /* what comes out; refcount blocks are clusters */
+    /* expected; a refcount block has the size of a cluster */
     size_t l2_tables, l2_table_size, refcount_tables;
 };
 
 /*
- * Worked out by hand. What an image needs: an L2 entry for each cluster, whole L2 tables. A 64 KiB
+ * Calculated by hand. An image needs an L2 entry for each cluster, in whole L2 tables. A 64 KiB
  * table of 8-byte entries covers 512 MiB.
  */
 static const struct line lines[] = {
-    /* nothing set: all that is needed, up to 32 MiB, and 4 refcount blocks */
-    {8 * G, 64 * K, 8, 0, 0, 0, 0, 0, 16, 64 * K, 4},
-    {256 * G, 64 * K, 8, 0, 0, 0, 0, 0, 512, 64 * K, 4},
-    /* 32 MiB do not cover it: 4 KiB slices */
-    {257 * G, 64 * K, 8, 0, 0, 0, 0, 0, 8192, 4 * K, 4},
-    {1 * T, 64 * K, 8, 0, 0, 0, 0, 0, 8192, 4 * K, 4},
-    {UINT64_MAX, 64 * K, 8, 0, 0, 0, 0, 0, 8192, 4 * K, 4},
+    /* nothing set: what the image needs, up to 32 MiB, and 4 refcount blocks */
+    { 8 * G, 64 * K, 8, 0, 0, 0, 0, 0, 16, 64 * K, 4 },
+    { 256 * G, 64 * K, 8, 0, 0, 0, 0, 0, 512, 64 * K, 4 },
+    /* 32 MiB do not cover the image: slices of 4 KiB */
+    { 257 * G, 64 * K, 8, 0, 0, 0, 0, 0, 8192, 4 * K, 4 },
+    { 1 * T, 64 * K, 8, 0, 0, 0, 0, 0, 8192, 4 * K, 4 },
+    { UINT64_MAX, 64 * K, 8, 0, 0, 0, 0, 0, 8192, 4 * K, 4 },
     /* small images: at least 2 tables */
-    {512 * M, 64 * K, 8, 0, 0, 0, 0, 0, 2, 64 * K, 4},
-    {1 * M, 64 * K, 8, 0, 0, 0, 0, 0, 2, 64 * K, 4},
-    {0, 64 * K, 8, 0, 0, 0, 0, 0, 2, 64 * K, 4},
-    /* a byte more is a table more */
-    {1 * G, 64 * K, 8, 0, 0, 0, 0, 0, 2, 64 * K, 4},
-    {1 * G + 1, 64 * K, 8, 0, 0, 0, 0, 0, 3, 64 * K, 4},
+    { 512 * M, 64 * K, 8, 0, 0, 0, 0, 0, 2, 64 * K, 4 },
+    { 1 * M, 64 * K, 8, 0, 0, 0, 0, 0, 2, 64 * K, 4 },
+    { 0, 64 * K, 8, 0, 0, 0, 0, 0, 2, 64 * K, 4 },
+    /* one byte more needs one table more */
+    { 1 * G, 64 * K, 8, 0, 0, 0, 0, 0, 2, 64 * K, 4 },
+    { 1 * G + 1, 64 * K, 8, 0, 0, 0, 0, 0, 3, 64 * K, 4 },
     /* entries of 16 bytes: twice as much */
-    {8 * G, 64 * K, 16, 0, 0, 0, 0, 0, 32, 64 * K, 4},
-    {128 * G + 1, 64 * K, 16, 0, 0, 0, 0, 0, 8192, 4 * K, 4},
+    { 8 * G, 64 * K, 16, 0, 0, 0, 0, 0, 32, 64 * K, 4 },
+    { 128 * G + 1, 64 * K, 16, 0, 0, 0, 0, 0, 8192, 4 * K, 4 },
     /* clusters from 512 bytes (slices no larger) to 2 MiB */
-    {1 * M, 512, 8, 0, 0, 0, 0, 0, 32, 512, 4},
-    {4 * G, 512, 8, 0, 0, 0, 0, 0, 65536, 512, 4},
-    {1 * T, 2 * M, 8, 0, 0, 0, 0, 0, 2, 2 * M, 4},
-    {8 * T, 2 * M, 8, 0, 0, 0, 0, 0, 16, 2 * M, 4},
-    {32 * T, 2 * M, 8, 0, 0, 0, 0, 0, 8192, 4 * K, 4},
+    { 1 * M, 512, 8, 0, 0, 0, 0, 0, 32, 512, 4 },
+    { 4 * G, 512, 8, 0, 0, 0, 0, 0, 65536, 512, 4 },
+    { 1 * T, 2 * M, 8, 0, 0, 0, 0, 0, 2, 2 * M, 4 },
+    { 8 * T, 2 * M, 8, 0, 0, 0, 0, 0, 16, 2 * M, 4 },
+    { 32 * T, 2 * M, 8, 0, 0, 0, 0, 0, 8192, 4 * K, 4 },
     /* l2-cache-size: an upper limit, too */
-    {8 * G, 64 * K, 8, Q2C_OPTION_L2_CACHE_SIZE, 0, 512 * K, 0, 0, 128, 4 * K, 4},
-    {8 * G, 64 * K, 8, Q2C_OPTION_L2_CACHE_SIZE, 0, 1 * M, 0, 0, 16, 64 * K, 4},
-    {8 * G, 64 * K, 8, Q2C_OPTION_L2_CACHE_SIZE, 0, 64 * M, 0, 0, 16, 64 * K, 4},
-    {1 * T, 64 * K, 8, Q2C_OPTION_L2_CACHE_SIZE, 0, 128 * M, 0, 0, 2048, 64 * K, 4},
-    {8 * G, 64 * K, 8, Q2C_OPTION_L2_CACHE_SIZE, 0, 0, 0, 0, 2, 4 * K, 4},
-    {8 * G, 64 * K, 8, Q2C_OPTION_L2_CACHE_SIZE, 0, 1, 0, 0, 2, 4 * K, 4},
-    {8 * G, 64 * K, 8, Q2C_OPTION_L2_CACHE_SIZE, 0, UINT64_MAX, 0, 0, 16, 64 * K, 4},
+    { 8 * G, 64 * K, 8, Q2C_OPTION_L2_CACHE_SIZE, 0, 512 * K, 0, 0, 128, 4 * K, 4 },
+    { 8 * G, 64 * K, 8, Q2C_OPTION_L2_CACHE_SIZE, 0, 1 * M, 0, 0, 16, 64 * K, 4 },
+    { 8 * G, 64 * K, 8, Q2C_OPTION_L2_CACHE_SIZE, 0, 64 * M, 0, 0, 16, 64 * K, 4 },
+    { 1 * T, 64 * K, 8, Q2C_OPTION_L2_CACHE_SIZE, 0, 128 * M, 0, 0, 2048, 64 * K, 4 },
+    { 8 * G, 64 * K, 8, Q2C_OPTION_L2_CACHE_SIZE, 0, 0, 0, 0, 2, 4 * K, 4 },
+    { 8 * G, 64 * K, 8, Q2C_OPTION_L2_CACHE_SIZE, 0, 1, 0, 0, 2, 4 * K, 4 },
+    { 8 * G, 64 * K, 8, Q2C_OPTION_L2_CACHE_SIZE, 0, UINT64_MAX, 0, 0, 16, 64 * K, 4 },
     /* refcount-cache-size */
-    {8 * G, 64 * K, 8, Q2C_OPTION_REFCOUNT_CACHE_SIZE, 0, 0, 1 * M, 0, 16, 64 * K, 16},
-    {8 * G, 64 * K, 8, Q2C_OPTION_REFCOUNT_CACHE_SIZE, 0, 0, 128 * K, 0, 16, 64 * K, 4},
-    {8 * G, 64 * K, 8, Q2C_OPTION_REFCOUNT_CACHE_SIZE, 0, 0, 0, 0, 16, 64 * K, 4},
+    { 8 * G, 64 * K, 8, Q2C_OPTION_REFCOUNT_CACHE_SIZE, 0, 0, 1 * M, 0, 16, 64 * K, 16 },
+    { 8 * G, 64 * K, 8, Q2C_OPTION_REFCOUNT_CACHE_SIZE, 0, 0, 128 * K, 0, 16, 64 * K, 4 },
+    { 8 * G, 64 * K, 8, Q2C_OPTION_REFCOUNT_CACHE_SIZE, 0, 0, 0, 0, 16, 64 * K, 4 },
     /* cache-size: L2 gets what it needs, refcounts the rest */
-    {8 * G, 64 * K, 8, Q2C_OPTION_CACHE_SIZE, 4 * M, 0, 0, 0, 16, 64 * K, 48},
-    {8 * G, 64 * K, 8, Q2C_OPTION_CACHE_SIZE, 1 * M + 256 * K, 0, 0, 0, 16, 64 * K, 4},
-    /* not enough for that: refcounts get 4 clusters, L2 the rest, in slices */
-    {8 * G, 64 * K, 8, Q2C_OPTION_CACHE_SIZE, 1 * M, 0, 0, 0, 192, 4 * K, 4},
-    {8 * G, 64 * K, 8, Q2C_OPTION_CACHE_SIZE, 256 * K, 0, 0, 0, 2, 4 * K, 4},
-    {8 * G, 64 * K, 8, Q2C_OPTION_CACHE_SIZE, 0, 0, 0, 0, 2, 4 * K, 4},
+    { 8 * G, 64 * K, 8, Q2C_OPTION_CACHE_SIZE, 4 * M, 0, 0, 0, 16, 64 * K, 48 },
+    { 8 * G, 64 * K, 8, Q2C_OPTION_CACHE_SIZE, 1 * M + 256 * K, 0, 0, 0, 16, 64 * K, 4 },
+    /* if that is not enough: refcounts get 4 clusters, L2 the rest, in slices */
+    { 8 * G, 64 * K, 8, Q2C_OPTION_CACHE_SIZE, 1 * M, 0, 0, 0, 192, 4 * K, 4 },
+    { 8 * G, 64 * K, 8, Q2C_OPTION_CACHE_SIZE, 256 * K, 0, 0, 0, 2, 4 * K, 4 },
+    { 8 * G, 64 * K, 8, Q2C_OPTION_CACHE_SIZE, 0, 0, 0, 0, 2, 4 * K, 4 },
     /* cache-size and one of the others: the rest is for the third */
-    {8 * G, 64 * K, 8, Q2C_OPTION_CACHE_SIZE | Q2C_OPTION_L2_CACHE_SIZE, 2 * M, 512 * K, 0, 0, 128,
-     4 * K, 24},
-    {8 * G, 64 * K, 8, Q2C_OPTION_CACHE_SIZE | Q2C_OPTION_L2_CACHE_SIZE, 2 * M, 2 * M, 0, 0, 16,
-     64 * K, 16},
-    {8 * G, 64 * K, 8, Q2C_OPTION_CACHE_SIZE | Q2C_OPTION_REFCOUNT_CACHE_SIZE, 2 * M, 0, 512 * K, 0,
-     24, 64 * K, 8},
-    {8 * G, 64 * K, 8, Q2C_OPTION_CACHE_SIZE | Q2C_OPTION_REFCOUNT_CACHE_SIZE, 1 * M, 0, 512 * K, 0,
-     128, 4 * K, 8},
+    { 8 * G, 64 * K, 8, Q2C_OPTION_CACHE_SIZE | Q2C_OPTION_L2_CACHE_SIZE, 2 * M, 512 * K, 0, 0, 128,
+      4 * K, 24 },
+    { 8 * G, 64 * K, 8, Q2C_OPTION_CACHE_SIZE | Q2C_OPTION_L2_CACHE_SIZE, 2 * M, 2 * M, 0, 0, 16,
+      64 * K, 16 },
+    { 8 * G, 64 * K, 8, Q2C_OPTION_CACHE_SIZE | Q2C_OPTION_REFCOUNT_CACHE_SIZE, 2 * M, 0, 512 * K,
+      0, 24, 64 * K, 8 },
+    { 8 * G, 64 * K, 8, Q2C_OPTION_CACHE_SIZE | Q2C_OPTION_REFCOUNT_CACHE_SIZE, 1 * M, 0, 512 * K,
+      0, 128, 4 * K, 8 },
     /* l2-cache-entry-size is taken as it is */
-    {8 * G, 64 * K, 8, Q2C_OPTION_L2_CACHE_ENTRY_SIZE, 0, 0, 0, 4 * K, 256, 4 * K, 4},
-    {8 * G, 64 * K, 8, Q2C_OPTION_L2_CACHE_ENTRY_SIZE, 0, 0, 0, 512, 2048, 512, 4},
-    {1 * T, 64 * K, 8, Q2C_OPTION_L2_CACHE_ENTRY_SIZE, 0, 0, 0, 64 * K, 512, 64 * K, 4},
-    {8 * G, 64 * K, 8, Q2C_OPTION_L2_CACHE_SIZE | Q2C_OPTION_L2_CACHE_ENTRY_SIZE, 0, 512 * K, 0,
-     64 * K, 8, 64 * K, 4},
-    /* what is not in `set` does not count */
-    {8 * G, 64 * K, 8, 0, 1 * K, 2 * K, 3 * K, 5, 16, 64 * K, 4},
+    { 8 * G, 64 * K, 8, Q2C_OPTION_L2_CACHE_ENTRY_SIZE, 0, 0, 0, 4 * K, 256, 4 * K, 4 },
+    { 8 * G, 64 * K, 8, Q2C_OPTION_L2_CACHE_ENTRY_SIZE, 0, 0, 0, 512, 2048, 512, 4 },
+    { 1 * T, 64 * K, 8, Q2C_OPTION_L2_CACHE_ENTRY_SIZE, 0, 0, 0, 64 * K, 512, 64 * K, 4 },
+    { 8 * G, 64 * K, 8, Q2C_OPTION_L2_CACHE_SIZE | Q2C_OPTION_L2_CACHE_ENTRY_SIZE, 0, 512 * K, 0,
+      64 * K, 8, 64 * K, 4 },
+    /* values without their bit in `set` are ignored */
+    { 8 * G, 64 * K, 8, 0, 1 * K, 2 * K, 3 * K, 5, 16, 64 * K, 4 },
 };
 
 static q2c_options options_of(const struct line *line)
@@ -97,17 +97,17 @@ static q2c_options options_of(const struct line *line)
     };
 }
 
-static void sizes(void)
+static void sizes_follow_from_options_and_geometry(void)
 {
     for (size_t i = 0; i < sizeof(lines) / sizeof(lines[0]); i++) {
         const struct line *line = &lines[i];
         q2c_options options = options_of(line);
-        q2c_geometry geometry = {.struct_size = sizeof(geometry),
-                                 .virtual_size = line->virtual_size,
-                                 .cluster_size = line->cluster_size,
-                                 .l2_entry_size = line->l2_entry_size};
-        q2c_resolved_options resolved = {.struct_size = sizeof(resolved)};
-        q2c_error error = {.message = ""};
+        q2c_geometry geometry = { .struct_size = sizeof(geometry),
+                                  .virtual_size = line->virtual_size,
+                                  .cluster_size = line->cluster_size,
+                                  .l2_entry_size = line->l2_entry_size };
+        q2c_resolved_options resolved = { .struct_size = sizeof(resolved) };
+        q2c_error error = { .message = "" };
         bool ok;
 
         ok = CHECK_INT(q2c_options_resolve(&options, &geometry, &resolved, &error), 0);
@@ -122,15 +122,15 @@ static void sizes(void)
     }
 }
 
-static const q2c_geometry usual = {.struct_size = sizeof(q2c_geometry),
-                                   .virtual_size = UINT64_C(8) << 30,
-                                   .cluster_size = 65536,
-                                   .l2_entry_size = 8};
+static const q2c_geometry usual = { .struct_size = sizeof(q2c_geometry),
+                                    .virtual_size = UINT64_C(8) << 30,
+                                    .cluster_size = 65536,
+                                    .l2_entry_size = 8 };
 
-static void no_options_are_the_defaults(void)
+static void null_options_mean_the_defaults(void)
 {
-    q2c_resolved_options with = {.struct_size = sizeof(with)};
-    q2c_resolved_options without = {.struct_size = sizeof(without)};
+    q2c_resolved_options with = { .struct_size = sizeof(with) };
+    q2c_resolved_options without = { .struct_size = sizeof(without) };
     q2c_options options;
 
     memset(&options, 0xff, sizeof(options));
@@ -143,11 +143,11 @@ static void no_options_are_the_defaults(void)
     CHECK_INT(q2c_options_init(NULL), -EINVAL);
 }
 
-static void intervals(void)
+static void interval_is_converted_to_nanoseconds(void)
 {
-    static const uint64_t seconds[] = {0, 1, 30, 600, UINT32_MAX};
+    static const uint64_t seconds[] = { 0, 1, 30, 600, UINT32_MAX };
     q2c_options options;
-    q2c_resolved_options resolved = {.struct_size = sizeof(resolved)};
+    q2c_resolved_options resolved = { .struct_size = sizeof(resolved) };
 
     CHECK_INT(q2c_options_init(&options), 0);
     options.set = Q2C_OPTION_CACHE_CLEAN_INTERVAL;
@@ -158,12 +158,12 @@ static void intervals(void)
     }
 }
 
-/* Refused, with a message that has all of @parts (up to the NULL) in it, and no output. */
+/* Rejected with a message that contains all of @parts (ended by NULL), and without output. */
 static void check_refused(const q2c_options *options, const q2c_geometry *geometry,
                           const char *const *parts)
 {
     q2c_resolved_options resolved, before;
-    q2c_error error = {.code = 0, .message = ""};
+    q2c_error error = { .code = 0, .message = "" };
 
     memset(&resolved, 0x55, sizeof(resolved));
     resolved.struct_size = sizeof(resolved);
@@ -177,7 +177,7 @@ static void check_refused(const q2c_options *options, const q2c_geometry *geomet
     CHECK_INT(q2c_options_resolve(options, geometry, &resolved, NULL), -EINVAL);
 }
 
-static void conflicting_sizes(void)
+static void conflicting_sizes_are_rejected(void)
 {
     q2c_options options;
 
@@ -187,24 +187,24 @@ static void conflicting_sizes(void)
     options.refcount_cache_size = 1 * M;
     options.set = ALL_SIZES;
     check_refused(&options, &usual,
-                  (const char *[]){"cache-size", "l2-cache-size", "refcount-cache-size", NULL});
+                  (const char *[]){ "cache-size", "l2-cache-size", "refcount-cache-size", NULL });
     options.set = Q2C_OPTION_CACHE_SIZE | Q2C_OPTION_L2_CACHE_SIZE;
     options.l2_cache_size = 4 * M + 1;
     check_refused(&options, &usual,
-                  (const char *[]){"l2-cache-size", "cache-size", "4194305", "4194304", NULL});
+                  (const char *[]){ "l2-cache-size", "cache-size", "4194305", "4194304", NULL });
     options.set = Q2C_OPTION_CACHE_SIZE | Q2C_OPTION_REFCOUNT_CACHE_SIZE;
     options.refcount_cache_size = 5 * M;
     check_refused(&options, &usual,
-                  (const char *[]){"refcount-cache-size", "5242880", "4194304", NULL});
-    /* L2 over the whole counts even where the image needs less */
+                  (const char *[]){ "refcount-cache-size", "5242880", "4194304", NULL });
+    /* an L2 size above cache-size is wrong even if the image needs less */
     options.set = Q2C_OPTION_CACHE_SIZE | Q2C_OPTION_L2_CACHE_SIZE;
     options.l2_cache_size = UINT64_MAX;
-    check_refused(&options, &usual, (const char *[]){"l2-cache-size", NULL});
+    check_refused(&options, &usual, (const char *[]){ "l2-cache-size", NULL });
 }
 
-static void entry_sizes(void)
+static void wrong_entry_sizes_are_rejected(void)
 {
-    static const uint64_t bad[] = {0, 1, 256, 511, 513, 3000, 128 * K, UINT64_MAX};
+    static const uint64_t bad[] = { 0, 1, 256, 511, 513, 3000, 128 * K, UINT64_MAX };
     q2c_options options;
 
     CHECK_INT(q2c_options_init(&options), 0);
@@ -212,11 +212,11 @@ static void entry_sizes(void)
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         options.l2_cache_entry_size = bad[i];
         check_refused(&options, &usual,
-                      (const char *[]){"l2-cache-entry-size", "512", "65536", NULL});
+                      (const char *[]){ "l2-cache-entry-size", "512", "65536", NULL });
     }
 }
 
-static void too_much(void)
+static void too_large_values_are_rejected(void)
 {
     q2c_options options;
 
@@ -224,57 +224,57 @@ static void too_much(void)
     options.set = Q2C_OPTION_CACHE_CLEAN_INTERVAL;
     options.cache_clean_interval = (uint64_t)UINT32_MAX + 1;
     check_refused(&options, &usual,
-                  (const char *[]){"cache-clean-interval", "4294967296", "4294967295", NULL});
+                  (const char *[]){ "cache-clean-interval", "4294967296", "4294967295", NULL });
     options.cache_clean_interval = UINT64_MAX;
-    check_refused(&options, &usual, (const char *[]){"cache-clean-interval", NULL});
-    /* over INT_MAX tables */
+    check_refused(&options, &usual, (const char *[]){ "cache-clean-interval", NULL });
+    /* more than INT_MAX tables */
     options.set = Q2C_OPTION_REFCOUNT_CACHE_SIZE;
     options.refcount_cache_size = (UINT64_C(1) << 31) * 64 * K;
-    check_refused(&options, &usual, (const char *[]){"refcount-cache-size", NULL});
+    check_refused(&options, &usual, (const char *[]){ "refcount-cache-size", NULL });
     options.refcount_cache_size = UINT64_MAX;
-    check_refused(&options, &usual, (const char *[]){"refcount-cache-size", NULL});
+    check_refused(&options, &usual, (const char *[]){ "refcount-cache-size", NULL });
 }
 
-static void nonsense_geometry(void)
+static void invalid_geometry_is_rejected(void)
 {
-    static const uint32_t clusters[] = {0, 1, 256, 511, 65535, 65537, 4 << 20, UINT32_MAX};
-    static const uint32_t entries[] = {0, 1, 4, 9, 32, UINT32_MAX};
+    static const uint32_t clusters[] = { 0, 1, 256, 511, 65535, 65537, 4 << 20, UINT32_MAX };
+    static const uint32_t entries[] = { 0, 1, 4, 9, 32, UINT32_MAX };
     q2c_geometry geometry = usual;
 
     for (size_t i = 0; i < sizeof(clusters) / sizeof(clusters[0]); i++) {
         geometry.cluster_size = clusters[i];
-        check_refused(NULL, &geometry, (const char *[]){"cluster", NULL});
+        check_refused(NULL, &geometry, (const char *[]){ "cluster", NULL });
     }
     geometry = usual;
     for (size_t i = 0; i < sizeof(entries) / sizeof(entries[0]); i++) {
         geometry.l2_entry_size = entries[i];
-        check_refused(NULL, &geometry, (const char *[]){"L2", NULL});
+        check_refused(NULL, &geometry, (const char *[]){ "L2", NULL });
     }
 }
 
-static void unknown_bits_are_refused(void)
+static void unknown_option_bits_are_rejected(void)
 {
     q2c_options options;
 
     CHECK_INT(q2c_options_init(&options), 0);
     options.set = 32;
-    check_refused(&options, &usual, (const char *[]){"", NULL});
+    check_refused(&options, &usual, (const char *[]){ "", NULL });
 }
 
-static void null_arguments_and_struct_sizes(void)
+static void null_arguments_and_struct_sizes_are_checked(void)
 {
     struct {
         q2c_resolved_options resolved;
         uint64_t tail[2];
-    } longer = {.resolved.struct_size = sizeof(longer), .tail = {1, 2}};
+    } longer = { .resolved.struct_size = sizeof(longer), .tail = { 1, 2 } };
     struct {
         q2c_options options;
         uint64_t tail[2];
-    } longer_options = {.tail = {0}};
+    } longer_options = { .tail = { 0 } };
     struct {
         q2c_geometry geometry;
         uint64_t tail[2];
-    } longer_geometry = {.geometry = usual};
+    } longer_geometry = { .geometry = usual };
 
     CHECK_INT(q2c_options_resolve(NULL, NULL, &longer.resolved, NULL), -EINVAL);
     CHECK_INT(q2c_options_resolve(NULL, &usual, NULL, NULL), -EINVAL);
@@ -282,15 +282,16 @@ static void null_arguments_and_struct_sizes(void)
     longer_options.options.struct_size = sizeof(longer_options);
     longer_geometry.geometry.struct_size = sizeof(longer_geometry);
     CHECK_INT(q2c_options_resolve(&longer_options.options, &longer_geometry.geometry,
-                                  &longer.resolved, NULL), 0);
+                                  &longer.resolved, NULL),
+              0);
     CHECK_U64(longer.resolved.l2_tables, 16);
     CHECK_U64(longer.tail[1], 2);
     longer_options.options.struct_size = sizeof(q2c_options) - 1;
-    check_refused(&longer_options.options, &usual, (const char *[]){"", NULL});
+    check_refused(&longer_options.options, &usual, (const char *[]){ "", NULL });
     longer_options.options.struct_size = 0;
-    check_refused(&longer_options.options, &usual, (const char *[]){"", NULL});
+    check_refused(&longer_options.options, &usual, (const char *[]){ "", NULL });
     longer_geometry.geometry.struct_size = sizeof(size_t);
-    check_refused(NULL, &longer_geometry.geometry, (const char *[]){"", NULL});
+    check_refused(NULL, &longer_geometry.geometry, (const char *[]){ "", NULL });
     longer.resolved.struct_size = sizeof(size_t);
     CHECK_INT(q2c_options_resolve(NULL, &usual, &longer.resolved, NULL), -EINVAL);
     longer.resolved.struct_size = 0;
@@ -300,14 +301,14 @@ static void null_arguments_and_struct_sizes(void)
 int main(void)
 {
     test_begin();
-    RUN(sizes);
-    RUN(no_options_are_the_defaults);
-    RUN(intervals);
-    RUN(conflicting_sizes);
-    RUN(entry_sizes);
-    RUN(too_much);
-    RUN(nonsense_geometry);
-    RUN(unknown_bits_are_refused);
-    RUN(null_arguments_and_struct_sizes);
+    RUN(sizes_follow_from_options_and_geometry);
+    RUN(null_options_mean_the_defaults);
+    RUN(interval_is_converted_to_nanoseconds);
+    RUN(conflicting_sizes_are_rejected);
+    RUN(wrong_entry_sizes_are_rejected);
+    RUN(too_large_values_are_rejected);
+    RUN(invalid_geometry_is_rejected);
+    RUN(unknown_option_bits_are_rejected);
+    RUN(null_arguments_and_struct_sizes_are_checked);
     return test_end();
 }

@@ -52,7 +52,7 @@ static void check_unchanged(void)
     CHECK(image_cleaner_runs(&image));
 }
 
-static void commit_without_the_lock(void)
+static void commit_without_the_lock_applies_the_options(void)
 {
     q2c_options options = smaller_options();
 
@@ -64,7 +64,7 @@ static void commit_without_the_lock(void)
     image_close(&image);
 }
 
-static void commit_with_the_lock(void)
+static void commit_with_the_lock_keeps_the_lock(void)
 {
     q2c_options options = smaller_options();
 
@@ -78,7 +78,7 @@ static void commit_with_the_lock(void)
     image_close(&image);
 }
 
-static void commit_in_the_wrong_context(void)
+static void commit_in_the_wrong_context_fails(void)
 {
     q2c_options options = smaller_options();
     q2c_update *update;
@@ -140,7 +140,7 @@ static void prepare_flushes_the_old_caches(void)
     image_close(&image);
 }
 
-static void prepare_fails_with_the_flush(void)
+static void prepare_fails_when_the_flush_fails(void)
 {
     static const int ops[] = {STORAGE_WRITE, STORAGE_FLUSH, STORAGE_CHECK};
     q2c_options options = smaller_options();
@@ -166,7 +166,7 @@ static void prepare_fails_with_the_flush(void)
     }
 }
 
-static void prepare_refuses_bad_options(void)
+static void prepare_rejects_bad_options(void)
 {
     q2c_options options = smaller_options();
     q2c_geometry geometry;
@@ -193,7 +193,7 @@ static void prepare_refuses_bad_options(void)
     image_close(&image);
 }
 
-static void commit_is_busy_while_pinned(void)
+static void commit_is_busy_while_a_table_is_pinned(void)
 {
     for (unsigned i = 0; i < 4; i++) {
         bool locked = i % 2 == 1;
@@ -224,8 +224,8 @@ static void commit_is_busy_while_pinned(void)
     }
 }
 
-/* Dirtied after the prepare: on disk after the commit, or still dirty after its error. */
-static void nothing_dirty_is_lost_between_prepare_and_commit(void)
+/* A table dirtied after prepare is on disk after the commit, or dirty if the commit fails. */
+static void tables_dirtied_after_prepare_are_not_lost(void)
 {
     q2c_options options = smaller_options();
     q2c_update *update;
@@ -249,7 +249,7 @@ static void nothing_dirty_is_lost_between_prepare_and_commit(void)
     image_close(&image);
 }
 
-static void interval_below_a_second(void)
+static void interval_below_a_second_is_used(void)
 {
     image_init(&image);
     image_open(&image);
@@ -257,7 +257,7 @@ static void interval_below_a_second(void)
     CHECK_U64(cleaner_stats(q2c_state_cleaner(image.state)).interval_ns, MILLISECOND);
     cache_touch(image_l2(&image), CLUSTER_AT(1));
     EVENTUALLY(!cache_resident(image_l2(&image), CLUSTER_AT(1)));
-    /* 0: by the options again */
+    /* 0: the options decide again */
     commit(prepare(NULL, 0), false);
     CHECK_U64(cleaner_stats(q2c_state_cleaner(image.state)).interval_ns, 600 * SECOND);
     image_close(&image);
@@ -279,7 +279,7 @@ static void interval_0_stops_the_cleaner(void)
     image_close(&image);
 }
 
-static void geometry_of_a_grown_image(void)
+static void geometry_of_a_grown_image_is_kept(void)
 {
     q2c_geometry grown;
     q2c_update *update = NULL;
@@ -291,13 +291,13 @@ static void geometry_of_a_grown_image(void)
     CHECK_INT(q2c_update_options_prepare(image.state, NULL, &grown, 0, &update, NULL), 0);
     commit(update, false);
     CHECK_U64(cache_stats(image_l2(&image)).tables, 2 * IMAGE_L2_TABLES);
-    /* it stays for the next change */
+    /* the next change keeps it */
     commit(prepare(NULL, 0), false);
     CHECK_U64(cache_stats(image_l2(&image)).tables, 2 * IMAGE_L2_TABLES);
     image_close(&image);
 }
 
-static void the_new_caches_are_used_and_cleaned(void)
+static void new_caches_are_used_and_cleaned(void)
 {
     q2c_options options = smaller_options();
     q2c_cache *l2;
@@ -318,7 +318,7 @@ static void the_new_caches_are_used_and_cleaned(void)
     image_close(&image);
 }
 
-static void of_another_state(void)
+static void update_of_another_state_is_rejected(void)
 {
     struct image other;
     q2c_update *update;
@@ -335,7 +335,7 @@ static void of_another_state(void)
     image_close(&image);
 }
 
-static void detached_stays_detached(void)
+static void detached_state_stays_detached(void)
 {
     q2c_options options = smaller_options();
 
@@ -350,7 +350,7 @@ static void detached_stays_detached(void)
     image_close(&image);
 }
 
-static void many_changes_while_it_cleans(void)
+static void options_change_during_continuous_passes(void)
 {
     q2c_options options = smaller_options();
 
@@ -376,21 +376,21 @@ static void many_changes_while_it_cleans(void)
 int main(void)
 {
     test_begin();
-    RUN(commit_without_the_lock);
-    RUN(commit_with_the_lock);
-    RUN(commit_in_the_wrong_context);
+    RUN(commit_without_the_lock_applies_the_options);
+    RUN(commit_with_the_lock_keeps_the_lock);
+    RUN(commit_in_the_wrong_context_fails);
     RUN(abort_changes_nothing);
     RUN(prepare_flushes_the_old_caches);
-    RUN(prepare_fails_with_the_flush);
-    RUN(prepare_refuses_bad_options);
-    RUN(commit_is_busy_while_pinned);
-    RUN(nothing_dirty_is_lost_between_prepare_and_commit);
-    RUN(interval_below_a_second);
+    RUN(prepare_fails_when_the_flush_fails);
+    RUN(prepare_rejects_bad_options);
+    RUN(commit_is_busy_while_a_table_is_pinned);
+    RUN(tables_dirtied_after_prepare_are_not_lost);
+    RUN(interval_below_a_second_is_used);
     RUN(interval_0_stops_the_cleaner);
-    RUN(geometry_of_a_grown_image);
-    RUN(the_new_caches_are_used_and_cleaned);
-    RUN(of_another_state);
-    RUN(detached_stays_detached);
-    RUN(many_changes_while_it_cleans);
+    RUN(geometry_of_a_grown_image_is_kept);
+    RUN(new_caches_are_used_and_cleaned);
+    RUN(update_of_another_state_is_rejected);
+    RUN(detached_state_stays_detached);
+    RUN(options_change_during_continuous_passes);
     return test_end();
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* What q2c_state_open refuses, and NULL everywhere else. */
+/* Arguments that q2c_state_open rejects, and NULL for every other function. */
 #include "image.h"
 
 static struct image image;
@@ -24,7 +24,7 @@ static void check_refused(const char *what, const char *part)
     image_init(&image);
 }
 
-static void refused_configurations(void)
+static void wrong_configurations_are_rejected(void)
 {
     q2c_host host = {.struct_size = sizeof(host), .kind = 9};
 
@@ -57,7 +57,7 @@ static void refused_configurations(void)
     image_close(&image);
 }
 
-static void longer_structs_are_fine(void)
+static void longer_structs_are_accepted(void)
 {
     struct {
         q2c_state_config config;
@@ -72,7 +72,7 @@ static void longer_structs_are_fine(void)
     image_close(&image);
 }
 
-static void the_configuration_is_copied(void)
+static void configuration_is_copied(void)
 {
     image_init(&image);
     image_open(&image);
@@ -97,7 +97,7 @@ static void nothing(void *argument)
     (void)argument;
 }
 
-static void null_states(void)
+static void null_states_are_rejected_or_ignored(void)
 {
     q2c_state *none = NULL;
     q2c_update *update = NULL;
@@ -123,7 +123,7 @@ static void null_states(void)
     CHECK_INT(q2c_run_until_done(NULL, nothing, NULL), -EINVAL);
 }
 
-static void null_arguments(void)
+static void null_arguments_are_rejected_or_ignored(void)
 {
     q2c_update *update = NULL;
 
@@ -142,10 +142,10 @@ static void null_arguments(void)
 int main(void)
 {
     test_begin();
-    RUN(refused_configurations);
-    RUN(longer_structs_are_fine);
-    RUN(the_configuration_is_copied);
-    RUN(null_states);
-    RUN(null_arguments);
+    RUN(wrong_configurations_are_rejected);
+    RUN(longer_structs_are_accepted);
+    RUN(configuration_is_copied);
+    RUN(null_states_are_rejected_or_ignored);
+    RUN(null_arguments_are_rejected_or_ignored);
     return test_end();
 }

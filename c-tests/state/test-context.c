@@ -5,7 +5,7 @@
 
 static struct image image;
 
-static void detach_asks_the_cleaner_to_stop(void)
+static void detach_requests_a_stop_of_the_cleaner(void)
 {
     q2c_cleaner *cleaner;
 
@@ -15,7 +15,7 @@ static void detach_asks_the_cleaner_to_stop(void)
     CHECK_INT(q2c_state_detach_context(image.state), 0);
     CHECK_INT(q2c_cleaner_is_running(cleaner), 0);
     EVENTUALLY(cleaner_stats(cleaner).instances == 0);
-    CHECK_INT(q2c_state_detach_context(image.state), 0); /* again is no error */
+    CHECK_INT(q2c_state_detach_context(image.state), 0); /* twice is no error */
     image_close(&image);
 }
 
@@ -32,7 +32,7 @@ static void detach_does_not_wait_for_the_lock(void)
     image_close(&image);
 }
 
-static void attach_starts_it_with_the_same_interval(void)
+static void attach_starts_the_cleaner_with_the_same_interval(void)
 {
     q2c_cleaner *cleaner;
 
@@ -52,7 +52,7 @@ static void attach_starts_it_with_the_same_interval(void)
     image_close(&image);
 }
 
-static void attach_twice(void)
+static void second_attach_is_ealready(void)
 {
     image_init(&image);
     image_open(&image);
@@ -64,7 +64,7 @@ static void attach_twice(void)
     image_close(&image);
 }
 
-static void attach_without_an_interval(void)
+static void attach_without_an_interval_starts_no_cleaner(void)
 {
     image_init(&image);
     image.options.set = Q2C_OPTION_CACHE_CLEAN_INTERVAL;
@@ -86,7 +86,7 @@ static void caches_work_while_detached(void)
     image_close(&image);
 }
 
-static void lock(void)
+static void state_lock_is_the_cleaners_lock(void)
 {
     image_init(&image);
     image_open(&image);
@@ -109,7 +109,7 @@ static void lock_elsewhere(void *argument)
     CHECK_INT(q2c_state_unlock(image.state), 0);
 }
 
-static void lock_excludes(void)
+static void state_lock_excludes_other_threads(void)
 {
     struct thread thread;
 
@@ -127,13 +127,13 @@ static void lock_excludes(void)
 int main(void)
 {
     test_begin();
-    RUN(detach_asks_the_cleaner_to_stop);
+    RUN(detach_requests_a_stop_of_the_cleaner);
     RUN(detach_does_not_wait_for_the_lock);
-    RUN(attach_starts_it_with_the_same_interval);
-    RUN(attach_twice);
-    RUN(attach_without_an_interval);
+    RUN(attach_starts_the_cleaner_with_the_same_interval);
+    RUN(second_attach_is_ealready);
+    RUN(attach_without_an_interval_starts_no_cleaner);
     RUN(caches_work_while_detached);
-    RUN(lock);
-    RUN(lock_excludes);
+    RUN(state_lock_is_the_cleaners_lock);
+    RUN(state_lock_excludes_other_threads);
     return test_end();
 }

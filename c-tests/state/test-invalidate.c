@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* q2c_state_invalidate: another process wrote the image. */
+/* q2c_state_invalidate: for an image that another process has written. */
 #include "image.h"
 
 static struct image image;
 
-static void every_table_is_read_again(void)
+static void invalidate_reads_every_table_again(void)
 {
     uint64_t changed = 55;
     void *table;
@@ -25,7 +25,7 @@ static void every_table_is_read_again(void)
     image_close(&image);
 }
 
-static void dirty_tables_are_dropped_unwritten(void)
+static void invalidate_drops_dirty_tables_without_a_write(void)
 {
     image_init(&image);
     image_open(&image);
@@ -40,7 +40,7 @@ static void dirty_tables_are_dropped_unwritten(void)
     image_close(&image);
 }
 
-static void busy_while_a_table_of_either_cache_is_pinned(void)
+static void invalidate_is_busy_while_either_cache_has_a_pin(void)
 {
     for (unsigned i = 0; i < 2; i++) {
         q2c_cache *pinned, *other;
@@ -64,7 +64,7 @@ static void busy_while_a_table_of_either_cache_is_pinned(void)
     }
 }
 
-static void the_cleaner_goes_on_with_its_interval(void)
+static void cleaner_continues_with_its_interval(void)
 {
     q2c_cleaner_stats before, after;
 
@@ -83,7 +83,7 @@ static void the_cleaner_goes_on_with_its_interval(void)
     image_close(&image);
 }
 
-static void without_a_cleaner_there_is_none_afterwards(void)
+static void invalidate_starts_no_cleaner_where_none_ran(void)
 {
     image_init(&image);
     image.options.set = Q2C_OPTION_CACHE_CLEAN_INTERVAL;
@@ -93,7 +93,7 @@ static void without_a_cleaner_there_is_none_afterwards(void)
     image_close(&image);
 }
 
-static void with_the_lock_held(void)
+static void invalidate_fails_with_the_lock_held(void)
 {
     image_init(&image);
     image_open(&image);
@@ -108,11 +108,11 @@ static void with_the_lock_held(void)
 int main(void)
 {
     test_begin();
-    RUN(every_table_is_read_again);
-    RUN(dirty_tables_are_dropped_unwritten);
-    RUN(busy_while_a_table_of_either_cache_is_pinned);
-    RUN(the_cleaner_goes_on_with_its_interval);
-    RUN(without_a_cleaner_there_is_none_afterwards);
-    RUN(with_the_lock_held);
+    RUN(invalidate_reads_every_table_again);
+    RUN(invalidate_drops_dirty_tables_without_a_write);
+    RUN(invalidate_is_busy_while_either_cache_has_a_pin);
+    RUN(cleaner_continues_with_its_interval);
+    RUN(invalidate_starts_no_cleaner_where_none_ran);
+    RUN(invalidate_fails_with_the_lock_held);
     return test_end();
 }

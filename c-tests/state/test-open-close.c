@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* q2c_state_open, what it makes, and q2c_state_close. */
+/* q2c_state_open, the objects that it creates, and q2c_state_close. */
 #include "image.h"
 
 static struct image image;
 
-static void default_caches(void)
+static void open_creates_the_default_caches(void)
 {
     q2c_cache_stats l2, refcount;
     q2c_cleaner_stats cleaner;
@@ -25,7 +25,7 @@ static void default_caches(void)
     image_close(&image);
 }
 
-static void no_options_are_the_defaults(void)
+static void null_options_mean_the_defaults(void)
 {
     image_init(&image);
     image.config.options = NULL;
@@ -35,7 +35,7 @@ static void no_options_are_the_defaults(void)
     image_close(&image);
 }
 
-static void caches_by_the_options(void)
+static void caches_follow_the_options(void)
 {
     image_init(&image);
     image.options.set = Q2C_OPTION_L2_CACHE_SIZE | Q2C_OPTION_REFCOUNT_CACHE_SIZE |
@@ -62,7 +62,7 @@ static void interval_0_starts_no_cleaner(void)
     image_close(&image);
 }
 
-static void an_interval_below_a_second(void)
+static void interval_below_a_second_is_used(void)
 {
     image_init(&image);
     image.options.set = Q2C_OPTION_CACHE_CLEAN_INTERVAL;
@@ -76,7 +76,7 @@ static void an_interval_below_a_second(void)
     image_close(&image);
 }
 
-static void each_cache_has_its_storage_and_kind(void)
+static void each_cache_has_its_own_storage_and_kind(void)
 {
     image_init(&image);
     image_open(&image);
@@ -92,7 +92,7 @@ static void each_cache_has_its_storage_and_kind(void)
     image_close(&image);
 }
 
-static void one_storage_for_both(void)
+static void caches_can_share_one_storage(void)
 {
     image_init(&image);
     image.config.refcount_storage = NULL;
@@ -102,7 +102,7 @@ static void one_storage_for_both(void)
     image_close(&image);
 }
 
-static void slots_left_over(void)
+static void slots_are_reserved_for_the_locks_holder(void)
 {
     void *l2[IMAGE_L2_TABLES];
     void *refcount[4];
@@ -129,7 +129,7 @@ static void slots_left_over(void)
     image_close(&image);
 }
 
-static void close_writes_what_is_dirty(void)
+static void close_writes_dirty_tables_in_order(void)
 {
     image_init(&image);
     image_open(&image);
@@ -152,7 +152,7 @@ static void close_writes_what_is_dirty(void)
     image_close(&image);
 }
 
-static void close_is_busy_while_pinned(void)
+static void close_is_busy_while_a_table_is_pinned(void)
 {
     void *table;
 
@@ -172,7 +172,7 @@ static void close_is_busy_while_pinned(void)
     image_close(&image);
 }
 
-static void close_fails_with_its_flush(void)
+static void close_fails_when_its_flush_fails(void)
 {
     image_init(&image);
     image_open(&image);
@@ -189,7 +189,7 @@ static void close_fails_with_its_flush(void)
     image_close(&image);
 }
 
-static void dirty_tables_can_be_given_up(void)
+static void invalidate_lets_close_give_up_dirty_tables(void)
 {
     image_init(&image);
     image_open(&image);
@@ -203,7 +203,7 @@ static void dirty_tables_can_be_given_up(void)
     image_close(&image);
 }
 
-static void close_with_the_lock_held(void)
+static void close_fails_with_the_lock_held(void)
 {
     image_init(&image);
     image_open(&image);
@@ -214,7 +214,7 @@ static void close_with_the_lock_held(void)
     image_close(&image);
 }
 
-static void what_belongs_to_the_state_stays_with_it(void)
+static void objects_of_a_state_cannot_be_destroyed(void)
 {
     q2c_cache *l2;
     q2c_cleaner *cleaner;
@@ -231,7 +231,7 @@ static void what_belongs_to_the_state_stays_with_it(void)
     image_close(&image);
 }
 
-static void open_and_close_often(void)
+static void state_opens_and_closes_repeatedly(void)
 {
     image_init(&image);
     for (unsigned i = 0; i < 200; i++) {
@@ -247,20 +247,20 @@ static void open_and_close_often(void)
 int main(void)
 {
     test_begin();
-    RUN(default_caches);
-    RUN(no_options_are_the_defaults);
-    RUN(caches_by_the_options);
+    RUN(open_creates_the_default_caches);
+    RUN(null_options_mean_the_defaults);
+    RUN(caches_follow_the_options);
     RUN(interval_0_starts_no_cleaner);
-    RUN(an_interval_below_a_second);
-    RUN(each_cache_has_its_storage_and_kind);
-    RUN(one_storage_for_both);
-    RUN(slots_left_over);
-    RUN(close_writes_what_is_dirty);
-    RUN(close_is_busy_while_pinned);
-    RUN(close_fails_with_its_flush);
-    RUN(dirty_tables_can_be_given_up);
-    RUN(close_with_the_lock_held);
-    RUN(what_belongs_to_the_state_stays_with_it);
-    RUN(open_and_close_often);
+    RUN(interval_below_a_second_is_used);
+    RUN(each_cache_has_its_own_storage_and_kind);
+    RUN(caches_can_share_one_storage);
+    RUN(slots_are_reserved_for_the_locks_holder);
+    RUN(close_writes_dirty_tables_in_order);
+    RUN(close_is_busy_while_a_table_is_pinned);
+    RUN(close_fails_when_its_flush_fails);
+    RUN(invalidate_lets_close_give_up_dirty_tables);
+    RUN(close_fails_with_the_lock_held);
+    RUN(objects_of_a_state_cannot_be_destroyed);
+    RUN(state_opens_and_closes_repeatedly);
     return test_end();
 }

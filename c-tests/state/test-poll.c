@@ -23,7 +23,7 @@ static void open_image(void)
     image_open(&image);
 }
 
-static void done_at_once(void)
+static void true_condition_needs_no_wait(void)
 {
     open_image();
     atomic_store(&finished, true);
@@ -40,7 +40,7 @@ static void finish(void *argument)
     CHECK_INT(q2c_poll_kick(image.state), 0);
 }
 
-static void a_kick_makes_it_look_again(void)
+static void kick_makes_the_waiter_check_again(void)
 {
     struct thread thread;
 
@@ -59,7 +59,7 @@ static void wait_for_it(void *argument)
     CHECK(atomic_load(&finished));
 }
 
-static void a_kick_before_its_time(void)
+static void early_kicks_do_not_end_the_wait(void)
 {
     struct thread thread;
 
@@ -78,7 +78,7 @@ static void a_kick_before_its_time(void)
     image_close(&image);
 }
 
-static void it_does_not_spin(void)
+static void waiter_does_not_spin(void)
 {
     struct thread thread;
     unsigned before;
@@ -97,7 +97,7 @@ static void it_does_not_spin(void)
     image_close(&image);
 }
 
-static void one_kick_serves_all(void)
+static void one_kick_wakes_all_waiters(void)
 {
     struct thread threads[4];
 
@@ -129,14 +129,14 @@ static void entry(void *argument)
 {
     CHECK_PTR(argument, &entries);
     entries++;
-    /* what a driver does there: take the lock, and use the caches */
+    /* what a driver does in it: take the lock, and use the caches */
     CHECK_INT(q2c_state_lock(image.state), 0);
     cache_touch(image_l2(&image), CLUSTER_AT(1));
     CHECK_INT(q2c_cleaner_co_locked_del_and_wait(q2c_state_cleaner(image.state)), 0);
     CHECK_INT(q2c_state_unlock(image.state), 0);
 }
 
-static void run_until_done_runs_it_to_its_end(void)
+static void run_until_done_runs_the_function_to_its_end(void)
 {
     open_image();
     entries = 0;
@@ -149,12 +149,12 @@ static void run_until_done_runs_it_to_its_end(void)
 int main(void)
 {
     test_begin();
-    RUN(done_at_once);
-    RUN(a_kick_makes_it_look_again);
-    RUN(a_kick_before_its_time);
-    RUN(it_does_not_spin);
-    RUN(one_kick_serves_all);
+    RUN(true_condition_needs_no_wait);
+    RUN(kick_makes_the_waiter_check_again);
+    RUN(early_kicks_do_not_end_the_wait);
+    RUN(waiter_does_not_spin);
+    RUN(one_kick_wakes_all_waiters);
     RUN(no_kick_is_lost);
-    RUN(run_until_done_runs_it_to_its_end);
+    RUN(run_until_done_runs_the_function_to_its_end);
     return test_end();
 }
