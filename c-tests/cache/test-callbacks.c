@@ -11,7 +11,7 @@ static pthread_t caller;
 static void use_the_cache(struct storage *from, int op, uint64_t offset, void *argument)
 {
     static bool inside;
-    q2c_cache_stats stats = {.struct_size = sizeof(stats)};
+    q2c_cache_stats stats = { .struct_size = sizeof(stats) };
     void *table = NULL;
     uint64_t word;
     int result;
@@ -100,7 +100,7 @@ static void flush_of_a_dependency_can_use_the_cache(void)
 static void corruption_callback_can_use_the_cache(void)
 {
     open_cache();
-    CHECK_INT(q2c_cache_get(cache, AT(5) + 8, &(void *){NULL}), -EIO);
+    CHECK_INT(q2c_cache_get(cache, AT(5) + 8, &(void *){ NULL }), -EIO);
     CHECK_U64(entered[0], 1);
     close_cache();
 }

@@ -198,7 +198,7 @@ static void clean_releases_whole_pages_of_small_tables(void)
     cache_drop(cache);
 }
 
-#define USERS 3
+#define USERS  3
 #define ROUNDS 400
 static atomic_uint users;
 

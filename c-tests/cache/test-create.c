@@ -23,7 +23,7 @@ static void check_refused(const char *what, const q2c_cache_options *options,
                           const q2c_storage *calls, const q2c_host *host)
 {
     q2c_cache *cache = untouched;
-    q2c_error error = {.code = 0, .message = ""};
+    q2c_error error = { .code = 0, .message = "" };
     bool ok = CHECK_INT(q2c_cache_create(options, calls, host, &cache, &error), -EINVAL);
 
     ok = CHECK_PTR(cache, untouched) && ok;
@@ -50,7 +50,7 @@ static void check_taken(const q2c_cache_options *options, const q2c_storage *cal
 static void null_arguments_are_rejected(void)
 {
     q2c_cache_options options = good_options();
-    q2c_error error = {.code = 0};
+    q2c_error error = { .code = 0 };
 
     check_refused("no options", NULL, &storage.calls, NULL);
     check_refused("no storage", &options, NULL, NULL);
@@ -62,7 +62,7 @@ static void null_arguments_are_rejected(void)
 static void success_clears_the_error(void)
 {
     q2c_cache_options options = good_options();
-    q2c_error error = {.code = 77, .message = "from before"};
+    q2c_error error = { .code = 77, .message = "from before" };
     q2c_cache *cache = NULL;
 
     CHECK_INT(q2c_cache_create(&options, &storage.calls, NULL, &cache, &error), 0);
@@ -73,8 +73,9 @@ static void success_clears_the_error(void)
 
 static void table_size_is_checked(void)
 {
-    static const size_t bad[] = {0, 1, 8, 256, 511, 513, 768, 3 * 4096, 4 << 20, (size_t)1 << 40,
-                                 SIZE_MAX};
+    static const size_t bad[] = { 0,       1,   8,        256,     511,
+                                  513,     768, 3 * 4096, 4 << 20, (size_t)1 << 40,
+                                  SIZE_MAX };
     q2c_cache_options options = good_options();
     char what[64];
 
@@ -126,12 +127,12 @@ static void struct_sizes_are_checked(void)
     struct {
         q2c_cache_options options;
         uint64_t tail[4];
-    } longer = {.options = good_options()};
+    } longer = { .options = good_options() };
     struct {
         q2c_storage calls;
         uint64_t tail[4];
-    } longer_storage = {.calls = storage.calls};
-    q2c_host host = {.struct_size = sizeof(host)};
+    } longer_storage = { .calls = storage.calls };
+    q2c_host host = { .struct_size = sizeof(host) };
 
     longer.options.struct_size = 0;
     check_refused("options of size 0", &longer.options, &storage.calls, NULL);
@@ -178,7 +179,7 @@ static void required_callbacks_are_checked(void)
 static void host_kind_is_checked(void)
 {
     q2c_cache_options options = good_options();
-    q2c_host host = {.struct_size = sizeof(host), .kind = Q2C_HOST_THREADS};
+    q2c_host host = { .struct_size = sizeof(host), .kind = Q2C_HOST_THREADS };
 
     check_taken(&options, &storage.calls, &host);
     host.kind = 3;
@@ -193,7 +194,7 @@ static void arguments_are_copied(void)
 {
     q2c_cache_options options = good_options();
     q2c_storage calls = storage.calls;
-    q2c_host host = {.struct_size = sizeof(host), .kind = Q2C_HOST_THREADS};
+    q2c_host host = { .struct_size = sizeof(host), .kind = Q2C_HOST_THREADS };
     q2c_cache *cache = NULL;
 
     MUST(q2c_cache_create(&options, &calls, &host, &cache, NULL));

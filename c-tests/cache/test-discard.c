@@ -121,17 +121,10 @@ static void range_drops_every_overlapping_table(void)
         uint64_t offset, bytes;
         unsigned first, last; /* tables of 10 .. 17 that are dropped; none if first > last */
     } ranges[] = {
-        {AT(12), 3 * TABLE, 12, 14},
-        {AT(12) + 1, 1, 12, 12},
-        {AT(13) - 1, 2, 12, 13},
-        {AT(11) + 8, TABLE, 11, 12},
-        {AT(14), 0, 1, 0},
-        {AT(14) + 8, 0, 1, 0},
-        {AT(18), UINT64_MAX, 1, 0},
-        {0, AT(10), 1, 0},
-        {0, AT(10) + 1, 10, 10},
-        {AT(15), UINT64_MAX, 15, 17},
-        {0, UINT64_MAX, 10, 17},
+        { AT(12), 3 * TABLE, 12, 14 },  { AT(12) + 1, 1, 12, 12 }, { AT(13) - 1, 2, 12, 13 },
+        { AT(11) + 8, TABLE, 11, 12 },  { AT(14), 0, 1, 0 },       { AT(14) + 8, 0, 1, 0 },
+        { AT(18), UINT64_MAX, 1, 0 },   { 0, AT(10), 1, 0 },       { 0, AT(10) + 1, 10, 10 },
+        { AT(15), UINT64_MAX, 15, 17 }, { 0, UINT64_MAX, 10, 17 },
     };
 
     for (size_t i = 0; i < sizeof(ranges) / sizeof(ranges[0]); i++) {

@@ -24,7 +24,7 @@ static void close_cache(void)
 
 static void failed_load_leaves_the_slot_free(void)
 {
-    static const int errors[] = {-EIO, -ENOSPC, -ENOMEM, -EINTR, -EAGAIN, -1234};
+    static const int errors[] = { -EIO, -ENOSPC, -ENOMEM, -EINTR, -EAGAIN, -1234 };
     void *table = untouched;
 
     open_cache(1);
@@ -44,7 +44,7 @@ static void failed_load_leaves_the_slot_free(void)
 
 static void failed_write_leaves_the_table_dirty(void)
 {
-    static const int errors[] = {-EIO, -ENOSPC, -EROFS, -EINTR, -1234};
+    static const int errors[] = { -EIO, -ENOSPC, -EROFS, -EINTR, -1234 };
 
     open_cache(4);
     for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++) {
@@ -125,7 +125,7 @@ static void failed_storage_flush_is_repeated(void)
 
 static void refused_check_leaves_only_that_table_dirty(void)
 {
-    static const int errors[] = {-EIO, -EACCES};
+    static const int errors[] = { -EIO, -EACCES };
 
     for (size_t i = 0; i < 2; i++) {
         open_cache(8);
@@ -150,7 +150,7 @@ static void refused_check_leaves_only_that_table_dirty(void)
 /* A get must write its victim back first. Each callback of that write-back fails in turn. */
 static void eviction_fails_when_the_victim_cannot_be_written(void)
 {
-    static const int ops[] = {STORAGE_CHECK, STORAGE_WRITE};
+    static const int ops[] = { STORAGE_CHECK, STORAGE_WRITE };
     void *table = untouched;
 
     for (size_t i = 0; i < 2; i++) {
@@ -188,7 +188,7 @@ static void load_fails_after_its_victim_was_written(void)
 /* A sequence that calls every callback. Returns the first error. */
 static int sequence(q2c_cache *other)
 {
-    static const unsigned tables[] = {1, 2, 5, 7, 8, 1};
+    static const unsigned tables[] = { 1, 2, 5, 7, 8, 1 };
     void *table = NULL;
     int result = 0;
 
@@ -246,7 +246,7 @@ static bool sweep_one(int error, int nth)
 
 static void sequence_recovers_from_a_failure_of_each_call(void)
 {
-    static const int errors[] = {-EIO, -ENOSPC};
+    static const int errors[] = { -EIO, -ENOSPC };
 
     for (size_t i = 0; i < 2; i++) {
         int nth = 0;

@@ -81,8 +81,8 @@ static void get_waits_while_the_only_slot_loads(void)
 {
     q2c_cache *cache = cache_new(&storage, 1, TABLE, 0);
     int hold = storage_hold(&storage, STORAGE_READ, AT(1));
-    struct get loads = {cache, AT(1), 1};
-    struct get waits = {cache, AT(2), 1};
+    struct get loads = { cache, AT(1), 1 };
+    struct get waits = { cache, AT(2), 1 };
     struct thread loader, waiter;
 
     storage_fail(&storage, STORAGE_READ, 0, 1, -EIO);
@@ -109,7 +109,7 @@ static void get_waits_while_the_only_slot_is_written(void)
 {
     q2c_cache *cache = cache_new(&storage, 1, TABLE, 0);
     int hold = storage_hold(&storage, STORAGE_WRITE, AT(3));
-    struct get waits = {cache, AT(4), 1};
+    struct get waits = { cache, AT(4), 1 };
     struct thread writer, waiter;
 
     cache_dirty(cache, AT(3), 3);
@@ -130,7 +130,7 @@ static void get_is_busy_only_when_all_slots_are_pinned(void)
 {
     q2c_cache *cache = cache_new(&storage, 2, TABLE, 0);
     int hold = storage_hold(&storage, STORAGE_WRITE, AT(5));
-    struct get waits = {cache, AT(7), 1};
+    struct get waits = { cache, AT(7), 1 };
     struct thread writer, waiter;
     void *pinned, *table = NULL;
 
@@ -148,7 +148,7 @@ static void get_is_busy_only_when_all_slots_are_pinned(void)
     CHECK_INT(waits.result, 0);
     /* now both slots are pinned */
     table = cache_pin(cache, AT(8));
-    CHECK_INT(q2c_cache_get(cache, AT(9), &(void *){NULL}), -EBUSY);
+    CHECK_INT(q2c_cache_get(cache, AT(9), &(void *){ NULL }), -EBUSY);
     cache_unpin(cache, table);
     cache_unpin(cache, pinned);
     cache_drop(cache);

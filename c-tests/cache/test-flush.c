@@ -43,7 +43,7 @@ static void check_written(const unsigned *tables, size_t count)
 
 static void write_does_not_flush_the_storage(void)
 {
-    static const unsigned tables[] = {3};
+    static const unsigned tables[] = { 3 };
     q2c_cache *cache = cache_new(&storage, 16, TABLE, 1);
 
     dirty_each(cache, tables, 1);
@@ -57,7 +57,7 @@ static void write_does_not_flush_the_storage(void)
 
 static void flush_flushes_the_storage(void)
 {
-    static const unsigned tables[] = {4};
+    static const unsigned tables[] = { 4 };
     q2c_cache *cache = cache_new(&storage, 16, TABLE, 1);
 
     dirty_each(cache, tables, 1);
@@ -69,7 +69,7 @@ static void flush_flushes_the_storage(void)
 
 static void written_tables_are_flushed_by_the_next_flush(void)
 {
-    static const unsigned tables[] = {5};
+    static const unsigned tables[] = { 5 };
     q2c_cache *cache = cache_new(&storage, 16, TABLE, 1);
 
     dirty_each(cache, tables, 1);
@@ -97,7 +97,7 @@ static void clean_tables_are_not_written(void)
 
 static void tables_are_written_in_offset_order(void)
 {
-    static const unsigned tables[] = {40, 10, 30, 20, 50, 12};
+    static const unsigned tables[] = { 40, 10, 30, 20, 50, 12 };
     q2c_cache *cache = cache_new(&storage, 16, TABLE, 1);
 
     dirty_each(cache, tables, 6);
@@ -111,7 +111,7 @@ static void tables_are_written_in_offset_order(void)
 
 static void neighbouring_tables_are_joined(void)
 {
-    static const unsigned tables[] = {7, 5, 6, 9, 10, 4};
+    static const unsigned tables[] = { 7, 5, 6, 9, 10, 4 };
     q2c_cache *cache = cache_new(&storage, 16, TABLE, 1);
     q2c_cache_stats stats;
 
@@ -127,7 +127,7 @@ static void neighbouring_tables_are_joined(void)
 
 static void clean_neighbours_are_not_joined(void)
 {
-    static const unsigned tables[] = {11, 13};
+    static const unsigned tables[] = { 11, 13 };
     q2c_cache *cache = cache_new(&storage, 16, TABLE, 1);
 
     cache_touch(cache, AT(12));
@@ -139,15 +139,14 @@ static void clean_neighbours_are_not_joined(void)
 
 static void max_iov_limits_joining(void)
 {
-    static const unsigned tables[] = {20, 21, 22, 23, 24};
+    static const unsigned tables[] = { 20, 21, 22, 23, 24 };
     q2c_cache *cache;
 
     storage.calls.max_iov = 2;
     cache = cache_new(&storage, 16, TABLE, 1);
     dirty_each(cache, tables, 5);
     CHECK_INT(q2c_cache_write(cache), 0);
-    CHECK_STR(without_checks(storage.journal),
-              "write 2800+400; write 2c00+400; write 3000+200; ");
+    CHECK_STR(without_checks(storage.journal), "write 2800+400; write 2c00+400; write 3000+200; ");
     check_written(tables, 5);
     cache_drop(cache);
     storage.calls.max_iov = 0;
@@ -155,15 +154,14 @@ static void max_iov_limits_joining(void)
 
 static void max_iov_1_joins_nothing(void)
 {
-    static const unsigned tables[] = {30, 31, 32};
+    static const unsigned tables[] = { 30, 31, 32 };
     q2c_cache *cache;
 
     storage.calls.max_iov = 1;
     cache = cache_new(&storage, 16, TABLE, 1);
     dirty_each(cache, tables, 3);
     CHECK_INT(q2c_cache_write(cache), 0);
-    CHECK_STR(without_checks(storage.journal),
-              "write 3c00+200; write 3e00+200; write 4000+200; ");
+    CHECK_STR(without_checks(storage.journal), "write 3c00+200; write 3e00+200; write 4000+200; ");
     check_written(tables, 3);
     cache_drop(cache);
     storage.calls.max_iov = 0;
@@ -188,7 +186,7 @@ static void up_to_1024_tables_are_joined_by_default(void)
 
 static void each_table_is_checked_once(void)
 {
-    static const unsigned tables[] = {2, 3, 8, 9, 15};
+    static const unsigned tables[] = { 2, 3, 8, 9, 15 };
     q2c_cache *cache = cache_new(&storage, 16, TABLE, 1);
     unsigned before = storage_count(&storage, STORAGE_CHECK);
     const char *text;

@@ -106,7 +106,9 @@ static void offset_0_is_rejected_as_an_argument(void)
 
 static void unaligned_offset_is_reported_as_corruption(void)
 {
-    static const uint64_t offsets[] = {1, 8, TABLE - 1, TABLE + 256, UINT64_MAX, (1ull << 62) + 8};
+    static const uint64_t offsets[] = {
+        1, 8, TABLE - 1, TABLE + 256, UINT64_MAX, (1ull << 62) + 8
+    };
     void *table = untouched;
 
     journal_clear(storage.journal);
@@ -153,8 +155,8 @@ static void put_rejects_foreign_pointers(void)
     char local[TABLE];
     void *table = cache_pin(cache, AT(1));
     void *foreign = cache_pin(other, AT(1));
-    void *wrong[] = {local, foreign, (char *)table + 8, (char *)table - 1, (void *)UINTPTR_MAX,
-                     (void *)8};
+    void *wrong[] = { local,    foreign, (char *)table + 8, (char *)table - 1, (void *)UINTPTR_MAX,
+                      (void *)8 };
 
     for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
         void *pointer = wrong[i];

@@ -37,7 +37,7 @@ static void check_one_load(void (*how)(void *argument), uint64_t offset)
     struct get gets[THREADS];
 
     for (unsigned i = 0; i < THREADS; i++) {
-        gets[i] = (struct get){.offset = offset, .result = 1};
+        gets[i] = (struct get){ .offset = offset, .result = 1 };
         thread_start(&threads[i], how, &gets[i]);
     }
     storage_await_held(&storage, hold, 1);
@@ -75,7 +75,7 @@ static void different_tables_load_in_parallel(void)
     struct get gets[THREADS];
 
     for (unsigned i = 0; i < THREADS; i++) {
-        gets[i] = (struct get){.offset = AT(10 + i), .result = 1};
+        gets[i] = (struct get){ .offset = AT(10 + i), .result = 1 };
         thread_start(&threads[i], i % 2 == 0 ? pin : pin_unlocked, &gets[i]);
     }
     /* waits until all loads are in storage together; the watchdog ends it otherwise */
@@ -92,7 +92,7 @@ static void different_tables_load_in_parallel(void)
 static void slow_load_does_not_delay_later_loads(void)
 {
     int slow = storage_hold(&storage, STORAGE_READ, AT(20));
-    struct get get = {.offset = AT(20), .result = 1};
+    struct get get = { .offset = AT(20), .result = 1 };
     void *table;
 
     thread_start(&threads[0], pin, &get);
@@ -118,7 +118,7 @@ static void waiters_of_a_failed_load_get_its_error_or_retry(void)
 
     storage_fail(&storage, STORAGE_READ, 0, 1, -EREMOTEIO);
     for (unsigned i = 0; i < THREADS; i++) {
-        gets[i] = (struct get){.offset = AT(30), .result = 1};
+        gets[i] = (struct get){ .offset = AT(30), .result = 1 };
         thread_start(&threads[i], pin, &gets[i]);
     }
     storage_await_held(&storage, hold, 1);

@@ -26,8 +26,8 @@ static void hits_misses_and_loads_are_counted(void)
     void *table = NULL;
     uint64_t word;
 
-    cache_touch(cache, AT(1)); /* miss */
-    cache_touch(cache, AT(1)); /* hit */
+    cache_touch(cache, AT(1));                             /* miss */
+    cache_touch(cache, AT(1));                             /* hit */
     CHECK_INT(q2c_cache_try_get(cache, AT(1), &table), 0); /* hit */
     cache_unpin(cache, table);
     CHECK_INT(q2c_cache_get_unlocked(cache, AT(1), &table), 0); /* hit */
@@ -48,7 +48,7 @@ static void failed_load_is_not_counted(void)
     q2c_cache_stats after;
 
     storage_fail(&storage, STORAGE_READ, 0, 1, -EIO);
-    CHECK_INT(q2c_cache_get(cache, AT(30), &(void *){NULL}), -EIO);
+    CHECK_INT(q2c_cache_get(cache, AT(30), &(void *){ NULL }), -EIO);
     storage_heal(&storage);
     after = cache_stats(cache);
     CHECK_U64(after.loads - before.loads, 0);
@@ -122,7 +122,7 @@ static void struct_sizes_are_checked(void)
     struct {
         q2c_cache_stats stats;
         uint64_t tail[2];
-    } longer = {.tail = {0x1111, 0x2222}};
+    } longer = { .tail = { 0x1111, 0x2222 } };
 
     longer.stats.struct_size = sizeof(longer);
     CHECK_INT(q2c_cache_get_stats(cache, &longer.stats), 0);
@@ -140,7 +140,7 @@ static void struct_sizes_are_checked(void)
 
 static void wrong_arguments_are_rejected(void)
 {
-    q2c_cache_stats stats = {.struct_size = sizeof(stats)};
+    q2c_cache_stats stats = { .struct_size = sizeof(stats) };
 
     CHECK_INT(q2c_cache_get_stats(NULL, &stats), -EINVAL);
     CHECK_INT(q2c_cache_get_stats(cache, NULL), -EINVAL);

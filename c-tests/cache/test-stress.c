@@ -4,9 +4,9 @@
 #include "threads.h"
 
 #define WORKERS 4
-#define TABLES 48 /* on disk, from AT(1) on */
-#define SLOTS 12
-#define ROUNDS 1500
+#define TABLES  48 /* on disk, from AT(1) on */
+#define SLOTS   12
+#define ROUNDS  1500
 
 static struct storage storage;
 static q2c_cache *cache;

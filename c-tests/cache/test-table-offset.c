@@ -32,7 +32,7 @@ static void found_table_is_not_pinned(void)
 
     cache_touch(cache, AT(1));
     CHECK_INT(q2c_cache_is_table_offset(cache, AT(1), &table), 1);
-    CHECK_INT(q2c_cache_put(cache, &(void *){table}), -EINVAL);
+    CHECK_INT(q2c_cache_put(cache, &(void *){ table }), -EINVAL);
     cache_touch(cache, AT(2));
     CHECK_INT(q2c_cache_is_table_offset(cache, AT(1), &table), 0);
     CHECK_PTR(table, NULL);

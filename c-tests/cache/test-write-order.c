@@ -189,7 +189,7 @@ static void ring_of_dependencies_is_settled(void)
 
 static void failed_flush_keeps_the_dependency(void)
 {
-    static const int ops[] = {STORAGE_WRITE, STORAGE_FLUSH};
+    static const int ops[] = { STORAGE_WRITE, STORAGE_FLUSH };
 
     for (size_t i = 0; i < 2; i++) {
         open_caches();

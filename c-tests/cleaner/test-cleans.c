@@ -22,8 +22,8 @@ static void fill(q2c_cache *cache, unsigned tables)
 static void pass_drops_unused_tables_of_every_cache(void)
 {
     q2c_cleaner *cleaner = cleaner_new();
-    q2c_cache *caches[] = {cache_new(&storage, 8, table_size, 1),
-                           cache_new(&storage, 4, table_size, 2)};
+    q2c_cache *caches[] = { cache_new(&storage, 8, table_size, 1),
+                            cache_new(&storage, 4, table_size, 2) };
 
     fill(caches[0], 8);
     fill(caches[1], 4);

@@ -7,9 +7,9 @@ static struct storage storage;
 static void host_is_checked_and_copied(void)
 {
     q2c_cleaner *const untouched = (q2c_cleaner *)&storage;
-    q2c_host host = {.struct_size = sizeof(host), .kind = Q2C_HOST_THREADS};
+    q2c_host host = { .struct_size = sizeof(host), .kind = Q2C_HOST_THREADS };
     q2c_cleaner *cleaner = untouched;
-    q2c_error error = {.code = 0, .message = ""};
+    q2c_error error = { .code = 0, .message = "" };
 
     host.kind = 9;
     CHECK_INT(q2c_cleaner_create(&host, &cleaner, &error), -EINVAL);
@@ -32,7 +32,7 @@ static void host_is_checked_and_copied(void)
 
 static void null_arguments_are_rejected_or_ignored(void)
 {
-    q2c_error error = {.code = 0, .message = ""};
+    q2c_error error = { .code = 0, .message = "" };
     q2c_cleaner *cleaner = NULL;
 
     CHECK_INT(q2c_cleaner_create(NULL, NULL, &error), -EINVAL);
@@ -49,7 +49,7 @@ static void null_arguments_are_rejected_or_ignored(void)
     CHECK_INT(q2c_cleaner_start(NULL, NULL, FOREVER), -EINVAL);
     CHECK_INT(q2c_cleaner_is_running(NULL), -EINVAL);
     CHECK_INT(q2c_cleaner_set_interval(NULL, FOREVER), -EINVAL);
-    CHECK_INT(q2c_cleaner_get_stats(NULL, &(q2c_cleaner_stats){.struct_size = 64}), -EINVAL);
+    CHECK_INT(q2c_cleaner_get_stats(NULL, &(q2c_cleaner_stats){ .struct_size = 64 }), -EINVAL);
 }
 
 static void destroy_is_busy_while_an_instance_lives(void)
@@ -80,7 +80,7 @@ static void set_caches_checks_its_arguments(void)
 {
     q2c_cleaner *cleaner = cleaner_new();
     q2c_cache *cache = cache_new(&storage, 4, TABLE, 1);
-    q2c_cache *caches[] = {cache, NULL};
+    q2c_cache *caches[] = { cache, NULL };
 
     CHECK_INT(q2c_cleaner_set_caches(cleaner, NULL, 0), 0);
     CHECK_INT(q2c_cleaner_set_caches(cleaner, NULL, 1), -EINVAL);

@@ -96,7 +96,7 @@ static void get_stats_checks_its_arguments(void)
     struct {
         q2c_cleaner_stats stats;
         uint64_t tail[2];
-    } longer = {.tail = {1, 2}};
+    } longer = { .tail = { 1, 2 } };
 
     CHECK_INT(q2c_cleaner_get_stats(cleaner, NULL), -EINVAL);
     longer.stats.starts = 99;

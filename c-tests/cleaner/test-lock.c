@@ -32,7 +32,7 @@ static void only_the_owner_unlocks(void)
 }
 
 #define THREADS 4
-#define ROUNDS 500
+#define ROUNDS  500
 static unsigned shared_count; /* guarded by the lock under test */
 
 static void count_up(void *argument)

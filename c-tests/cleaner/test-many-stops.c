@@ -127,7 +127,7 @@ static void set_interval_often(void *argument)
 
     while (atomic_load(&starters) > 0) {
         /* 0 requests a stop; the others move the end of a sleep back and forth */
-        static const uint64_t intervals[] = {0, 1, MILLISECOND, FOREVER};
+        static const uint64_t intervals[] = { 0, 1, MILLISECOND, FOREVER };
         int result = q2c_cleaner_set_interval(cleaner, intervals[test_random(&state) % 4]);
 
         CHECK(result == 0 || result == -ESRCH);

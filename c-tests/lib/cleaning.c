@@ -4,7 +4,7 @@
 q2c_cleaner *cleaner_new(void)
 {
     q2c_cleaner *cleaner = NULL;
-    q2c_error error = {.code = 0};
+    q2c_error error = { .code = 0 };
 
     if (q2c_cleaner_create(NULL, &cleaner, &error) != 0) {
         test_note("q2c_cleaner_create: %s", error.message);
@@ -22,7 +22,7 @@ void cleaner_drop(q2c_cleaner *cleaner)
 
 q2c_cleaner_stats cleaner_stats(q2c_cleaner *cleaner)
 {
-    q2c_cleaner_stats stats = {.struct_size = sizeof(stats)};
+    q2c_cleaner_stats stats = { .struct_size = sizeof(stats) };
 
     MUST(q2c_cleaner_get_stats(cleaner, &stats));
     return stats;
@@ -58,7 +58,7 @@ static int stop_mixed(q2c_cleaner *cleaner)
 }
 
 const struct cleaner_stop cleaner_stops[CLEANER_STOPS] = {
-    {"locked", stop_locked},
-    {"unlocked", stop_unlocked},
-    {"mixed", stop_mixed},
+    { "locked", stop_locked },
+    { "unlocked", stop_unlocked },
+    { "mixed", stop_mixed },
 };

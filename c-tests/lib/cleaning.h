@@ -6,7 +6,7 @@
 #include "fixture.h"
 
 #define MILLISECOND UINT64_C(1000000)
-#define SECOND (1000 * MILLISECOND)
+#define SECOND      (1000 * MILLISECOND)
 /* An interval longer than any test. */
 #define FOREVER (600 * SECOND)
 

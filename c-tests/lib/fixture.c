@@ -12,7 +12,7 @@ q2c_cache *cache_new(struct storage *storage, size_t tables, size_t table_size,
         .reserved_tables = reserved_tables,
     };
     q2c_cache *cache = NULL;
-    q2c_error error = {.code = 0};
+    q2c_error error = { .code = 0 };
 
     if (q2c_cache_create(&options, &storage->calls, NULL, &cache, &error) != 0) {
         test_note("q2c_cache_create: %s", error.message);
@@ -69,7 +69,7 @@ bool cache_resident(q2c_cache *cache, uint64_t offset)
 
 q2c_cache_stats cache_stats(q2c_cache *cache)
 {
-    q2c_cache_stats stats = {.struct_size = sizeof(stats)};
+    q2c_cache_stats stats = { .struct_size = sizeof(stats) };
 
     MUST(q2c_cache_get_stats(cache, &stats));
     return stats;

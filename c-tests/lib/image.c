@@ -30,7 +30,7 @@ void image_init(struct image *image)
 
 void image_open(struct image *image)
 {
-    q2c_error error = {.message = ""};
+    q2c_error error = { .message = "" };
 
     if (q2c_state_open(&image->config, &image->state, &error) != 0) {
         test_note("q2c_state_open: %s", error.message);

@@ -11,7 +11,7 @@ const q2c_host loop_host = {
 q2c_loop *loop_new(void)
 {
     q2c_loop *loop = NULL;
-    q2c_error error = {.code = 0};
+    q2c_error error = { .code = 0 };
 
     if (q2c_loop_new(&loop, &error) != 0) {
         test_note("q2c_loop_new: %s", error.message);
@@ -28,7 +28,7 @@ void loop_drop(q2c_loop *loop)
 
 bool loop_is_readable(q2c_loop *loop)
 {
-    struct pollfd fd = {.fd = q2c_loop_fd(loop), .events = POLLIN};
+    struct pollfd fd = { .fd = q2c_loop_fd(loop), .events = POLLIN };
 
     REQUIRE(fd.fd >= 0);
     return poll(&fd, 1, 0) == 1 && (fd.revents & POLLIN) != 0;
@@ -52,7 +52,7 @@ void loop_settle(q2c_loop *loop)
 q2c_cleaner *loop_cleaner_new(void)
 {
     q2c_cleaner *cleaner = NULL;
-    q2c_error error = {.code = 0};
+    q2c_error error = { .code = 0 };
 
     if (q2c_cleaner_create(&loop_host, &cleaner, &error) != 0) {
         test_note("q2c_cleaner_create: %s", error.message);

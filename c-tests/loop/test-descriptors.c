@@ -22,7 +22,7 @@ static unsigned descriptors(void)
 static void loop_holds_one_descriptor_until_it_is_freed(void)
 {
     unsigned before = descriptors();
-    q2c_loop *loops[20] = {NULL};
+    q2c_loop *loops[20] = { NULL };
 
     for (unsigned i = 0; i < 20; i++) {
         MUST(q2c_loop_new(&loops[i], NULL));
@@ -46,7 +46,7 @@ static void loop_new_is_emfile_without_free_descriptors(void)
 {
     q2c_loop *const untouched = (q2c_loop *)&loop_host;
     q2c_loop *loop = untouched;
-    q2c_error error = {.code = 0, .message = ""};
+    q2c_error error = { .code = 0, .message = "" };
     struct rlimit limit, none;
 
     MUST(getrlimit(RLIMIT_NOFILE, &limit));

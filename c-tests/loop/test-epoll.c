@@ -13,7 +13,7 @@ static uint64_t own_events;
 
 static void watch(int fd)
 {
-    struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
+    struct epoll_event event = { .events = EPOLLIN, .data.fd = fd };
 
     REQUIRE(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0);
 }

@@ -34,7 +34,7 @@ static gboolean dispatch(GSource *source, GSourceFunc callback, gpointer data)
     return G_SOURCE_CONTINUE;
 }
 
-static GSourceFuncs functions = {.prepare = prepare, .check = check, .dispatch = dispatch};
+static GSourceFuncs functions = { .prepare = prepare, .check = check, .dispatch = dispatch };
 
 static GMainContext *context;
 static q2c_loop *loop;
@@ -106,8 +106,7 @@ int main(void)
     cleaner = loop_cleaner_new();
     source = g_source_new(&functions, sizeof(struct loop_source));
     ((struct loop_source *)source)->loop = loop;
-    ((struct loop_source *)source)->tag =
-        g_source_add_unix_fd(source, q2c_loop_fd(loop), G_IO_IN);
+    ((struct loop_source *)source)->tag = g_source_add_unix_fd(source, q2c_loop_fd(loop), G_IO_IN);
     g_source_attach(source, context);
     RUN(glib_serves_the_loop_and_a_timeout);
     RUN(start_in_another_thread_wakes_glib);

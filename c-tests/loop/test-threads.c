@@ -85,7 +85,7 @@ static void state_is_used_from_all_threads(void)
 /* Both loops belong to this thread, which runs them. Only the loop attached last cleans. */
 static void cleaner_runs_in_the_attached_loop(void)
 {
-    q2c_loop *loops[2] = {loop_new(), loop_new()};
+    q2c_loop *loops[2] = { loop_new(), loop_new() };
     q2c_cleaner *cleaner;
 
     for (unsigned i = 0; i < 2; i++) {

@@ -9,8 +9,8 @@ static q2c_options smaller_options(void)
     q2c_options options;
 
     MUST(q2c_options_init(&options));
-    options.set = Q2C_OPTION_L2_CACHE_SIZE | Q2C_OPTION_REFCOUNT_CACHE_SIZE |
-                  Q2C_OPTION_CACHE_CLEAN_INTERVAL;
+    options.set =
+        Q2C_OPTION_L2_CACHE_SIZE | Q2C_OPTION_REFCOUNT_CACHE_SIZE | Q2C_OPTION_CACHE_CLEAN_INTERVAL;
     options.l2_cache_size = 8 * CLUSTER;
     options.refcount_cache_size = 5 * CLUSTER;
     options.cache_clean_interval = 30;
@@ -20,7 +20,7 @@ static q2c_options smaller_options(void)
 static q2c_update *prepare(const q2c_options *options, uint64_t interval_ns)
 {
     q2c_update *update = NULL;
-    q2c_error error = {.message = ""};
+    q2c_error error = { .message = "" };
 
     if (q2c_update_options_prepare(image.state, options, NULL, interval_ns, &update, &error) != 0) {
         test_note("q2c_update_options_prepare: %s", error.message);
@@ -142,12 +142,12 @@ static void prepare_flushes_the_old_caches(void)
 
 static void prepare_fails_when_the_flush_fails(void)
 {
-    static const int ops[] = {STORAGE_WRITE, STORAGE_FLUSH, STORAGE_CHECK};
+    static const int ops[] = { STORAGE_WRITE, STORAGE_FLUSH, STORAGE_CHECK };
     q2c_options options = smaller_options();
 
     for (size_t i = 0; i < 3; i++) {
         q2c_update *update = NULL;
-        q2c_error error = {.code = 0, .message = ""};
+        q2c_error error = { .code = 0, .message = "" };
 
         image_init(&image);
         image_open(&image);
@@ -172,7 +172,7 @@ static void prepare_rejects_bad_options(void)
     q2c_geometry geometry;
     q2c_update *const untouched = (q2c_update *)&image;
     q2c_update *update = untouched;
-    q2c_error error = {.code = 0, .message = ""};
+    q2c_error error = { .code = 0, .message = "" };
 
     image_init(&image);
     image_open(&image);

@@ -8,7 +8,7 @@ static void check_refused(const char *what, const char *part)
 {
     q2c_state *const untouched = (q2c_state *)&image;
     q2c_state *state = untouched;
-    q2c_error error = {.code = 0, .message = ""};
+    q2c_error error = { .code = 0, .message = "" };
     bool ok = CHECK_INT(q2c_state_open(&image.config, &state, &error), -EINVAL);
 
     ok = CHECK_PTR(state, untouched) && ok;
@@ -26,7 +26,7 @@ static void check_refused(const char *what, const char *part)
 
 static void wrong_configurations_are_rejected(void)
 {
-    q2c_host host = {.struct_size = sizeof(host), .kind = 9};
+    q2c_host host = { .struct_size = sizeof(host), .kind = 9 };
 
     image_init(&image);
     image.config.struct_size = 0;
@@ -101,7 +101,7 @@ static void null_states_are_rejected_or_ignored(void)
 {
     q2c_state *none = NULL;
     q2c_update *update = NULL;
-    q2c_error error = {.code = 0, .message = ""};
+    q2c_error error = { .code = 0, .message = "" };
 
     CHECK_INT(q2c_state_close(NULL), 0);
     CHECK_INT(q2c_state_close(&none), 0);
