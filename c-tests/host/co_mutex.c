@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * A fair mutex and a wait queue for coroutines of any context. A waiter is in the list before it has yielded, so that it
- * may be scheduled early: always in its own home context, whose thread enters it after it yielded.
+ * A waiter is in the list before it has yielded, so it may be scheduled early: always in its own home
+ * context, whose thread enters it after it yielded.
  */
-#include "internal.h"
+#include "co_mutex.h"
 
 static void append(host_co_queue *queue, host_co_waiter *wait)
 {

@@ -16,22 +16,22 @@ enum { POOL = 3 };
 /* A coroutine in wait_while; on its stack. */
 struct waiter {
     struct waiter *next;
-    th_co *co;
-    th_context *context;
+    host_co *co;
+    host_context *context;
 };
 
 struct rt_coroutines {
     struct rt rt;
-    th_program *program;
-    th_context *main;
-    th_host *host;
+    host_program *program;
+    host_context *main;
+    host_adapter *host;
     unsigned running; /* workers; main thread alone */
     pthread_mutex_t mutex;
     struct waiter *waiting; /* mutex */
     atomic_uint next_pool, next_io;
-    th_iothread *pool[POOL];
+    host_iothread *pool[POOL];
     unsigned contexts;
-    th_iothread *io[];
+    host_iothread *io[];
 };
 
 struct worker {
@@ -47,14 +47,14 @@ static struct rt_coroutines *to_coroutines(struct rt *rt)
 
 static const q2c_host *coroutines_host(struct rt *rt)
 {
-    return th_host_vtable(to_coroutines(rt)->host);
+    return host_adapter_vtable(to_coroutines(rt)->host);
 }
 
 static void *coroutines_context(struct rt *rt, unsigned index)
 {
     struct rt_coroutines *c = to_coroutines(rt);
 
-    return th_iothread_context(c->io[index % c->contexts]);
+    return host_iothread_context(c->io[index % c->contexts]);
 }
 
 static void worker_ended(void *arg)
@@ -69,7 +69,7 @@ static void worker_main(void *arg)
     struct worker *worker = arg;
 
     worker->entry(worker->arg);
-    th_bh_schedule(worker->rt->main, worker_ended, worker->rt);
+    host_bh_schedule(worker->rt->main, worker_ended, worker->rt);
     free(worker);
 }
 
@@ -81,12 +81,12 @@ static int coroutines_spawn(struct rt *rt, unsigned index, void (*entry)(void *a
         return -ENOMEM;
     *worker = (struct worker){ to_coroutines(rt), entry, arg };
     worker->rt->running++;
-    th_co_schedule(coroutines_context(rt, index), th_co_create(worker_main, worker));
+    host_co_schedule(coroutines_context(rt, index), host_co_create(worker_main, worker));
     return 0;
 }
 
 struct ticking {
-    th_timer *timer;
+    host_timer *timer;
     uint64_t next, every;
     void (*tick)(void *arg);
     void *arg;
@@ -98,7 +98,7 @@ static void tick_again(void *arg)
 
     t->tick(t->arg);
     t->next += t->every;
-    th_timer_mod(t->timer, (int64_t)t->next);
+    host_timer_mod(t->timer, (int64_t)t->next);
 }
 
 static void coroutines_wait_workers(struct rt *rt, uint64_t tick_ns, void (*tick)(void *arg), void *arg)
@@ -107,15 +107,15 @@ static void coroutines_wait_workers(struct rt *rt, uint64_t tick_ns, void (*tick
     struct ticking t = { .next = rt_now_ns() + tick_ns, .every = tick_ns, .tick = tick, .arg = arg };
 
     if (tick) {
-        t.timer = th_timer_new(true, tick_again, &t);
-        th_timer_mod(t.timer, (int64_t)t.next);
+        t.timer = host_timer_new(true, tick_again, &t);
+        host_timer_mod(t.timer, (int64_t)t.next);
     }
     /* Not by poll-while, which nobody may be in while a worker holds the graph lock. */
     while (c->running != 0)
-        th_context_poll(c->main, true);
+        host_context_poll(c->main, true);
     if (tick) {
-        th_timer_del(t.timer);
-        th_timer_free(t.timer);
+        host_timer_del(t.timer);
+        host_timer_free(t.timer);
     }
 }
 
@@ -124,8 +124,8 @@ static void coroutines_sleep_ns(struct rt *rt, uint64_t ns)
     struct timespec left = { .tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u) };
 
     (void)rt;
-    if (th_in_coroutine()) {
-        th_co_sleep_ns(true, (int64_t)ns);
+    if (host_in_coroutine()) {
+        host_co_sleep_ns(true, (int64_t)ns);
         return;
     }
     while (clock_nanosleep(CLOCK_MONOTONIC, 0, &left, &left) == EINTR) {
@@ -142,16 +142,16 @@ static void coroutines_wait_while(struct rt *rt, bool (*cond)(void *arg), void *
     struct rt_coroutines *c = to_coroutines(rt);
 
     atomic_fetch_add(&rt->waiters, 1);
-    if (!th_in_coroutine()) {
-        th_poll_while(c->program, cond, arg);
+    if (!host_in_coroutine()) {
+        host_poll_while(c->program, cond, arg);
     } else {
         pthread_mutex_lock(&c->mutex);
         while (cond(arg)) {
-            struct waiter waiter = { c->waiting, th_co_self(), th_context_current() };
+            struct waiter waiter = { c->waiting, host_co_self(), host_context_current() };
 
             c->waiting = &waiter;
             /* Nobody finds it in the list before it is off its stack. */
-            th_co_yield_then(unlock, &c->mutex);
+            host_co_yield_then(unlock, &c->mutex);
             pthread_mutex_lock(&c->mutex);
         }
         pthread_mutex_unlock(&c->mutex);
@@ -172,9 +172,9 @@ static void coroutines_notify(struct rt *rt)
         struct waiter waiter = *waiting; /* gone as soon as it is scheduled */
 
         waiting = waiter.next;
-        th_co_schedule(waiter.context, waiter.co);
+        host_co_schedule(waiter.context, waiter.co);
     }
-    th_kick(c->program);
+    host_kick(c->program);
 }
 
 static int coroutines_blocking(struct rt *rt, int (*fn)(void *arg), void *arg)
@@ -182,11 +182,11 @@ static int coroutines_blocking(struct rt *rt, int (*fn)(void *arg), void *arg)
     struct rt_coroutines *c = to_coroutines(rt);
     int r;
 
-    if (!th_in_coroutine())
+    if (!host_in_coroutine())
         return fn(arg);
-    th_co_move(th_iothread_context(c->pool[atomic_fetch_add(&c->next_pool, 1) % POOL]));
+    host_co_move(host_iothread_context(c->pool[atomic_fetch_add(&c->next_pool, 1) % POOL]));
     r = fn(arg);
-    th_co_move(coroutines_context(rt, atomic_fetch_add(&c->next_io, 1)));
+    host_co_move(coroutines_context(rt, atomic_fetch_add(&c->next_io, 1)));
     return r;
 }
 
@@ -195,23 +195,23 @@ static void coroutines_forbid_waits(struct rt *rt, bool forbid)
     struct rt_coroutines *c = to_coroutines(rt);
 
     if (forbid)
-        th_graph_wrlock(c->program);
+        host_graph_wrlock(c->program);
     else
-        th_graph_wrunlock(c->program);
+        host_graph_wrunlock(c->program);
 }
 
 static void coroutines_free(struct rt *rt)
 {
     struct rt_coroutines *c = to_coroutines(rt);
 
-    th_host_free(c->host);
+    host_adapter_free(c->host);
     for (unsigned i = 0; i < c->contexts; i++)
-        th_iothread_free(c->io[i]);
+        host_iothread_free(c->io[i]);
     for (unsigned i = 0; i < POOL; i++)
-        th_iothread_free(c->pool[i]);
-    th_context_free(c->main);
-    th_program_free(c->program);
-    th_co_pool_drain();
+        host_iothread_free(c->pool[i]);
+    host_context_free(c->main);
+    host_program_free(c->program);
+    host_co_pool_drain();
     pthread_mutex_destroy(&c->mutex);
     free(c);
 }
@@ -244,12 +244,12 @@ struct rt *rt_coroutines_new(unsigned contexts)
     c->rt.ops = &coroutines_ops;
     c->contexts = contexts;
     pthread_mutex_init(&c->mutex, NULL);
-    c->program = th_program_new();
-    c->main = th_context_new(c->program);
+    c->program = host_program_new();
+    c->main = host_context_new(c->program);
     for (unsigned i = 0; i < contexts; i++)
-        c->io[i] = th_iothread_new(c->program);
+        c->io[i] = host_iothread_new(c->program);
     for (unsigned i = 0; i < POOL; i++)
-        c->pool[i] = th_iothread_new(c->program);
-    c->host = th_host_new(&(th_host_config){ .program = c->program, .wake = TH_AFTER, .spawn = TH_AFTER });
+        c->pool[i] = host_iothread_new(c->program);
+    c->host = host_adapter_new(&(host_adapter_config){ .program = c->program, .wake = HOST_RUN_AFTER, .spawn = HOST_RUN_AFTER });
     return &c->rt;
 }

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Storage whose requests yield the coroutine in the middle, and may go on with it in another thread. */
+#include "co_storage.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
-
-#include "fiber.h"
 
 typedef enum op { OP_READ, OP_WRITE, OP_FLUSH } op;
 
@@ -152,7 +151,7 @@ static void perform(request *r)
  * ThreadSanitizer sees two requests on the same bytes of memory by itself, and would see less of the library's own races if
  * all requests met at one mutex: no list there.
  */
-#ifdef FIBER_TSAN
+#ifdef HOST_TSAN
 static const bool keep_list = false;
 #else
 static const bool keep_list = true;
