@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* What scripts/instruction-counts runs under callgrind: MODE is hit, dirty, read or miss, done N times on a cache that was filled
- * before; callgrind counts inside the library's functions alone. */
+/* What scripts/instruction-counts runs under callgrind: MODE is hit, dirty, read or miss, done N
+ * times on a cache that was filled before; callgrind counts inside the library's functions alone.
+ */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "qcow2cache.h"
 
-#define TABLES 512
+#define TABLES     512
 #define TABLE_SIZE 4096
 
 static int read_nothing(void *opaque, uint64_t offset, const struct iovec *iov, int n)
@@ -54,7 +55,8 @@ static void work(q2c_cache *cache, const char *mode, uint64_t n)
         if (strcmp(mode, "miss") == 0)
             hit(cache, TABLES + i, 0);
         else if (strcmp(mode, "read") == 0)
-            check("q2c_cache_read", q2c_cache_read(cache, offset_of(i % TABLES), i % 512 * 8, &entry, sizeof(entry)));
+            check("q2c_cache_read",
+                  q2c_cache_read(cache, offset_of(i % TABLES), i % 512 * 8, &entry, sizeof(entry)));
         else
             hit(cache, i % TABLES, strcmp(mode, "dirty") == 0);
     }
@@ -63,10 +65,15 @@ static void work(q2c_cache *cache, const char *mode, uint64_t n)
 int main(int argc, char **argv)
 {
     const q2c_storage storage = {
-        .struct_size = sizeof(storage), .preadv = read_nothing, .pwritev = read_nothing, .flush = flush_nothing,
+        .struct_size = sizeof(storage),
+        .preadv = read_nothing,
+        .pwritev = read_nothing,
+        .flush = flush_nothing,
     };
     const q2c_cache_options options = {
-        .struct_size = sizeof(options), .tables = TABLES, .table_size = TABLE_SIZE,
+        .struct_size = sizeof(options),
+        .tables = TABLES,
+        .table_size = TABLE_SIZE,
     };
     q2c_cache *cache;
 

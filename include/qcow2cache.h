@@ -3,28 +3,92 @@
 /*
  * libqcow2cache: the qcow2 metadata table cache and the cache cleaner of QEMU-like block drivers.
  *
- * Conventions. Functions that return int return 0 (or, where it says so, a number from 0 on), or
- * -errno; each lists its errnos and why. Set-up functions also tell the error in words, in a
- * q2c_error that the caller provides. Outputs are written on success alone. An argument that is
- * NULL where nothing says that it may be: -EINVAL; destroying or stopping NULL: 0. Structs begin
- * with struct_size, which the caller sets to sizeof the struct: a smaller one than the library's is
- * -EINVAL, a larger one (of a newer header) is accepted, and what the library does not know of it
- * is not looked at. Handles are opaque; a destroying function takes the address of the caller's
- * pointer and sets it to NULL. Structs that are passed in are copied; what their opaque pointers
- * lead to must live as long as what was made with them. Sizes and offsets are in bytes, times in
- * ns, except where an option of QEMU's has seconds. Strings are UTF-8.
+ * How to read the comments
+ * ------------------------
+ * A function's comment first says what the function does. Then come these parts, always in this
+ * order, each only where there is something to say:
  *
- * Context. "Any thread, never waits" is any thread or coroutine, with or without the state lock.
- * "May wait": in the host's way; threads park, coroutines yield, plain code of a coroutine host
- * polls. An event loop is turned by q2c_poll_until_done alone, in its home thread. The state lock
- * is that of q2c_state_lock or q2c_cleaner_lock; "held, or calls serialised otherwise" allows a
- * driver whose image is quiesced to do without. No lock of the library is held while a callback
- * runs, so that it may call back. No call needs more than 16 KiB of stack besides what callbacks
- * use.
+ *   Parameters:  units, shapes, and whether NULL is allowed, where that is not obvious.
+ *   Context:     where the function may be called: thread, coroutine or plain code; whether the
+ *                caller holds the state lock; whether the call may wait.
+ *   Returns:     the value on success, then every errno and when it is returned.
+ *   Ownership:   who owns or frees what, and how long it lives.
+ *   # Safety     what the caller promises and the library cannot check.
  *
- * Errors of storage pass through unchanged, so that any errno may come from a call that does I/O. A
- * cache inside which the library panicked is poisoned: it never writes again, and every call but
- * its destruction says -EIO.
+ * Conventions
+ * -----------
+ * Results. A function that returns int returns 0 on success, or a number that is not negative
+ * where its comment says so, or -errno. Two things hold for all of them and are not repeated.
+ * Outputs are written only on success (q2c_cache_read is the one exception). And -EIO can also mean
+ * that the library panicked inside. Errors of storage callbacks pass through unchanged, so a call
+ * that does I/O can return any errno.
+ *
+ * q2c_error. A set-up function also tells an error in words, in a q2c_error that the caller
+ * provides, or NULL. It fills the q2c_error on success too, with code 0 and an empty message.
+ *
+ * NULL. An argument that is NULL is -EINVAL where no comment allows it. Destroying or stopping NULL
+ * returns 0.
+ *
+ * struct_size. Each struct that crosses the boundary, except q2c_error, begins with struct_size.
+ * The caller sets it to sizeof the struct before the call. A smaller value than the library's own
+ * size is -EINVAL. A larger value, of a newer header, is accepted; the library neither reads nor
+ * writes the fields that it does not know.
+ *
+ * Handles. Handles are opaque. A function that destroys one takes the address of the caller's
+ * pointer. On success it sets that pointer to NULL; on an error it frees nothing and leaves the
+ * pointer alone.
+ *
+ * Lifetimes. Structs that are passed in are copied and need not outlive the call. What their opaque
+ * pointers lead to must live as long as what was made with them.
+ *
+ * Units. Sizes and offsets are in bytes, times in ns, except the one option that QEMU has in
+ * seconds (cache_clean_interval). Strings are UTF-8.
+ *
+ * Callbacks. The library holds none of its own locks while a callback runs, so a callback may call
+ * the library. No call needs more than 16 KiB of stack besides what callbacks use.
+ *
+ * Poisoned caches. If the library panics inside a cache, that cache is poisoned: it never writes
+ * again. From then on each call on it returns -EIO (or -EINVAL for a wrong argument), except its
+ * destruction; q2c_cache_destroy tells the one case in which that fails, too.
+ *
+ * What "Context" says
+ * -------------------
+ * "Any thread": any thread, coroutine or plain code, with or without the state lock.
+ * "State lock held": the caller holds it. "Or calls serialised otherwise": a driver whose image is
+ *   quiesced may do without the lock.
+ * "Never waits": neither for I/O, nor for a table, nor for the state lock. The call may take a
+ *   mutex of the library that is only ever held for a moment, unless it "takes no lock". It can end
+ *   the wait of a coroutine, and a host's co_wake may run that coroutine inside the call.
+ * "May wait": in the host's way. A thread parks, a coroutine yields, and plain code of a coroutine
+ *   host polls. Only q2c_loop_poll, q2c_loop_dispatch and q2c_poll_until_done turn an event loop,
+ *   and only in its home thread; every other wait on an event loop host parks the thread.
+ *
+ * Words
+ * -----
+ * table        What a cache holds: table_size bytes of the image file at a multiple of table_size.
+ *              It is an L2 table, a slice of one, or a refcount block.
+ * slice        A part of an L2 table that is cached by itself: l2_cache_entry_size bytes, where
+ *              that is less than a cluster.
+ * slot         A place in a cache for one table.
+ * resident     In the cache, completely loaded.
+ * dirty        Marked as changed (q2c_cache_mark_dirty) since it was read or last written.
+ * clean        Resident, neither dirty nor being written.
+ * write-back   The write of a dirty table to storage, after what it depends on was flushed.
+ * discard      To drop a table without writing it, dirty or not, because its cluster was freed.
+ * pin          A caller's claim on a resident table. A get adds one, q2c_cache_put gives one back.
+ *              A pinned table keeps its address and its offset.
+ * host         The program around the library: its threads, event loops or coroutines (q2c_host).
+ * plain code   Code in a thread of a coroutine host, outside every coroutine.
+ * instance     What one start of a cleaner makes. It ends by itself after a stop was asked for.
+ * pass         One round of a cleaner over its caches, in which it drops unused tables.
+ * context      As a parameter: where a cleaner runs. The thread host has one, its background
+ *              thread; on an event loop host it is a q2c_loop; on a coroutine host it is the host's
+ *              own pointer, which the library hands to co_spawn.
+ * state lock   The lock that serialises changes of an image's tables. It is taken by q2c_state_lock
+ *              or q2c_cleaner_lock. It is built in, or the host's own coroutine mutex if q2c_host
+ *              has lock and unlock.
+ *
+ * docs/glossary.md explains more words.
  */
 
 
@@ -42,8 +106,8 @@
 #define Q2C_VERSION "0.1.0"
 
 /**
- * Version of the binary interface, and the number in `libqcow2cache.so.0`: grows when a function
- * or struct changes so that programs have to be built anew.
+ * Version of the binary interface, and the number in `libqcow2cache.so.0`. It grows when a
+ * function or struct changes in such a way that programs have to be built again.
  */
 #define Q2C_ABI_VERSION 0
 
@@ -54,14 +118,14 @@
 
 /**
  * Callers are operating system threads, which park where they wait. One background thread for the
- * whole process runs all cleaners; it comes with the first start of one and goes with the last
- * cleaner's handle.
+ * whole process runs all cleaners. It comes with the first start of a cleaner and goes with the
+ * last handle of a cleaner that was started.
  */
 #define Q2C_HOST_THREADS 0
 
 /**
- * Callers are threads; cleaners are tasks of a `q2c_loop`, which is turned while its home thread
- * waits for the end of one.
+ * Callers are threads, which park where they wait. Cleaners are tasks of a `q2c_loop`. A wait for
+ * the end of a cleaner does not turn its loop: a stop takes the cleaner out of the loop.
  */
 #define Q2C_HOST_EVENT_LOOP 1
 
@@ -72,94 +136,107 @@
 #define Q2C_HOST_COROUTINES 2
 
 /**
- * `cache_size` is set.
+ * Bit of `q2c_options.set`: `cache_size` is set.
  */
 #define Q2C_OPTION_CACHE_SIZE 1
 
 /**
- * `l2_cache_size` is set.
+ * Bit of `q2c_options.set`: `l2_cache_size` is set.
  */
 #define Q2C_OPTION_L2_CACHE_SIZE 2
 
 /**
- * `refcount_cache_size` is set.
+ * Bit of `q2c_options.set`: `refcount_cache_size` is set.
  */
 #define Q2C_OPTION_REFCOUNT_CACHE_SIZE 4
 
 /**
- * `l2_cache_entry_size` is set.
+ * Bit of `q2c_options.set`: `l2_cache_entry_size` is set.
  */
 #define Q2C_OPTION_L2_CACHE_ENTRY_SIZE 8
 
 /**
- * `cache_clean_interval` is set.
+ * Bit of `q2c_options.set`: `cache_clean_interval` is set.
  */
 #define Q2C_OPTION_CACHE_CLEAN_INTERVAL 16
 
 /**
- * A cache of equally sized tables (L2 tables or slices of them, refcount blocks) of one image
+ * A cache of equally sized tables (L2 tables, slices of them, or refcount blocks) of one image
  * file.
  *
- * Made by `q2c_cache_create` and destroyed by `q2c_cache_destroy`, or borrowed from a state. Any
- * number of threads and coroutines may use it at once, but for its destruction.
+ * Context: any number of threads and coroutines may use it at the same time, except for its
+ * destruction.
+ *
+ * Ownership: made by `q2c_cache_create` and destroyed by `q2c_cache_destroy`, or borrowed from a
+ * state.
  */
 typedef struct q2c_cache q2c_cache;
 
 /**
- * A cache cleaner: drops the tables that nobody used for an interval, again and again, and gives
- * their memory back. With it comes the state lock, under which it drops tables.
+ * A cache cleaner. Again and again it drops the tables that nobody used for an interval, and gives
+ * their memory back to the kernel. It comes with the state lock, under which it drops tables.
  *
- * Made by `q2c_cleaner_create` and destroyed by `q2c_cleaner_destroy`, or borrowed from a state.
- * Each start makes an *instance*; one that was asked to stop may still be on its way out when the
- * next one starts. Usable from any thread.
+ * Each start makes an *instance*. An instance that was asked to stop may still be on its way to
+ * its end when the next one starts.
+ *
+ * Context: usable from any thread, except for its destruction.
+ *
+ * Ownership: made by `q2c_cleaner_create` and destroyed by `q2c_cleaner_destroy`, or borrowed from
+ * a state.
  */
 typedef struct q2c_cleaner q2c_cleaner;
 
 /**
  * An event loop of the library, in which cleaners live as tasks. Its *home* is the thread that
- * made it, which turns it by `q2c_loop_poll`, or by `q2c_loop_dispatch` from inside a foreign loop
- * that watches the descriptor and the timeout.
+ * made it. That thread turns the loop by `q2c_loop_poll`; or by `q2c_loop_dispatch` from inside a
+ * foreign loop, which watches the loop's descriptor and timeout.
+ *
+ * Ownership: made by `q2c_loop_new` and freed by `q2c_loop_free`.
  */
 typedef struct q2c_loop q2c_loop;
 
 /**
  * An open image's metadata: state lock, L2 cache, refcount cache, cleaner, options.
  *
- * Made by `q2c_state_open` and destroyed by `q2c_state_close`. Usable from any thread, but for its
- * closing.
+ * Context: usable from any thread, except for its closing.
+ *
+ * Ownership: made by `q2c_state_open` and destroyed by `q2c_state_close`.
  */
 typedef struct q2c_state q2c_state;
 
 /**
- * A prepared change of options, with the new caches, not in use yet. Ends by
- * `q2c_update_options_commit` or `q2c_update_options_abort`, before its state is closed.
+ * A prepared change of options, with the new caches, which are not in use yet.
+ *
+ * Ownership: made by `q2c_update_options_prepare`. It must be committed or aborted before its
+ * state is closed.
  */
 typedef struct q2c_update q2c_update;
 
 /**
- * How a cache is made.
+ * How `q2c_cache_create` makes a cache.
  */
 typedef struct q2c_cache_options {
     /**
-     * sizeof(q2c_cache_options).
+     * `sizeof(q2c_cache_options)`.
      */
     size_t struct_size;
     /**
-     * How many tables it holds at most: 1 to `INT_MAX`.
+     * Number of slots, that is, the most tables that the cache can hold: 1 to `INT_MAX`.
      */
     size_t tables;
     /**
-     * Bytes of one table: a power of two from 512 to 2 MiB (2097152).
+     * Size of one table in bytes: a power of two from 512 to 2097152 (2 MiB).
      */
     size_t table_size;
     /**
-     * The caller's own number for what the tables are, handed to `pre_write_check` and
-     * `corruption`.
+     * The caller's own number for what the tables are; any value. The library passes it to
+     * `pre_write_check` and `corruption`.
      */
     int kind;
     /**
-     * How many of the slots `q2c_cache_get_unlocked` neither loads into nor pins, so that callers
-     * with the lock never starve: 1 for an L2 cache, 2 for refcount blocks; at most `tables`.
+     * Number of slots, 0 to `tables`, that `q2c_cache_get_unlocked` neither loads into nor pins,
+     * so that callers with the state lock never starve. Use 1 for an L2 cache and 2 for refcount
+     * blocks.
      */
     uint32_t reserved_tables;
 } q2c_cache_options;
@@ -167,59 +244,88 @@ typedef struct q2c_cache_options {
 /**
  * The image file below a cache: the caller's callbacks.
  *
- * They are called in the caller's own coroutine or thread, never in one that the library made,
- * with no lock of the library held, from several threads at once for different tables. They may
- * block or yield, and may come back on another thread if the host's coroutines do. They must not
- * throw or `longjmp` out, and must not call functions on the same cache that wait for the table at
- * hand.
+ * `preadv` and `pwritev` get buffers of one table each. A buffer is aligned to the table size or
+ * to the page size, whichever is less.
  *
- * Each buffer is one table, aligned to its size or to a page, whichever is less.
+ * Two storages with the same `opaque` and the same `flush` count as one: a flush of one makes the
+ * other's writes stable, too.
  *
- * Copied at creation. `opaque` and what it leads to must live as long as the cache or state. Two
- * storages with the same `opaque` and the same `flush` count as one: a flush of one makes the
- * other's writes stable.
+ * Context: callbacks are called in the caller's own coroutine or thread, never in one that the
+ * library made, and with no lock of the library held. They can be called from several threads at
+ * the same time for different tables. They may block or yield, and may return in another thread if
+ * the host's coroutines do. They must not throw or `longjmp` out. They must not call functions on
+ * the same cache that wait for the table at hand.
+ *
+ * Ownership: copied when something is made with it. `opaque` and what it leads to must live as
+ * long as the cache or state. Buffers belong to the library and are valid during the call.
  */
 typedef struct q2c_storage {
     /**
-     * sizeof(q2c_storage).
+     * `sizeof(q2c_storage)`.
      */
     size_t struct_size;
     /**
-     * The caller's own pointer, first argument of each callback; may be NULL.
+     * The caller's own pointer, passed as first argument of each callback; may be NULL.
      */
     void *opaque;
     /**
-     * Reads into the `iovcnt` (1 to 1024) buffers from byte `offset` of the file on. 0 or more:
-     * every byte was read; what lies behind the end of the file has to be filled with zeros.
-     * `-errno`: passed to the caller of the get unchanged, and the table is not in the cache. Must
-     * not be NULL.
+     * Reads tables. Must not be NULL.
+     *
+     * Parameters:
+     * - `offset`: where the first buffer begins in the file, in bytes.
+     * - `iov`, `iovcnt`: 1 to 1024 buffers to fill. Bytes behind the end of the file must be
+     *   filled with zeros.
+     *
+     * Returns: 0 or more if every byte was read.
+     * - `-errno`: passed unchanged to the caller of the get; the table is not in the cache.
      */
     int (*preadv)(void *opaque, uint64_t offset, const struct iovec *iov, int iovcnt);
     /**
-     * Writes the `iovcnt` buffers to byte `offset` of the file on. 0 or more: every byte was
-     * written. `-errno`: passed on unchanged, and the tables stay dirty. The callback must not
-     * change the buffers; whoever has a table pinned may. Must not be NULL.
+     * Writes tables. Must not be NULL. It must not change the buffers; callers that have one of
+     * the tables pinned may change it meanwhile.
+     *
+     * Parameters:
+     * - `offset`: where the first buffer goes in the file, in bytes.
+     * - `iov`, `iovcnt`: 1 to 1024 buffers, not more than 1 GiB in all.
+     *
+     * Returns: 0 or more if every byte was written.
+     * - `-errno`: passed on unchanged; the tables stay dirty.
      */
     int (*pwritev)(void *opaque, uint64_t offset, const struct iovec *iov, int iovcnt);
     /**
-     * Makes stable what was written before it was called. 0 or more: done. `-errno`: passed on
-     * unchanged, and what had to wait for the flush still waits. Must not be NULL.
+     * Makes stable everything that was written before the call. Must not be NULL.
+     *
+     * Returns: 0 or more when that is done.
+     * - `-errno`: passed on unchanged; what had to wait for the flush still waits.
      */
     int (*flush)(void *opaque);
     /**
-     * Asked once for each table before it is written: may `bytes` bytes of `kind` be written at
-     * `offset`? For overlap checks. 0 or more: yes. `-errno`: that table is not written and stays
-     * dirty, others are. NULL: always yes.
+     * Asked once for each table before it is written, for overlap checks. NULL means that every
+     * write is allowed.
+     *
+     * Parameters:
+     * - `kind`: the cache's `kind`.
+     * - `offset`, `bytes`: the part of the file that is about to be written, in bytes.
+     *
+     * Returns: 0 or more to allow the write.
+     * - `-errno`: passed on unchanged; this table is not written and stays dirty, others are
+     *   written.
      */
     int (*pre_write_check)(void *opaque, int kind, uint64_t offset, uint64_t bytes);
     /**
-     * Told about a damaged image, before the call that found it returns `-EIO`. `reason`:
-     * `Q2C_CORRUPTION_*`, more may come; `kind`: the cache's; `offset`: bytes in the file;
-     * `message`: UTF-8, valid during the call. NULL: nobody is told.
+     * Told about a damaged image, before the call that found it returns `-EIO`. NULL means that
+     * nobody is told.
+     *
+     * Parameters:
+     * - `reason`: one of `Q2C_CORRUPTION_*`; more may come.
+     * - `kind`: the cache's `kind`.
+     * - `offset`: the table's offset in the file, in bytes.
+     * - `message`: one sentence in UTF-8, valid during the call.
      */
     void (*corruption)(void *opaque, int reason, int kind, uint64_t offset, const char *message);
     /**
-     * The most tables that one write may join. 0: 1024, which is also the most. 1: no joining.
+     * The most tables that one write may join, 0 or more. 0 means 1024, which is also the most. 1
+     * means no joining. A write never joins more than 1 GiB.
      */
     int max_iov;
 } q2c_storage;
@@ -227,173 +333,204 @@ typedef struct q2c_storage {
 /**
  * Where callers wait and where cleaners run. A NULL host is `Q2C_HOST_THREADS`.
  *
- * `kind` says who the callers are; the callbacks are for `Q2C_HOST_COROUTINES` alone, where all
- * must be there but for `lock` and `unlock`, which come as a pair or not at all. For the other
- * kinds they must be NULL.
+ * `kind` says who the callers are. The callbacks are for `Q2C_HOST_COROUTINES` alone. There all of
+ * them must be set, except `lock` and `unlock`, which are both set or both NULL. For the other
+ * kinds all callbacks must be NULL.
  *
- * Callbacks are called from any thread unless they say otherwise, with no lock of the library
- * held, so that they may call back into it. They must not throw or `longjmp` out. No call of the
- * library needs more than 16 KiB of the caller's stack, besides what callbacks use.
+ * Context: a callback is called from any thread unless its comment says otherwise, with no lock of
+ * the library held, so it may call the library. It must not throw or `longjmp` out. No call of the
+ * library needs more than 16 KiB of the caller's stack besides what callbacks use.
  *
- * Copied at creation. `opaque` and what it leads to must live as long as everything that was
- * created with it.
+ * Ownership: copied when something is made with it. `opaque` and what it leads to must live as
+ * long as everything that was made with it.
  */
 typedef struct q2c_host {
     /**
-     * sizeof(q2c_host).
+     * `sizeof(q2c_host)`.
      */
     size_t struct_size;
     /**
-     * `Q2C_HOST_*`.
+     * One of `Q2C_HOST_*`.
      */
     uint32_t kind;
     /**
-     * The caller's own pointer, first argument of each callback; may be NULL.
+     * The caller's own pointer, passed as first argument of each callback; may be NULL.
      */
     void *opaque;
     /**
-     * Whether the caller runs in a coroutine; false: in plain code of a thread.
+     * Tells whether the caller runs in a coroutine.
+     *
+     * Returns: true in a coroutine, false in plain code of a thread.
      */
     bool (*in_coroutine)(void *opaque);
     /**
-     * The current coroutine, or, in plain code, something that stands for the thread. Never NULL.
-     * Different for any two that live at the same time.
+     * Names the caller.
+     *
+     * Returns: the current coroutine, or, in plain code, something that stands for the thread.
+     * Never NULL, and never the same for two that live at the same time.
      */
     void *(*co_self)(void *opaque);
     /**
-     * Suspends the current coroutine until `co_wake`. In a coroutine only. May return in another
-     * thread. (What hosts call yield; `co_yield` is a word that C++20 keeps for itself.)
+     * Suspends the current coroutine until `co_wake`. May return in another thread. (Hosts call
+     * this yield; `co_yield` is a keyword of C++20.)
+     *
+     * Context: in a coroutine only.
      */
     void (*co_suspend)(void *opaque);
     /**
-     * Resumes the coroutine `co` (of `co_self`), which has announced that it yields, once for each
-     * yield. From any thread, perhaps before `co` has come to its `co_suspend`: the host defers it
-     * to the coroutine's home then. May run `co` at once.
+     * Resumes a coroutine. Called exactly once for each wait in which it suspends, perhaps before
+     * it has reached its `co_suspend`: then the host defers the wake-up to the coroutine's home.
+     * May run the coroutine inside the call.
+     *
+     * Parameters:
+     * - `co`: the coroutine, a value of `co_self`.
      */
     void (*co_wake)(void *opaque, void *co);
     /**
-     * Has `entry(arg)` run in a new coroutine in `context` (NULL: the caller's current one), at
-     * once inside the call up to its first yield, or later; once. 0 or more: it will. `-errno`: it
-     * never will; passed on to the caller of the start.
+     * Makes a new coroutine that calls `entry(arg)` once. It may run inside the call up to its
+     * first yield, or later.
+     *
+     * Parameters:
+     * - `context`: where it runs, from the caller of the library; NULL means the current context.
+     *
+     * Returns: 0 or more: the coroutine will run.
+     * - `-errno`: it never will. Passed on to the caller that needed the coroutine.
      */
     int (*co_spawn)(void *opaque, void *context, void (*entry)(void *arg), void *arg);
     /**
      * Takes the host's own coroutine mutex, which then is the state lock in place of the built-in
-     * one; may yield. In a coroutine only. NULL, and `unlock` too: the built-in one.
+     * one. May yield. NULL, together with `unlock`, means the built-in lock.
+     *
+     * Context: in a coroutine only.
      */
     void (*lock)(void *opaque);
     /**
-     * Lets that mutex go, in the coroutine that took it.
+     * Releases the host's own coroutine mutex.
+     *
+     * Context: in the coroutine that took it.
      */
     void (*unlock)(void *opaque);
     /**
-     * The host's clock in ns since a moment of its choice, 0 or more. May stand still; then
-     * cleaning does, too, but no stop.
+     * The host's clock. It may stand still; then cleaning does too, but stops still work.
+     *
+     * Returns: ns since a moment of the host's choice, 0 or more.
      */
     int64_t (*now_ns)(void *opaque);
     /**
-     * A timer, not armed, that will call `cb(arg)` in the thread that makes it; never NULL. This
-     * and the other `timer_*` are called in the cleaner's coroutine, hence in its home thread
-     * only.
+     * Makes a timer, not armed, that calls `cb(arg)` in the thread that makes it.
+     *
+     * Context: this and the other `timer_*` callbacks are called in the cleaner's coroutine, hence
+     * only in its home thread.
+     *
+     * Returns: the timer; never NULL.
+     *
+     * Ownership: the library frees it with `timer_free`.
      */
     void *(*timer_new)(void *opaque, void (*cb)(void *arg), void *arg);
     /**
-     * Arms the timer: its callback is called once when `now_ns` has reached `deadline_ns`.
+     * Arms a timer: its callback is called once, when `now_ns` has reached `deadline_ns`.
      */
     void (*timer_mod)(void *opaque, void *timer, int64_t deadline_ns);
     /**
-     * Disarms the timer: no callback begins from now on. Also for one that has fired, perhaps from
-     * inside its callback.
+     * Disarms a timer: no call of its callback begins from now on. Also called for a timer that
+     * has fired, perhaps from inside its callback.
      */
     void (*timer_del)(void *opaque, void *timer);
     /**
-     * Frees the timer, after `timer_del`; perhaps from inside its callback.
+     * Frees a timer, after `timer_del`; perhaps from inside its callback.
      */
     void (*timer_free)(void *opaque, void *timer);
     /**
-     * Dispatches the calling thread's events while `cond(arg)` is true; looks at it first, after
-     * each event, and after each `kick`. From plain code only; `cond` is called in the calling
-     * thread.
+     * Dispatches the calling thread's events while `cond(arg)` is true. It calls `cond` first,
+     * after each event, and after each `kick`, always in the calling thread.
+     *
+     * Context: in plain code only.
      */
     void (*poll_while)(void *opaque, bool (*cond)(void *arg), void *arg);
     /**
-     * Makes every `poll_while`, in whatever thread, look at its condition again, also if it is
-     * only about to wait.
+     * Makes every `poll_while`, in whatever thread, call its condition again, including one that
+     * is only about to wait.
      */
     void (*kick)(void *opaque);
 } q2c_host;
 
 /**
- * What went wrong, for a person. Allocated by the caller; set-up functions take NULL, too, and
- * then tell the errno alone. A function that takes one always fills it: on success with 0 and an
- * empty message.
+ * What went wrong, for a person.
+ *
+ * Set-up functions take a pointer to one, or NULL to get the errno alone. A function that takes
+ * one always fills it: on success with code 0 and an empty message.
+ *
+ * Ownership: the caller allocates it; the library does not keep the pointer.
  */
 typedef struct q2c_error {
     /**
-     * The errno, positive; the function returned its negative. 0: no error.
+     * The errno, as a positive number; the function returned its negative. 0: no error.
      */
     int code;
     /**
-     * One sentence, UTF-8, NUL-terminated, cut at a character's end where it would not fit. It
-     * names the option or argument, its value and what is allowed.
+     * One sentence in UTF-8, NUL-terminated. It names the option or argument, its value and what
+     * is allowed. A longer sentence is cut at the end of a character.
      */
     char message[256];
 } q2c_error;
 
 /**
- * What a cache did since its creation, and what it holds now.
+ * What a cache has done since its creation, and what it holds now.
  */
 typedef struct q2c_cache_stats {
     /**
-     * sizeof(q2c_cache_stats), set by the caller before the call.
+     * `sizeof(q2c_cache_stats)`, set by the caller before the call.
      */
     size_t struct_size;
     /**
-     * Pins of tables that were resident; copies by `q2c_cache_read` are not counted.
+     * Pins of tables that were resident. A get that waited for another caller's load counts here
+     * and as a miss. Copies by `q2c_cache_read` are not counted.
      */
     uint64_t hits;
     /**
-     * Gets that had to load, or to wait for a load.
+     * Gets that found their table absent or being loaded, including those that then failed.
+     * `q2c_cache_try_get` counts no miss.
      */
     uint64_t misses;
     /**
-     * Tables read from storage.
+     * Tables that were read from storage.
      */
     uint64_t loads;
     /**
-     * Tables that gave their slot to another one.
+     * Tables that were dropped so that another table could take their slot.
      */
     uint64_t evictions;
     /**
-     * Tables written.
+     * Tables that were written.
      */
     uint64_t write_backs;
     /**
-     * Write requests that those took.
+     * Write requests that wrote these tables; one request can write several neighbours.
      */
     uint64_t writes;
     /**
-     * Tables dropped by cleaning.
+     * Tables that cleaning dropped.
      */
     uint64_t cleaned;
     /**
-     * Tables discarded.
+     * Tables that were discarded.
      */
     uint64_t discarded;
     /**
-     * Slots, as created.
+     * Number of slots, as created.
      */
     size_t tables;
     /**
-     * Bytes of one table, as created.
+     * Size of one table in bytes, as created.
      */
     size_t table_size;
     /**
-     * Slots that hold a table.
+     * Slots that hold a table, including a discarded one that is still pinned or being written.
      */
     size_t resident_tables;
     /**
-     * Slots that hold a dirty one.
+     * Slots that hold a dirty table. A table that is being written counts only if it was marked
+     * dirty again.
      */
     size_t dirty_tables;
     /**
@@ -401,101 +538,115 @@ typedef struct q2c_cache_stats {
      */
     size_t pinned_tables;
     /**
-     * Bytes of table memory that were used and have not been given back to the kernel.
+     * Bytes of table memory, in whole pages, that were used and have not been given back to the
+     * kernel.
      */
     uint64_t resident_bytes;
     /**
-     * Bytes of memory besides the tables.
+     * Bytes of memory for everything besides the tables.
      */
     uint64_t metadata_bytes;
 } q2c_cache_stats;
 
 /**
- * What a cleaner did since its creation.
+ * What a cleaner has done since its creation.
  */
 typedef struct q2c_cleaner_stats {
     /**
-     * sizeof(q2c_cleaner_stats), set by the caller before the call.
+     * `sizeof(q2c_cleaner_stats)`, set by the caller before the call.
      */
     size_t struct_size;
     /**
-     * Instances started.
+     * Instances that were started, including those that `co_spawn` then refused.
      */
     uint64_t starts;
     /**
-     * Passes over the caches that looked at every table.
+     * Passes that looked at every table of the caches.
      */
     uint64_t passes;
     /**
-     * Tables that they dropped.
+     * Tables that passes dropped, including passes that a stop cut short.
      */
     uint64_t tables_cleaned;
     /**
-     * Interval of the newest instance in ns, kept after its stop.
+     * Interval in ns that was set last: by `q2c_cleaner_start` or `q2c_cleaner_set_interval` with
+     * a number above 0, or by the options of the state that the cleaner belongs to. A stop does
+     * not change it.
      */
     uint64_t interval_ns;
     /**
-     * Instances alive, those that were asked to stop included.
+     * Instances that are alive, including those that were asked to stop.
      */
     uint32_t instances;
 } q2c_cleaner_stats;
 
 /**
  * The cache options that the user set, as QEMU's qcow2 driver has them. Begin with
- * `q2c_options_init`; set a field and its bit in `set`.
+ * `q2c_options_init`; then set a field and its bit in `set`.
+ *
+ * *Need* is what the L2 tables of the whole disk take. If `cache_size` is set and neither of the
+ * other two sizes, the L2 cache gets its need, at most what `cache_size` leaves after 4 clusters,
+ * and the refcount cache gets the rest. Whatever the options say, the L2 cache has 2 tables at
+ * least and the refcount cache 4 blocks.
  */
 typedef struct q2c_options {
     /**
-     * sizeof(q2c_options).
+     * `sizeof(q2c_options)`.
      */
     size_t struct_size;
     /**
-     * `Q2C_OPTION_*` bits of the fields that count; the others may hold anything. Bits that are
-     * none: `-EINVAL`.
+     * `Q2C_OPTION_*` bits of the fields that count; the other fields may hold anything. Unknown
+     * bits are `-EINVAL`.
      */
     uint32_t set;
     /**
-     * `cache-size`: bytes of both caches together.
+     * `cache-size`: bytes of both caches together. May not be set together with both of the next
+     * two.
      */
     uint64_t cache_size;
     /**
-     * `l2-cache-size`: most bytes of the L2 cache; an image that needs less gets less. Default: 32
-     * MiB.
+     * `l2-cache-size`: most bytes of the L2 cache, at most `cache_size` if that is set. An image
+     * that needs less gets less. Default without `cache_size`: 32 MiB (8 MiB where the kernel
+     * takes no memory back). Default with `cache_size` and `refcount_cache_size`: what the latter
+     * leaves, even if that is more than the need. With `cache_size` alone: see above.
      */
     uint64_t l2_cache_size;
     /**
-     * `refcount-cache-size`: bytes of the refcount cache. Default: 4 clusters.
+     * `refcount-cache-size`: bytes of the refcount cache, at most `cache_size` if that is set.
+     * Default without `cache_size`: 4 clusters. Default with it: what the L2 cache leaves of it.
      */
     uint64_t refcount_cache_size;
     /**
      * `l2-cache-entry-size`: bytes of one table in the L2 cache, a power of two from 512 to the
-     * cluster size. Default: the cluster size if the cache covers the disk, else 4 KiB at most.
+     * cluster size. Default: the cluster size if the cache covers the disk, else 4 KiB, or the
+     * cluster size if that is less.
      */
     uint64_t l2_cache_entry_size;
     /**
-     * `cache-clean-interval`: seconds, 0 to `UINT_MAX`; 0 is never. Default: 600.
+     * `cache-clean-interval`: seconds between two cleaning passes, 0 to `UINT_MAX`; 0 means never.
+     * Default: 600 (0 where the kernel takes no memory back).
      */
     uint64_t cache_clean_interval;
 } q2c_options;
 
 /**
- * What the options depend on in an image.
+ * The properties of an image that its caches depend on.
  */
 typedef struct q2c_geometry {
     /**
-     * sizeof(q2c_geometry).
+     * `sizeof(q2c_geometry)`.
      */
     size_t struct_size;
     /**
-     * Bytes of the virtual disk; any value.
+     * Size of the virtual disk in bytes; any value.
      */
     uint64_t virtual_size;
     /**
-     * Bytes of a cluster: a power of two from 512 to 2 MiB.
+     * Size of a cluster in bytes: a power of two from 512 to 2097152 (2 MiB).
      */
     uint32_t cluster_size;
     /**
-     * Bytes of an L2 entry: 8, or 16 in an image with extended L2 entries.
+     * Size of an L2 entry in bytes: 8, or 16 in an image with extended L2 entries.
      */
     uint32_t l2_entry_size;
 } q2c_geometry;
@@ -505,75 +656,80 @@ typedef struct q2c_geometry {
  */
 typedef struct q2c_resolved_options {
     /**
-     * sizeof(q2c_resolved_options), set by the caller before the call.
+     * `sizeof(q2c_resolved_options)`, set by the caller before the call.
      */
     size_t struct_size;
     /**
-     * Tables in the L2 cache: 2 to `INT_MAX`.
+     * Number of tables in the L2 cache: 2 to `INT_MAX`.
      */
     size_t l2_tables;
     /**
-     * Bytes of each: a power of two from 512 to the cluster size.
+     * Size of each in bytes: a power of two from 512 to the cluster size.
      */
     size_t l2_table_size;
     /**
-     * Blocks in the refcount cache: 4 to `INT_MAX`.
+     * Number of blocks in the refcount cache: 4 to `INT_MAX`.
      */
     size_t refcount_tables;
     /**
-     * Bytes of each: the cluster size.
+     * Size of each in bytes: the cluster size.
      */
     size_t refcount_table_size;
     /**
-     * Time between two cleaning passes in ns; 0 is never.
+     * Time between two cleaning passes in ns; 0 means never.
      */
     uint64_t clean_interval_ns;
 } q2c_resolved_options;
 
 /**
- * What a state is opened with. All of it is copied.
+ * What a state is opened with.
+ *
+ * Ownership: all structs are copied and need not outlive the call. A `q2c_loop` in `context` is
+ * not copied; the state keeps it alive while it is attached to it.
  */
 typedef struct q2c_state_config {
     /**
-     * sizeof(q2c_state_config).
+     * `sizeof(q2c_state_config)`.
      */
     size_t struct_size;
     /**
-     * Where callers wait and the cleaner runs. NULL: threads.
+     * Where callers wait and the cleaner runs. NULL means `Q2C_HOST_THREADS`.
      */
     const struct q2c_host *host;
     /**
-     * Below the L2 cache. Must not be NULL.
+     * The storage below the L2 cache. Must not be NULL.
      */
     const struct q2c_storage *l2_storage;
     /**
-     * Below the refcount cache. NULL: `l2_storage`.
+     * The storage below the refcount cache. NULL means `l2_storage`.
      */
     const struct q2c_storage *refcount_storage;
     /**
-     * The caller's own number for L2 tables, handed to `pre_write_check` and `corruption`.
+     * The caller's own number for L2 tables; any value. The library passes it to `pre_write_check`
+     * and `corruption`.
      */
     int l2_kind;
     /**
-     * The same for refcount blocks.
+     * The caller's own number for refcount blocks; any value. The library passes it to
+     * `pre_write_check` and `corruption`.
      */
     int refcount_kind;
     /**
-     * The image's. Must not be NULL.
+     * The image's geometry. Must not be NULL.
      */
     const struct q2c_geometry *geometry;
     /**
-     * What the user set. NULL: nothing.
+     * What the user set. NULL means that no option is set.
      */
     const struct q2c_options *options;
     /**
      * Time between two cleaning passes in ns, in place of `cache_clean_interval`, for intervals
-     * below a second (tests). 0: by the options.
+     * below a second (tests). 0 means the interval of the options.
      */
     uint64_t clean_interval_ns;
     /**
-     * Where the cleaner runs. Threads: NULL. Event loop: the `q2c_loop`. Coroutines: handed to
-     * `co_spawn`, NULL is the caller's current context.
+     * Where the cleaner runs. Thread host: NULL. Event loop host: a `q2c_loop`, not NULL.
+     * Coroutine host: passed to `co_spawn`; NULL means the caller's current context.
      */
     void *context;
 } q2c_state_config;
@@ -583,38 +739,51 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * The version of the library that runs, as `Q2C_VERSION` is that of the header:
- * "major.minor.patch".
+ * The version of the library that runs, "major.minor.patch". `Q2C_VERSION` is that of the header.
  *
- * Any thread, never waits, cannot fail. The string is the library's and valid as long as it is
- * loaded.
+ * Context: any thread; never waits.
+ *
+ * Returns: the string; never NULL.
+ *
+ * Ownership: the string belongs to the library and is valid as long as the library is loaded.
  */
 const char *q2c_version(void);
 
 /**
- * The version of the binary interface of the library that runs; to be compared with
+ * The version of the binary interface of the library that runs, to be compared with
  * `Q2C_ABI_VERSION`.
  *
- * Any thread, never waits, cannot fail.
+ * Context: any thread; never waits.
+ *
+ * Returns: the version; cannot fail.
  */
 uint32_t q2c_abi_version(void);
 
 /**
- * Makes a cache without a table in it. Table memory is taken from the kernel when it is first
- * used.
+ * Makes an empty cache. Table memory is taken from the kernel when it is first used.
  *
- * Any thread, never waits, calls neither storage nor host. `options`, `storage` and `host` are
- * copied and may go afterwards; what their `opaque`s lead to must live as long as the cache.
- * `host` NULL: threads. On success `*cache` is the caller's, for `q2c_cache_destroy`; on an error
- * it is left alone. `error` may be NULL.
+ * Parameters:
+ * - `options`, `storage`: must not be NULL.
+ * - `host`: NULL means `Q2C_HOST_THREADS`.
+ * - `cache`: receives the handle; must not be NULL.
+ * - `error`: may be NULL.
  *
+ * Context: any thread; never waits; calls neither storage nor host.
+ *
+ * Returns: 0 on success.
  * - `-EINVAL`: `options`, `storage` or `cache` is NULL; a `struct_size` is too small; an option is
- *   out of its range; a callback that must be there is NULL, or one is given that is not for the
- *   host's kind; `max_iov` is negative; unknown host kind.
- * - `-ENOMEM`: there is no address space for so many tables.
+ *   out of its range; `preadv`, `pwritev` or `flush` is NULL; `max_iov` is negative; the host's
+ *   `kind` is unknown; a callback that this kind needs is NULL, or one is set that it does not
+ *   take.
+ * - `-ENOMEM`: there is not enough address space for the tables, or not enough memory for what the
+ *   cache keeps about them.
+ *
+ * Ownership: `*cache` is the caller's, to be destroyed by `q2c_cache_destroy`. `options`,
+ * `storage` and `host` are copied and need not outlive the call. What the `opaque` pointers lead
+ * to must live as long as the cache.
  *
  * # Safety
- * Pointers are NULL or valid; callbacks keep the contracts of `q2c_storage` and `q2c_host`.
+ * Pointers are NULL or valid. Callbacks keep the contracts of `q2c_storage` and `q2c_host`.
  */
 int q2c_cache_create(const struct q2c_cache_options *options,
                      const struct q2c_storage *storage,
@@ -623,120 +792,198 @@ int q2c_cache_create(const struct q2c_cache_options *options,
                      struct q2c_error *error);
 
 /**
- * Destroys a cache and sets `*cache` to NULL. NULL, and a NULL in `*cache`, is 0.
+ * Destroys a cache. It never writes a table of this cache: dirty tables are an error. If other
+ * caches depend on this one, it satisfies their dependencies first, which flushes storage.
  *
- * State lock held, or calls serialised otherwise; may wait. Never writes a table of this cache:
- * dirty ones are an error. Caches that depend on this one are relieved of that first, which
- * flushes storage. On an error the cache is as it was. Not to be called while another call uses
- * the cache; a cleaner that still holds it, asked to stop or not, does no harm.
+ * Parameters:
+ * - `cache`: set to NULL on success. NULL, or a pointer to NULL, returns 0.
  *
+ * Context: state lock held, or calls serialised otherwise; may wait. No other call may use the
+ * cache meanwhile. A cleaner that still holds the cache, asked to stop or not, does no harm.
+ *
+ * Returns: 0 on success. On an error the cache is as it was.
  * - `-EBUSY`: a table is pinned, being loaded or being written.
- * - `-ENOTEMPTY`: tables are dirty. Flush them, or give them up: `q2c_cache_discard_range(cache,
- *   0, UINT64_MAX)`.
+ * - `-ENOTEMPTY`: tables are dirty. Flush them, or give them up with
+ *   `q2c_cache_discard_range(cache, 0, UINT64_MAX)`. Dirty tables of a poisoned cache are no
+ *   obstacle.
  * - `-EPERM`: the cache belongs to a state, which will destroy it.
- * - `-EIO`, or storage's own: the flush for a dependent cache failed.
+ * - `-EIO`: the cache is poisoned and another cache depends on it. Destroy that one first.
+ * - any errno of `flush`: a dependency of another cache could not be satisfied.
+ *
+ * Ownership: frees the handle. A cleaner that was told of the cache keeps its memory until it lets
+ * go of it: each instance when it ends, the cleaner itself at the next `q2c_cleaner_set_caches` or
+ * when it is destroyed.
  *
  * # Safety
- * `cache` is NULL or points to NULL or to a live cache, which nobody uses during the call or after
- * it.
+ * `cache` is NULL or points to NULL or to a live cache, which nobody else uses during the call and
+ * nobody uses after it succeeded.
  */
 int q2c_cache_destroy(struct q2c_cache **cache);
 
 /**
- * Fills `*stats`, whose `struct_size` the caller has set: a sum over moments, not one moment.
+ * Fills `*stats`. The numbers are read one after the other while the cache is in use, so they do
+ * not describe one single moment.
  *
- * Any thread, never waits, takes no lock; looks at every slot. On an error `*stats` is left alone.
+ * Parameters:
+ * - `stats`: its `struct_size` must be set; it stays as it is.
  *
+ * Context: any thread; never waits, takes no lock. Looks at every slot.
+ *
+ * Returns: 0 on success.
  * - `-EINVAL`: an argument is NULL, or `struct_size` is too small.
  * - `-EIO`: the cache is poisoned.
  *
  * # Safety
- * `cache` is NULL or a live cache; `stats` is NULL or writable.
+ * `cache` is NULL or a live cache. `stats` is NULL or writable as far as its `struct_size` says.
  */
 int q2c_cache_get_stats(struct q2c_cache *cache, struct q2c_cache_stats *stats);
 
 /**
- * Gives access to the table at `table_offset` (bytes in the image file), reading it from storage
- * if it is not in the cache. On success `*table` is its address, `table_size` bytes in memory, and
- * the table is pinned: it stays where it is, and what it is, until the caller's `q2c_cache_put`.
- * Several gets of one table pin it several times.
+ * Pins the table at `table_offset` and gives its address. A table that is not in the cache is read
+ * from storage first. If a dirty table has to make room, it is written before that, after what it
+ * depends on was flushed.
  *
- * State lock held, or calls serialised otherwise; may wait: for a load of the same table by
- * somebody else, for a slot that is being loaded or written or whose memory is being given back,
- * for I/O. A dirty table that has to make room is written first, with what it depends on. A
- * resident table takes no lock and no wait.
+ * A pinned table stays where it is, and what it is, until `q2c_cache_put`. Several gets of one
+ * table pin it several times.
  *
+ * Parameters:
+ * - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+ * - `table`: receives the address of the table's `table_size` bytes; must not be NULL.
+ *
+ * Context: state lock held, or calls serialised otherwise; may wait: for another caller's load of
+ * the same table, for a slot that is being loaded or written or whose memory is being given back,
+ * and for I/O. A hit takes no lock and does not wait.
+ *
+ * Returns: 0 on success. On an error no dirty table is lost, and the next call tries again.
  * - `-EINVAL`: an argument is NULL; `table_offset` is 0.
- * - `-EBUSY`: every slot is pinned, so that waiting would not help; or that table is pinned
+ * - `-EBUSY`: every slot is pinned, so that waiting would not help; or this table is pinned
  *   1048575 times.
  * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the
- *   cache is poisoned.
- * - storage's own: of `preadv`, or of the write-back that was to make room. Nothing changed; the
- *   next call tries again.
+ *   cache is poisoned; or a dirty table has to make room and the cache that it depends on is
+ *   poisoned.
+ * - any errno of `preadv`.
+ * - any errno of `flush`, `pre_write_check` or `pwritev`, for a dirty table that has to make room.
+ *
+ * Ownership: the caller owns one pin, to be given back by `q2c_cache_put`. The memory belongs to
+ * the cache.
  *
  * # Safety
- * `cache` is NULL or a live cache; `table` is NULL or writable.
+ * `cache` is NULL or a live cache. `table` is NULL or writable.
  */
 int q2c_cache_get(struct q2c_cache *cache, uint64_t table_offset, void **table);
 
 /**
- * As `q2c_cache_get`, for a table that the caller is about to write whole: an absent one is not
- * read but enters filled with zeros, and clean; a resident one comes as it is. Same context, same
- * errors, but none of `preadv`.
+ * Pins the table at `table_offset`, as `q2c_cache_get` does, for a caller that is about to write
+ * all of it. A table that is not in the cache is not read: it enters the cache filled with zeros,
+ * and clean. A table that is in the cache comes as it is.
+ *
+ * Parameters:
+ * - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+ * - `table`: receives the address of the table's `table_size` bytes; must not be NULL.
+ *
+ * Context: state lock held, or calls serialised otherwise; may wait: for another caller's load of
+ * the same table, for a slot that is being loaded or written or whose memory is being given back,
+ * and for the write-back of a dirty table. A hit takes no lock and does not wait.
+ *
+ * Returns: 0 on success. On an error no dirty table is lost, and the next call tries again.
+ * - `-EINVAL`: an argument is NULL; `table_offset` is 0.
+ * - `-EBUSY`: every slot is pinned, so that waiting would not help; or this table is pinned
+ *   1048575 times.
+ * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the
+ *   cache is poisoned; or a dirty table has to make room and the cache that it depends on is
+ *   poisoned.
+ * - any errno of `flush`, `pre_write_check` or `pwritev`, for a dirty table that has to make room.
+ *
+ * Ownership: the caller owns one pin, to be given back by `q2c_cache_put`. The memory belongs to
+ * the cache.
  *
  * # Safety
- * As `q2c_cache_get`.
+ * `cache` is NULL or a live cache. `table` is NULL or writable.
  */
 int q2c_cache_get_empty(struct q2c_cache *cache, uint64_t table_offset, void **table);
 
 /**
- * As `q2c_cache_get`, for callers without the state lock: hits, and loads that need no write-back.
+ * Pins the table at `table_offset`, as `q2c_cache_get` does, for callers without the state lock.
+ * It loads a table if that needs no write-back. It never writes, and leaves `reserved_tables`
+ * slots to callers with the lock.
  *
- * State lock not held; may wait, for a load. Never writes, and leaves `reserved_tables` slots to
- * those who hold the lock.
+ * Parameters:
+ * - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+ * - `table`: receives the address of the table's `table_size` bytes; must not be NULL.
  *
- * - `-EAGAIN`: not without the lock: only dirty or pinned tables could make room, those of the
- *   reserve, or slots whose memory is just being given back. Take the state lock and call
- *   `q2c_cache_get`.
- * - `-EINVAL`, `-EIO`, storage's own: as `q2c_cache_get`.
- * - `-EBUSY`: that table is pinned 1048575 times.
+ * Context: state lock not held; may wait for a load: its own, or another caller's load of the same
+ * table. A hit takes no lock and does not wait.
+ *
+ * Returns: 0 on success. On an error the next call tries again.
+ * - `-EAGAIN`: not possible without the state lock: take it and call `q2c_cache_get`. Either the
+ *   table is absent and there is no slot for it: every slot outside the reserve holds a table that
+ *   is dirty, pinned, being loaded or being written, or its memory is being given back; or only
+ *   slots of the reserve are free. Or the table is in a slot of the reserve and cannot be moved
+ *   out of it: it is dirty, pinned or being written, or there is no other slot for it.
+ * - `-EINVAL`: an argument is NULL; `table_offset` is 0.
+ * - `-EBUSY`: this table is pinned 1048575 times.
+ * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
+ *   cache is poisoned.
+ * - any errno of `preadv`.
+ *
+ * Ownership: the caller owns one pin, to be given back by `q2c_cache_put`. The memory belongs to
+ * the cache.
  *
  * # Safety
- * As `q2c_cache_get`.
+ * `cache` is NULL or a live cache. `table` is NULL or writable.
  */
 int q2c_cache_get_unlocked(struct q2c_cache *cache, uint64_t table_offset, void **table);
 
 /**
- * Pins a table that is in the cache, as `q2c_cache_get` does, or says `-EAGAIN`.
+ * Pins the table at `table_offset`, as `q2c_cache_get` does, if it is in the cache.
  *
- * Any thread, state lock held or not, never waits, takes no lock.
+ * Parameters:
+ * - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+ * - `table`: receives the address of the table's `table_size` bytes; must not be NULL.
  *
- * - `-EAGAIN`: the table is not in the cache, or is just coming or going.
- *   Or it is in one of the reserved slots, which are left to those who hold the lock.
+ * Context: any thread; never waits. Takes no lock, except when the slot went to another table
+ * during the call and that table was discarded right then.
+ *
+ * Returns: 0 on success.
+ * - `-EAGAIN`: the table is not in the cache; it is being loaded, dropped or moved; it is in one
+ *   of the reserved slots, which are left to callers with the state lock; or it is pinned 1048575
+ *   times.
  * - `-EINVAL`: an argument is NULL; `table_offset` is 0.
- * - `-EIO`: as `q2c_cache_get`.
+ * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
+ *   cache is poisoned.
+ *
+ * Ownership: the caller owns one pin, to be given back by `q2c_cache_put`. The memory belongs to
+ * the cache.
  *
  * # Safety
- * As `q2c_cache_get`.
+ * `cache` is NULL or a live cache. `table` is NULL or writable.
  */
 int q2c_cache_try_get(struct q2c_cache *cache, uint64_t table_offset, void **table);
 
 /**
  * Copies `bytes` bytes from byte `at` of a table that is in the cache to `buf`, without a pin.
- * Each 8-byte word is read atomically (it meets `q2c_cache_store`), and all of them are of that
- * table. The order of bytes is the table's own.
+ * This is how a driver maps an offset on its hot path.
  *
- * Any thread, state lock held or not, never waits, takes no lock. This is how a driver maps an
- * offset on its hot path.
+ * Each 8-byte word is read atomically, which pairs with `q2c_cache_store`, and all words are of
+ * that table. The order of bytes is the table's own.
  *
- * - `-EAGAIN`: the table is not in the cache, or left while it was copied; what `buf` holds then
- *   means nothing. The one output of the library that may be written without success.
+ * Parameters:
+ * - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+ * - `at`, `bytes`: the part of the table, in bytes; both multiples of 8, and inside the table.
+ * - `buf`: room for `bytes` bytes; must not be NULL. It is the one output that may be written
+ *   without success: after `-EAGAIN` its contents mean nothing.
+ *
+ * Context: any thread; never waits, takes no lock.
+ *
+ * Returns: 0 on success.
+ * - `-EAGAIN`: the table is not in the cache, or left it during the copy.
  * - `-EINVAL`: `cache` or `buf` is NULL; `table_offset` is 0; `at` or `bytes` is not a multiple of
  *   8, or they reach beyond the table.
- * - `-EIO`: as `q2c_cache_get`.
+ * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
+ *   cache is poisoned.
  *
  * # Safety
- * `cache` is NULL or a live cache; `buf` is NULL or has room for `bytes` bytes, which nobody else
+ * `cache` is NULL or a live cache. `buf` is NULL or has room for `bytes` bytes, which nobody else
  * uses during the call.
  */
 int q2c_cache_read(struct q2c_cache *cache,
@@ -746,16 +993,21 @@ int q2c_cache_read(struct q2c_cache *cache,
                    size_t bytes);
 
 /**
- * Stores eight bytes at byte `at` of a pinned table, atomically, for those who change a table that
- * others read at the same time with `q2c_cache_read`. `value_as_stored` goes to memory as it is:
- * for an entry that qcow2 keeps in big-endian order, convert it first. Does not mark the table
- * dirty.
+ * Stores eight bytes at byte `at` of a pinned table, atomically, so that others can read the table
+ * with `q2c_cache_read` at the same time. Does not mark the table dirty. Everything that the
+ * caller wrote before is visible to a caller that reads this value.
  *
- * Any thread that has the table pinned, never waits, takes no lock. What the caller wrote before
- * is visible to whoever reads this value.
+ * Parameters:
+ * - `table`: an address from a get; the caller has it pinned.
+ * - `at`: in bytes; a multiple of 8 inside the table.
+ * - `value_as_stored`: goes to memory as it is. Convert it first if qcow2 keeps the entry in
+ *   big-endian order.
  *
+ * Context: any thread that has the table pinned; never waits, takes no lock.
+ *
+ * Returns: 0 on success.
  * - `-EINVAL`: an argument is NULL; `table` is not the address of a table of this cache, or nobody
- *   has it pinned; `at` is not a multiple of 8, or beyond the table.
+ *   has it pinned; `at` is not a multiple of 8, or is beyond the table.
  * - `-EIO`: the cache is poisoned.
  *
  * # Safety
@@ -764,27 +1016,40 @@ int q2c_cache_read(struct q2c_cache *cache,
 int q2c_cache_store(struct q2c_cache *cache, void *table, size_t at, uint64_t value_as_stored);
 
 /**
- * Gives one pin back and sets `*table` to NULL.
+ * Gives one pin back.
  *
- * Any thread, also another one than that of the get; state lock held or not; never waits.
+ * Parameters:
+ * - `table`: points to an address from a get; set to NULL on success.
  *
- * - `-EINVAL`: an argument or `*table` is NULL; it is not the address of a table of this cache, or
- *   nobody has it pinned.
- * - `-EIO`: the cache is poisoned. The pin is given back all the same, `*table` stays.
+ * Context: any thread, also another one than that of the get; never waits.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: an argument or `*table` is NULL; `*table` is not the address of a table of this
+ *   cache, or nobody has it pinned.
+ * - `-EIO`: the cache is poisoned. The pin is given back all the same, but `*table` is not set to
+ *   NULL.
+ *
+ * Ownership: takes the caller's pin.
  *
  * # Safety
- * `cache` is NULL or a live cache; `table` is NULL or readable and writable. The caller has pinned
- * the table, and uses it no more.
+ * `cache` is NULL or a live cache. `table` is NULL or readable and writable. The caller has pinned
+ * the table, and does not use it any more.
  */
 int q2c_cache_put(struct q2c_cache *cache, void **table);
 
 /**
- * Marks a pinned table as changed: it will be written before its slot is used for another one, or
- * by the next write or flush. Call it after the change, or hold the state lock over both: a
- * write-back in between would otherwise write the old bytes and forget the mark.
+ * Marks a pinned table as changed. It will be written before its slot is used for another table,
+ * or by the next write or flush. If the table was discarded, the call returns 0, but the table is
+ * not written.
  *
- * Any thread that has the table pinned, never waits, takes no lock.
+ * Parameters:
+ * - `table`: an address from a get; the caller has it pinned.
  *
+ * Context: any thread that has the table pinned; never waits, takes no lock. Call it after the
+ * change, or hold the state lock over both: otherwise a write-back in between writes the old bytes
+ * and forgets the mark.
+ *
+ * Returns: 0 on success.
  * - `-EINVAL`: an argument is NULL; `table` is not the address of a table of this cache, or nobody
  *   has it pinned.
  * - `-EIO`: the cache is poisoned.
@@ -795,18 +1060,21 @@ int q2c_cache_put(struct q2c_cache *cache, void **table);
 int q2c_cache_mark_dirty(struct q2c_cache *cache, void *table);
 
 /**
- * Writes every dirty table, in the order of their offsets and neighbours joined, but does not
- * flush storage. What the tables depend on is flushed first. Waits for those that somebody else is
- * writing.
+ * Writes every dirty table, in the order of their offsets and with neighbours joined, but does not
+ * flush storage. What the tables depend on is flushed first. A table that is marked dirty again
+ * during its write stays dirty.
  *
- * State lock held, or calls serialised otherwise; may wait. A table that is changed meanwhile
- * stays dirty.
+ * Context: state lock held, or calls serialised otherwise; may wait, also for writes that somebody
+ * else has begun.
  *
+ * Returns: 0 on success. On an error, what was not written is still dirty. Of several errors the
+ * call returns the first, but `-ENOSPC` before all others.
  * - `-EINVAL`: `cache` is NULL.
- * - `-EIO`: the cache is poisoned.
- * - storage's own: of a write, a flush or `pre_write_check`. Every table was tried; of several
- *   errors this is the first, but `-ENOSPC` before all others. What was not written is still
- *   dirty.
+ * - `-EIO`: the cache is poisoned, or it has dirty tables and the cache that it depends on is
+ *   poisoned.
+ * - any errno of `pwritev` or `pre_write_check`: these tables were not written; all the others
+ *   were tried.
+ * - any errno of a flush of what the tables depend on: no table was written from then on.
  *
  * # Safety
  * `cache` is NULL or a live cache.
@@ -814,8 +1082,22 @@ int q2c_cache_mark_dirty(struct q2c_cache *cache, void *table);
 int q2c_cache_write(struct q2c_cache *cache);
 
 /**
- * As `q2c_cache_write`, and then flushes storage: when it returns 0, what was dirty when it was
- * called is stable. Storage is not flushed if a write failed. Same context, same errors.
+ * Writes every dirty table, as `q2c_cache_write` does, and then flushes storage. When it returns
+ * 0, everything that was dirty when it was called is stable. Storage is not flushed if a write
+ * failed.
+ *
+ * Context: state lock held, or calls serialised otherwise; may wait, also for writes that somebody
+ * else has begun.
+ *
+ * Returns: 0 on success. On an error, what was not written is still dirty. Of several errors of
+ * writes the call returns the first, but `-ENOSPC` before all others.
+ * - `-EINVAL`: `cache` is NULL.
+ * - `-EIO`: the cache is poisoned, or it has dirty tables and the cache that it depends on is
+ *   poisoned.
+ * - any errno of `pwritev` or `pre_write_check`: these tables were not written; all the others
+ *   were tried.
+ * - any errno of a flush of what the tables depend on: no table was written from then on.
+ * - any errno of `flush`: every table was written, but is not known to be stable.
  *
  * # Safety
  * `cache` is NULL or a live cache.
@@ -823,10 +1105,25 @@ int q2c_cache_write(struct q2c_cache *cache);
 int q2c_cache_flush(struct q2c_cache *cache);
 
 /**
- * As `q2c_cache_flush`, and then drops every table, or none. Same context, same errors, and
+ * Writes every dirty table, flushes storage, as `q2c_cache_flush` does, and then drops every
+ * table.
  *
- * - `-EBUSY`: a table is pinned, being loaded or written, or was dirtied again. Everything was
- *   written, nothing dropped.
+ * Context: state lock held, or calls serialised otherwise; may wait, also for writes that somebody
+ * else has begun.
+ *
+ * Returns: 0 on success. On an error other than `-EBUSY` no table was dropped, and what was not
+ * written is still dirty. Of several errors of writes the call returns the first, but `-ENOSPC`
+ * before all others.
+ * - `-EINVAL`: `cache` is NULL.
+ * - `-EBUSY`: a table is pinned, being loaded or being written, or was dirtied again. Everything
+ *   was written, nothing was dropped. One exception: if a get without the state lock pinned a
+ *   table during the call, other tables may have been dropped.
+ * - `-EIO`: the cache is poisoned, or it has dirty tables and the cache that it depends on is
+ *   poisoned.
+ * - any errno of `pwritev` or `pre_write_check`: these tables were not written; all the others
+ *   were tried.
+ * - any errno of a flush of what the tables depend on: no table was written from then on.
+ * - any errno of `flush`: every table was written, but is not known to be stable.
  *
  * # Safety
  * `cache` is NULL or a live cache.
@@ -834,28 +1131,36 @@ int q2c_cache_flush(struct q2c_cache *cache);
 int q2c_cache_empty(struct q2c_cache *cache);
 
 /**
- * From now on `dependency` is flushed before a table of `cache` is written, once; then the
- * dependency is gone.
+ * Makes `cache` depend on `dependency`: before the next write of a table of `cache`, `dependency`
+ * is flushed. That happens once; then the dependency is gone. Setting what is already set changes
+ * nothing and returns 0.
  *
- * State locks of both held, or calls serialised otherwise; may wait: what would become a chain or
- * a ring of dependencies, or a second one, is flushed first. Setting what is set already is 0.
+ * There are no chains, no rings, and no second dependency of a cache: what would become one is
+ * flushed first, inside this call.
  *
+ * Context: state locks of both caches held, or calls serialised otherwise; may wait.
+ *
+ * Returns: 0 on success. On an error the dependency was not set.
  * - `-EINVAL`: an argument is NULL, or both are the same cache.
- * - `-EIO`: one of the caches is poisoned.
- * - storage's own, of such a flush; the dependency was not set then.
+ * - `-EIO`: one of the caches is poisoned, or a cache that had to be flushed first is.
+ * - any errno of `pwritev`, `flush` or `pre_write_check`: what had to be flushed first could not
+ *   be.
+ *
+ * Ownership: `cache` holds `dependency` until the dependency is gone. Either may be destroyed
+ * before that: the destruction of `dependency` satisfies the dependency.
  *
  * # Safety
- * `cache` and `dependency` are NULL or live caches. A cache that others depend on may be
- * destroyed; its destruction relieves them.
+ * `cache` and `dependency` are NULL or live caches.
  */
 int q2c_cache_set_dependency(struct q2c_cache *cache, struct q2c_cache *dependency);
 
 /**
- * From now on storage is flushed before a table of `cache` is written, once. Asked for while a
- * flush runs, it means another one.
+ * Makes `cache` depend on a flush: before the next write of a table of `cache`, its storage is
+ * flushed, once. If this is asked for while a flush runs, that flush does not count.
  *
- * Any thread, state lock held or not, never waits.
+ * Context: any thread; never waits.
  *
+ * Returns: 0 on success.
  * - `-EINVAL`: `cache` is NULL.
  * - `-EIO`: the cache is poisoned.
  *
@@ -865,13 +1170,13 @@ int q2c_cache_set_dependency(struct q2c_cache *cache, struct q2c_cache *dependen
 int q2c_cache_depends_on_flush(struct q2c_cache *cache);
 
 /**
- * Drops the tables that are clean, not pinned and not used since the previous call, and gives
- * their memory back to the kernel as far as whole pages are free. A cleaner does this; it may also
- * be called by hand.
+ * Drops the tables that are clean, not pinned and not used since the previous pass, and gives the
+ * memory of free slots back to the kernel as far as whole pages are free. A cleaner does this in
+ * its passes; this call is a whole pass by hand.
  *
- * Any thread, state lock held or not; never waits, never does I/O.
+ * Context: any thread; never waits, never does I/O.
  *
- * Returns how many tables were dropped (`INT_MAX` stands for more), or
+ * Returns: the number of tables dropped, 0 or more; `INT_MAX` stands for more than that.
  * - `-EINVAL`: `cache` is NULL.
  * - `-EIO`: the cache is poisoned.
  *
@@ -881,31 +1186,39 @@ int q2c_cache_depends_on_flush(struct q2c_cache *cache);
 int q2c_cache_clean_unused(struct q2c_cache *cache);
 
 /**
- * Whether the table at `table_offset` is in the cache. If so, `*table` is its address; it is not
- * pinned, so that the address is only good for `q2c_cache_discard`. If not, `*table` is NULL.
+ * Tells whether the table at `table_offset` is in the cache, and where. The table is not pinned,
+ * so the address is only good for `q2c_cache_discard`.
  *
- * Any thread, state lock held or not, never waits.
+ * Parameters:
+ * - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+ * - `table`: receives the table's address, or NULL if the table is not there; must not be NULL.
  *
- * Returns 1: it is; 0: it is not, or is still being loaded; or
+ * Context: any thread; never waits.
+ *
+ * Returns: 1 if the table is in the cache, 0 if it is not or is still being loaded.
  * - `-EINVAL`: an argument is NULL; `table_offset` is 0.
- * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the
+ * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
  *   cache is poisoned.
  *
  * # Safety
- * `cache` is NULL or a live cache; `table` is NULL or writable.
+ * `cache` is NULL or a live cache. `table` is NULL or writable.
  */
 int q2c_cache_is_table_offset(struct q2c_cache *cache, uint64_t table_offset, void **table);
 
 /**
- * Discards the table at `table_offset`, dirty or not: its cluster was freed. It is out of the
- * cache at once, and nothing of it will be written; a next get reads anew. Those who have it
- * pinned keep it until they put it. A table that is not there: 0.
+ * Discards the table at `table_offset`, dirty or not, because its cluster was freed. It leaves the
+ * cache immediately: nothing of it will be written, and the next get reads it from storage again.
+ * Callers that have it pinned keep their bytes until their put.
  *
- * State lock held, or calls serialised otherwise: no write-back of the table may be under way.
- * Never waits.
+ * Parameters:
+ * - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
  *
+ * Context: state lock held, or calls serialised otherwise: no write-back of the table may be under
+ * way. Never waits.
+ *
+ * Returns: 0 on success, and if the table is not in the cache.
  * - `-EINVAL`: `cache` is NULL; `table_offset` is 0.
- * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the
+ * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
  *   cache is poisoned.
  *
  * # Safety
@@ -914,10 +1227,17 @@ int q2c_cache_is_table_offset(struct q2c_cache *cache, uint64_t table_offset, vo
 int q2c_cache_discard_offset(struct q2c_cache *cache, uint64_t table_offset);
 
 /**
- * Discards every table that shares a byte with the `bytes` bytes from `offset` of the file on, as
- * `q2c_cache_discard_offset` does: all slices of a freed cluster, or with 0 and `UINT64_MAX` all
- * there are. A range need not be aligned, may reach over the end, and may be empty. Same context.
+ * Discards, as `q2c_cache_discard_offset` does, every table that shares a byte with a range of the
+ * file: all slices of a freed cluster, or the whole cache with 0 and `UINT64_MAX`.
  *
+ * Parameters:
+ * - `offset`, `bytes`: the range, in bytes. It need not be aligned, may reach beyond the end of
+ *   the file, and may be empty.
+ *
+ * Context: state lock held, or calls serialised otherwise: no write-back of these tables may be
+ * under way. Never waits.
+ *
+ * Returns: 0 on success, also if no table is there.
  * - `-EINVAL`: `cache` is NULL.
  * - `-EIO`: the cache is poisoned.
  *
@@ -927,13 +1247,22 @@ int q2c_cache_discard_offset(struct q2c_cache *cache, uint64_t table_offset);
 int q2c_cache_discard_range(struct q2c_cache *cache, uint64_t offset, uint64_t bytes);
 
 /**
- * Discards the table at `table_offset` if it is still the one that `q2c_cache_is_table_offset`
- * found at the address `table`. Same context as `q2c_cache_discard_offset`.
+ * Discards, as `q2c_cache_discard_offset` does, the table at `table_offset` if it is still the one
+ * that `q2c_cache_is_table_offset` found at the address `table`.
  *
+ * Parameters:
+ * - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+ * - `table`: an address from `q2c_cache_is_table_offset`.
+ *
+ * Context: state lock held, or calls serialised otherwise: no write-back of the table may be under
+ * way. Never waits.
+ *
+ * Returns: 0 on success.
  * - `-EINVAL`: an argument is NULL; `table_offset` is 0; `table` is not the address of a table of
  *   this cache.
  * - `-ESTALE`: another table, or none, is at that address by now. Nothing was discarded.
- * - `-EIO`: as `q2c_cache_discard_offset`.
+ * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
+ *   cache is poisoned.
  *
  * # Safety
  * `cache` is NULL or a live cache. `table` may be any value.
@@ -941,63 +1270,91 @@ int q2c_cache_discard_range(struct q2c_cache *cache, uint64_t offset, uint64_t b
 int q2c_cache_discard(struct q2c_cache *cache, uint64_t table_offset, const void *table);
 
 /**
- * Makes a cleaner on `host` (NULL: threads), with the host's own lock if it brought one, else with
- * a built-in one. Nothing is started, and it has no caches yet.
+ * Makes a cleaner on `host`. Its state lock is the host's own, if the host has one, else a
+ * built-in one. No instance is started, and the cleaner has no caches yet.
  *
- * Any thread, never waits, calls no callback. `host` is copied; what its `opaque` leads to must
- * live as long as the cleaner. On success `*cleaner` is the caller's, for `q2c_cleaner_destroy`;
- * on an error it is left alone. `error` may be NULL.
+ * Parameters:
+ * - `host`: NULL means `Q2C_HOST_THREADS`.
+ * - `cleaner`: receives the handle; must not be NULL.
+ * - `error`: may be NULL.
  *
- * - `-EINVAL`: `cleaner` is NULL; `host` is too small, of no known kind, lacks a callback or has
- *   one that is not for its kind.
+ * Context: any thread; never waits; calls no callback.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `cleaner` is NULL; the host's `struct_size` is too small; its `kind` is unknown; a
+ *   callback that this kind needs is NULL, or one is set that it does not take.
+ *
+ * Ownership: `*cleaner` is the caller's, to be destroyed by `q2c_cleaner_destroy`. `host` is
+ * copied and need not outlive the call. What its `opaque` leads to must live as long as the
+ * cleaner.
  *
  * # Safety
- * Pointers are NULL or valid; callbacks keep the contract of `q2c_host`.
+ * Pointers are NULL or valid. Callbacks keep the contract of `q2c_host`.
  */
 int q2c_cleaner_create(const struct q2c_host *host,
                        struct q2c_cleaner **cleaner,
                        struct q2c_error *error);
 
 /**
- * Destroys a cleaner and sets `*cleaner` to NULL. NULL, and a NULL in `*cleaner`, is 0.
+ * Destroys a cleaner.
  *
- * Any thread, state lock not held. On the thread host the last cleaner's end waits for the
- * background thread's. Not to be called while another call uses the cleaner.
+ * Parameters:
+ * - `cleaner`: set to NULL on success. NULL, or a pointer to NULL, returns 0.
  *
- * - `-EBUSY`: an instance is alive (stop it first), or the built-in lock is held. Nothing
- *   happened.
- * - `-EPERM`: the cleaner belongs to a state.
+ * Context: any thread, state lock not held. May wait on the thread host: the destruction of the
+ * last cleaner that was started waits for the end of the background thread. No other call may use
+ * the cleaner meanwhile.
+ *
+ * Returns: 0 on success. On an error nothing happened.
+ * - `-EBUSY`: an instance is alive (stop it first), or somebody holds the built-in lock.
+ * - `-EPERM`: the cleaner belongs to a state, which will destroy it.
+ *
+ * Ownership: frees the handle and lets go of the caches that it was told of.
  *
  * # Safety
- * `cleaner` is NULL or points to NULL or to a live cleaner, which nobody uses during the call or
- * after it.
+ * `cleaner` is NULL or points to NULL or to a live cleaner, which nobody else uses during the call
+ * and nobody uses after it succeeded.
  */
 int q2c_cleaner_destroy(struct q2c_cleaner **cleaner);
 
 /**
- * Sets the caches that the *next* start cleans. Each instance holds those it was started with,
- * also beyond their destruction by the caller.
+ * Sets the caches that the *next* start cleans. Instances that run keep those that they were
+ * started with.
  *
- * Any thread, never waits. The array is copied; `n` 0: none, and `caches` may be NULL.
+ * Parameters:
+ * - `caches`: array of `n` handles, none of them NULL. May be NULL if `n` is 0.
+ * - `n`: number of caches; 0 means none.
  *
- * - `-EINVAL`: `cleaner`, `caches` or one of them is NULL; `n` is no possible length.
+ * Context: any thread; never waits.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `cleaner` is NULL; `n` is not 0 and `caches` or one of the handles is NULL; `n` is
+ *   larger than any array can be.
+ *
+ * Ownership: the array is copied and need not outlive the call. The cleaner holds the caches, and
+ * each instance holds those that it was started with, even after the caller has destroyed them.
  *
  * # Safety
- * `cleaner` is NULL or a live cleaner; `caches` is NULL or an array of `n` pointers, NULL or to
- * live caches.
+ * `cleaner` is NULL or a live cleaner. `caches` is NULL or an array of `n` pointers, each NULL or
+ * to a live cache.
  */
 int q2c_cleaner_set_caches(struct q2c_cleaner *cleaner, struct q2c_cache *const *caches, size_t n);
 
 /**
  * Takes the state lock.
  *
- * Thread or coroutine that does not hold it; may wait in the host's way. On a coroutine host with
- * a lock of its own, from a coroutine only. Requests are served in order; the cleaner never goes
- * before them for long.
+ * The built-in lock serves waiting requests in order. A caller that runs may take a lock that was
+ * just released before the first waiting request has woken. Once a request has woken and found the
+ * lock taken, the next release hands the lock over to it. The cleaner takes the lock only when it
+ * is free, and holds it for a few us at a time. A host's own lock has the host's own order.
  *
+ * Context: a thread or coroutine that does not hold the lock; may wait. Plain code of a coroutine
+ * host can take the built-in lock, but not the host's own.
+ *
+ * Returns: 0 on success.
  * - `-EINVAL`: `cleaner` is NULL.
- * - `-EDEADLK`: the caller holds the built-in lock already.
- * - `-EPERM`: the host's own lock, from plain code.
+ * - `-EDEADLK`: the caller already holds the built-in lock.
+ * - `-EPERM`: the lock is the host's own and the caller is plain code.
  *
  * # Safety
  * `cleaner` is NULL or a live cleaner.
@@ -1005,42 +1362,61 @@ int q2c_cleaner_set_caches(struct q2c_cleaner *cleaner, struct q2c_cache *const 
 int q2c_cleaner_lock(struct q2c_cleaner *cleaner);
 
 /**
- * Lets the state lock go. By the thread or coroutine that took it; never waits, but may run the
- * next owner at once where the host's `co_wake` does.
+ * Releases the state lock.
  *
+ * Context: the thread or coroutine that took the lock. Never waits, but may run the next owner
+ * inside the call if the host's `co_wake` does so.
+ *
+ * Returns: 0 on success.
  * - `-EINVAL`: `cleaner` is NULL.
- * - `-EPERM`: the caller does not hold the built-in lock; the host's own lock, from plain code.
+ * - `-EPERM`: the caller does not hold the built-in lock; or the lock is the host's own and the
+ *   caller is plain code.
  *
  * # Safety
- * `cleaner` is NULL or a live cleaner.
+ * `cleaner` is NULL or a live cleaner. If the lock is the host's own, the caller holds it.
  */
 int q2c_cleaner_unlock(struct q2c_cleaner *cleaner);
 
 /**
- * Starts an instance that makes a pass over the caches every `interval_ns` ns. 0 starts none and
- * is no error. A pass drops what was not used since the one before. It takes the state lock for
- * some hundred tables at a time, some us, and gives their memory back to the kernel without it.
+ * Starts an instance that makes a pass over the caches every `interval_ns` ns. A pass drops the
+ * tables that were not used since the pass before. It takes the state lock for some hundred tables
+ * at a time, which is a few us, and gives memory back to the kernel without the lock.
  *
- * `context` says where it runs. Threads: NULL. Event loop: the `q2c_loop`, which lives on as long
- * as it is needed here. Coroutines: handed to `co_spawn`; NULL is the caller's current context.
- * Any thread, state lock held or not; never waits, but may run the new coroutine up to its first
- * wait.
+ * Parameters:
+ * - `context`: where the instance runs. Thread host: NULL. Event loop host: a `q2c_loop`, not
+ *   NULL. Coroutine host: passed to `co_spawn`; NULL means the caller's current context.
+ * - `interval_ns`: ns between two passes. 0 starts nothing and is no error.
  *
- * - `-EINVAL`: `cleaner` is NULL; `context` is none of this host.
- * - `-EALREADY`: an instance lives that was not asked to stop.
- * - `-ENOTSUP`: the interval is above 0, and the kernel takes no memory back.
- * - `-EAGAIN`, or `co_spawn`'s own: the host could not start it.
+ * Context: any thread. Never waits, but may run the new coroutine up to its first wait inside the
+ * call.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `cleaner` is NULL; `context` does not fit the host.
+ * - `-EALREADY`: an instance is alive that was not asked to stop.
+ * - `-ENOTSUP`: `interval_ns` is above 0, and the kernel takes no memory back.
+ * - `-EAGAIN`, `-EMFILE`, `-ENFILE`, `-ENOMEM`: thread host: the background thread or its
+ *   descriptor could not be made.
+ * - any errno of `co_spawn`: the coroutine could not be made.
+ *
+ * Ownership: the instance holds the cleaner's caches, and its loop, until it ends.
  *
  * # Safety
- * `cleaner` is NULL or a live cleaner; on an event loop host `context` is NULL or a live loop.
+ * `cleaner` is NULL or a live cleaner. On an event loop host, `context` is NULL or a live loop.
  */
 int q2c_cleaner_start(struct q2c_cleaner *cleaner, void *context, uint64_t interval_ns);
 
 /**
- * Asks every instance to stop, and does not wait: for places where waiting is forbidden. The
- * instances end by themselves. With none, and for NULL, it does nothing.
+ * Asks every instance to stop and does not wait: for places where waiting is forbidden. A stop
+ * request is never lost and cannot be taken back; the instances end by themselves. Without an
+ * instance it does nothing.
  *
- * Any thread, any lock held, never waits. Returns 0.
+ * Parameters:
+ * - `cleaner`: NULL returns 0.
+ *
+ * Context: any thread, with any lock held. Never waits, but may run a cleaner's coroutine inside
+ * the call if the host's `co_wake` does so.
+ *
+ * Returns: 0.
  *
  * # Safety
  * `cleaner` is NULL or a live cleaner.
@@ -1048,8 +1424,12 @@ int q2c_cleaner_start(struct q2c_cleaner *cleaner, void *context, uint64_t inter
 int q2c_cleaner_request_stop(struct q2c_cleaner *cleaner);
 
 /**
- * Returns 1 if an instance lives that was not asked to stop, else 0. Any thread, never waits.
- * `-EINVAL`: `cleaner` is NULL.
+ * Whether an instance is alive that was not asked to stop.
+ *
+ * Context: any thread; never waits.
+ *
+ * Returns: 1 if there is one, 0 if not.
+ * - `-EINVAL`: `cleaner` is NULL.
  *
  * # Safety
  * `cleaner` is NULL or a live cleaner.
@@ -1057,14 +1437,19 @@ int q2c_cleaner_request_stop(struct q2c_cleaner *cleaner);
 int q2c_cleaner_is_running(struct q2c_cleaner *cleaner);
 
 /**
- * Gives the running instance a new interval in ns, at once: its present sleep counts from where it
- * began. 0 asks it to stop.
+ * Gives the running instance a new interval. It takes effect immediately: the present sleep counts
+ * from where it began.
  *
- * Any thread, state lock held or not, never waits.
+ * Parameters:
+ * - `interval_ns`: ns between two passes. 0 asks the instance to stop.
  *
+ * Context: any thread. Never waits, but may run a cleaner's coroutine inside the call if the
+ * host's `co_wake` does so.
+ *
+ * Returns: 0 on success.
  * - `-EINVAL`: `cleaner` is NULL.
- * - `-ESRCH`: none runs that was not asked to stop.
- * - `-ENOTSUP`: as `q2c_cleaner_start`.
+ * - `-ESRCH`: no instance is alive that was not asked to stop.
+ * - `-ENOTSUP`: `interval_ns` is above 0, and the kernel takes no memory back.
  *
  * # Safety
  * `cleaner` is NULL or a live cleaner.
@@ -1072,36 +1457,55 @@ int q2c_cleaner_is_running(struct q2c_cleaner *cleaner);
 int q2c_cleaner_set_interval(struct q2c_cleaner *cleaner, uint64_t interval_ns);
 
 /**
- * Fills `*stats`, whose `struct_size` the caller has set. Any thread, never waits. `-EINVAL`: an
- * argument is NULL, or `struct_size` is too small; `*stats` is left alone then.
+ * Fills `*stats`.
+ *
+ * Parameters:
+ * - `stats`: its `struct_size` must be set; it stays as it is.
+ *
+ * Context: any thread; never waits.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: an argument is NULL, or `struct_size` is too small.
  *
  * # Safety
- * `cleaner` is NULL or a live cleaner; `stats` is NULL or writable.
+ * `cleaner` is NULL or a live cleaner. `stats` is NULL or writable as far as its `struct_size`
+ * says.
  */
 int q2c_cleaner_get_stats(struct q2c_cleaner *cleaner, struct q2c_cleaner_stats *stats);
 
 /**
- * Stops every instance and waits for their ends, with the state lock held: it is let go while
- * waiting. On return it is held again and no instance is alive, however many starts came between.
- * NULL: 0.
+ * Stops every instance and waits for their ends, for callers that hold the state lock. The lock is
+ * released while the call waits. When it returns 0, the lock is held again and no instance is
+ * alive, however many starts came in between. A start without the lock that races the return is
+ * ordered after it.
  *
- * Coroutine or thread that holds the state lock; may wait. Any number of stops may run at once.
+ * Parameters:
+ * - `cleaner`: NULL returns 0.
  *
- * - `-EPERM`: the caller does not hold the built-in lock; or it is plain code on a coroutine host.
- * - `-EDEADLK`: from the cleaner itself.
+ * Context: a thread or coroutine that holds the state lock; may wait. Any number of stops may run
+ * at the same time; all of them return.
+ *
+ * Returns: 0 on success.
+ * - `-EPERM`: the caller does not hold the built-in lock, or is plain code on a coroutine host.
+ * - `-EDEADLK`: the caller is the cleaner itself.
  *
  * # Safety
- * `cleaner` is NULL or a live cleaner. With a host's own lock, the caller holds it.
+ * `cleaner` is NULL or a live cleaner. If the lock is the host's own, the caller holds it.
  */
 int q2c_cleaner_co_locked_del_and_wait(struct q2c_cleaner *cleaner);
 
 /**
- * Stops every instance that is alive when it is called, those that were asked to stop before too,
- * and waits for their ends. A start that races it is ordered before or after it. When it returns,
- * they touch nothing any more. NULL: 0.
+ * Stops every instance that is alive when it is called, including those that were asked to stop
+ * before, and waits for their ends. A start that races it is ordered before or after it. When it
+ * returns 0, these instances touch nothing any more.
  *
- * Coroutine or thread, state lock not held; may wait. Any number of stops may run at once.
+ * Parameters:
+ * - `cleaner`: NULL returns 0.
  *
+ * Context: thread or coroutine, state lock not held; may wait. Any number of stops may run at the
+ * same time; all of them return. Plain code of a coroutine host calls `q2c_cleaner_del_and_wait`.
+ *
+ * Returns: 0 on success.
  * - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself. Nothing was stopped.
  *
  * # Safety
@@ -1110,8 +1514,19 @@ int q2c_cleaner_co_locked_del_and_wait(struct q2c_cleaner *cleaner);
 int q2c_cleaner_co_del_and_wait(struct q2c_cleaner *cleaner);
 
 /**
- * As `q2c_cleaner_co_del_and_wait`, from coroutine, thread, or plain code of a coroutine host,
- * which polls until done. Same errors.
+ * Stops every instance that is alive when it is called, including those that were asked to stop
+ * before, and waits for their ends. A start that races it is ordered before or after it. When it
+ * returns 0, these instances touch nothing any more. It is `q2c_cleaner_co_del_and_wait` for
+ * callers of every kind.
+ *
+ * Parameters:
+ * - `cleaner`: NULL returns 0.
+ *
+ * Context: thread, coroutine, or plain code of a coroutine host, which polls; state lock not held;
+ * may wait. Any number of stops may run at the same time; all of them return.
+ *
+ * Returns: 0 on success.
+ * - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself. Nothing was stopped.
  *
  * # Safety
  * `cleaner` is NULL or a live cleaner.
@@ -1119,27 +1534,38 @@ int q2c_cleaner_co_del_and_wait(struct q2c_cleaner *cleaner);
 int q2c_cleaner_del_and_wait(struct q2c_cleaner *cleaner);
 
 /**
- * Sets `struct_size`, and no option.
+ * Sets `struct_size`, and marks every option as not set.
  *
- * Any thread, never waits. `-EINVAL`: `options` is NULL.
+ * Context: any thread; never waits.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `options` is NULL.
  *
  * # Safety
- * `options` is NULL or has room for a `q2c_options`; nothing need be in it.
+ * `options` is NULL or has room for a `q2c_options`, which need not be initialised.
  */
 int q2c_options_init(struct q2c_options *options);
 
 /**
  * Works out the caches that `options` give an image of this geometry, with the defaults and limits
- * of QEMU's qcow2 driver. `options` NULL: nothing set.
+ * of QEMU's qcow2 driver.
  *
- * Any thread, never waits. On an error `*resolved` is left alone, and the message names the
- * option, its value and what is allowed. `error` may be NULL.
+ * Parameters:
+ * - `options`: NULL means that no option is set.
+ * - `geometry`: must not be NULL.
+ * - `resolved`: receives the result; its `struct_size` must be set and stays as it is. Must not be
+ *   NULL.
+ * - `error`: may be NULL. Its message names the option, its value and what is allowed.
  *
- * - `-EINVAL`: `geometry` or `resolved` is NULL; a `struct_size` is too small; unknown bits in
- *   `set`; a geometry out of its range; all three sizes are set; the L2 or the refcount size is
- *   above the combined one; an entry size that is not a power of two from 512 to the cluster size;
- *   more than `INT_MAX` tables in a cache; an interval above `UINT_MAX` seconds.
- * - `-ENOTSUP`: an interval other than 0 on a system whose kernel takes no memory back.
+ * Context: any thread; never waits.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `geometry` or `resolved` is NULL; a `struct_size` is too small; `set` has unknown
+ *   bits; a field of the geometry is out of its range; all three sizes are set; the L2 or the
+ *   refcount size is above the combined one; the entry size is not a power of two from 512 to the
+ *   cluster size; a cache would have more than `INT_MAX` tables; the interval is above `UINT_MAX`
+ *   seconds.
+ * - `-ENOTSUP`: the interval is not 0, and the kernel takes no memory back.
  *
  * # Safety
  * Pointers are NULL or valid.
@@ -1153,59 +1579,82 @@ int q2c_options_resolve(const struct q2c_options *options,
  * Makes the state of an image that is being opened: both caches, empty, and the cleaner, which is
  * started last, when every option is set.
  *
- * Any thread; never waits, calls no storage, but may run the cleaner's new coroutine up to its
- * first wait. What the `opaque`s lead to must live as long as the state. On success `*state` is
- * the caller's, for `q2c_state_close`; on an error it is left alone, nothing is left behind, and
- * the message says which option or argument it was. `error` may be NULL.
+ * Parameters:
+ * - `config`: must not be NULL.
+ * - `state`: receives the handle; must not be NULL.
+ * - `error`: may be NULL. Its message says which option or argument was refused.
  *
- * - `-EINVAL`: `config`, `l2_storage`, `geometry` or `state` is NULL; what `q2c_cache_create`
- *   refuses of storage and host; what `q2c_options_resolve` refuses; `context` is none of this
- *   host.
- * - `-ENOMEM`: there is no address space for so many tables.
- * - `-ENOTSUP`: an interval above 0, and the kernel takes no memory back.
- * - `-EAGAIN`, or `co_spawn`'s own: the cleaner could not be started.
+ * Context: any thread. Never waits and calls no storage, but may run the cleaner's new coroutine
+ * up to its first wait inside the call.
+ *
+ * Returns: 0 on success. On an error nothing is left behind.
+ * - `-EINVAL`: `config`, `state`, `l2_storage` or `geometry` is NULL; a `struct_size` is too
+ *   small; `q2c_cache_create` would refuse the host or a storage; `q2c_options_resolve` would
+ *   refuse the options or the geometry; `context` does not fit the host.
+ * - `-ENOMEM`: there is not enough address space for the tables, or not enough memory for what the
+ *   caches keep about them.
+ * - `-ENOTSUP`: an interval is above 0, and the kernel takes no memory back.
+ * - `-EAGAIN`, `-EMFILE`, `-ENFILE`, `-ENOMEM`: thread host: the background thread for the cleaner
+ *   or its descriptor could not be made.
+ * - any errno of `co_spawn`: the cleaner's coroutine could not be made.
+ *
+ * Ownership: `*state` is the caller's, to be destroyed by `q2c_state_close`. What the `opaque`
+ * pointers lead to must live as long as the state.
  *
  * # Safety
- * Pointers are NULL or valid, those in `config` too; callbacks keep the contracts of `q2c_storage`
- * and `q2c_host`; on an event loop host `context` is NULL or a live loop.
+ * Pointers are NULL or valid, including those in `config`. Callbacks keep the contracts of
+ * `q2c_storage` and `q2c_host`. On an event loop host, `context` is NULL or a live loop.
  */
 int q2c_state_open(const struct q2c_state_config *config,
                    struct q2c_state **state,
                    struct q2c_error *error);
 
 /**
- * Closes a state: stops the cleaner and waits for its end, writes what is dirty, flushes, frees
- * everything, and sets `*state` to NULL. NULL, and a NULL in `*state`, is 0.
+ * Closes a state: stops the cleaner and waits for its end, writes what is dirty, flushes storage,
+ * and frees everything.
  *
- * Coroutine, thread or plain code, state lock not held; may wait. Not to be called while another
- * call uses the state or one of its parts.
+ * Parameters:
+ * - `state`: set to NULL on success. NULL, or a pointer to NULL, returns 0.
  *
- * On an error the state stays open and nothing is lost, but its cleaner is stopped. Call it again,
- * or give dirty tables up with `q2c_state_invalidate` first.
+ * Context: thread, coroutine, or plain code of a coroutine host, which polls; state lock not held;
+ * may wait. No other call may use the state or one of its parts meanwhile.
  *
- * - `-EBUSY`: a table is in use, or the state lock is held by somebody else.
- * - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself.
+ * Returns: 0 on success. On an error the state stays open and nothing is lost, but its cleaner is
+ * stopped, unless the list says otherwise. Call it again, or give dirty tables up with
+ * `q2c_state_invalidate` first.
+ * - `-EBUSY`: a table is pinned, being loaded or being written; somebody else holds the built-in
+ *   lock; or a cleaner was started meanwhile, and runs.
+ * - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself. Nothing was stopped.
  * - `-ENOTEMPTY`: tables were dirtied meanwhile.
- * - `-EIO`: a cache is poisoned; storage's own: of a write or flush.
+ * - `-EIO`: a cache is poisoned, and that cache or one that depends on it has dirty tables.
+ * - any errno of `pwritev`, `flush` or `pre_write_check`.
+ *
+ * Ownership: frees the handle, both caches and the cleaner. Handles that were borrowed from the
+ * state are invalid from then on.
  *
  * # Safety
- * `state` is NULL or points to NULL or to a live state, which nobody uses during the call or, once
- * it is 0, after it; no prepared change of it is left.
+ * `state` is NULL or points to NULL or to a live state, which nobody else uses during the call and
+ * nobody uses after it succeeded. No prepared change of the state is left.
  */
 int q2c_state_close(struct q2c_state **state);
 
 /**
- * Another process wrote the image: stops the cleaner, drops every table, dirty ones too, and
- * starts the cleaner again.
+ * Takes notice that another process wrote the image: stops the cleaner, drops every table, dirty
+ * ones too, and starts the cleaner again. It never writes.
  *
- * Coroutine, thread or plain code, state lock not held (it is taken inside, except by plain code
- * where it is the host's: there the image has to be quiesced); may wait. Never writes.
+ * Context: thread, coroutine, or plain code of a coroutine host, which polls; state lock not held;
+ * may wait. The call takes the lock itself. Plain code cannot take a host's own lock: there the
+ * image must be quiesced.
  *
+ * Returns: 0 on success.
  * - `-EINVAL`: `state` is NULL.
- * - `-EBUSY`: a table is in use. Tables of neither cache were dropped for that, and the cleaner
- *   runs again.
- * - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself.
- * - as `q2c_cleaner_start`: every table was dropped, but the cleaner could not be started again.
+ * - `-EBUSY`: a table is pinned, being loaded or being written. Nothing was dropped, and the
+ *   cleaner was started again if the host could start it. One exception: if a table of the L2
+ *   cache came into use during the call, by a get without the state lock, the tables of the
+ *   refcount cache may have been dropped.
+ * - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself. Nothing was stopped.
+ * - `-EAGAIN`, `-EMFILE`, `-ENFILE`, `-ENOMEM`, any errno of `co_spawn`: every table was dropped,
+ *   but the cleaner could not be started again; see `q2c_cleaner_start`.
  *
  * # Safety
  * `state` is NULL or a live state.
@@ -1213,26 +1662,39 @@ int q2c_state_close(struct q2c_state **state);
 int q2c_state_invalidate(struct q2c_state *state);
 
 /**
- * The image has come to `context`: starts the cleaner there (see `q2c_cleaner_start`), with the
+ * Tells the state that the image has come to `context`: starts the cleaner there, with the
  * interval that was set last.
  *
- * Any thread, state lock held or not; never waits, but may run the new coroutine up to its first
- * wait.
+ * Parameters:
+ * - `context`: where the cleaner runs. Thread host: NULL. Event loop host: a `q2c_loop`, not NULL.
+ *   Coroutine host: passed to `co_spawn`; NULL means the caller's current context.
  *
- * - `-EINVAL`: `state` is NULL; `context` is none of this host.
+ * Context: any thread. Never waits, but may run the cleaner's new coroutine up to its first wait
+ * inside the call.
+ *
+ * Returns: 0 on success. On an error other than `-EALREADY` the image is still detached.
+ * - `-EINVAL`: `state` is NULL; `context` does not fit the host.
  * - `-EALREADY`: the image is attached.
- * - as `q2c_cleaner_start`: the cleaner could not be started; the image is still detached.
+ * - `-EAGAIN`, `-EMFILE`, `-ENFILE`, `-ENOMEM`: thread host: the background thread or its
+ *   descriptor could not be made.
+ * - any errno of `co_spawn`: the coroutine could not be made.
+ *
+ * Ownership: the state keeps a `q2c_loop` alive while it is attached to it.
  *
  * # Safety
- * `state` is NULL or a live state; on an event loop host `context` is NULL or a live loop.
+ * `state` is NULL or a live state. On an event loop host, `context` is NULL or a live loop.
  */
 int q2c_state_attach_context(struct q2c_state *state, void *context);
 
 /**
- * The image leaves its context: asks the cleaner to stop, and does not wait. Its interval is kept
- * for the next attach. If it is detached already: 0.
+ * Tells the state that the image leaves its context: asks the cleaner to stop and does not wait
+ * for its end. The interval is kept for the next attach.
  *
- * Any thread, any lock held, never waits. `-EINVAL`: `state` is NULL.
+ * Context: any thread, with any lock held. Never waits, but may run the cleaner's coroutine inside
+ * the call if the host's `co_wake` does so.
+ *
+ * Returns: 0 on success, and if the image is detached already.
+ * - `-EINVAL`: `state` is NULL.
  *
  * # Safety
  * `state` is NULL or a live state.
@@ -1240,7 +1702,16 @@ int q2c_state_attach_context(struct q2c_state *state, void *context);
 int q2c_state_detach_context(struct q2c_state *state);
 
 /**
- * Takes the state lock: `q2c_cleaner_lock` of the state's cleaner, with its context and errors.
+ * Takes the state lock. It is `q2c_cleaner_lock` of the state's cleaner; the order in which
+ * callers get the lock is described there.
+ *
+ * Context: a thread or coroutine that does not hold the lock; may wait. Plain code of a coroutine
+ * host can take the built-in lock, but not the host's own.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `state` is NULL.
+ * - `-EDEADLK`: the caller already holds the built-in lock.
+ * - `-EPERM`: the lock is the host's own and the caller is plain code.
  *
  * # Safety
  * `state` is NULL or a live state.
@@ -1248,19 +1719,30 @@ int q2c_state_detach_context(struct q2c_state *state);
 int q2c_state_lock(struct q2c_state *state);
 
 /**
- * Lets the state lock go: `q2c_cleaner_unlock` of the state's cleaner, with its context and
- * errors.
+ * Releases the state lock. It is `q2c_cleaner_unlock` of the state's cleaner.
+ *
+ * Context: the thread or coroutine that took the lock. Never waits, but may run the next owner
+ * inside the call if the host's `co_wake` does so.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `state` is NULL.
+ * - `-EPERM`: the caller does not hold the built-in lock; or the lock is the host's own and the
+ *   caller is plain code.
  *
  * # Safety
- * `state` is NULL or a live state.
+ * `state` is NULL or a live state. If the lock is the host's own, the caller holds it.
  */
 int q2c_state_unlock(struct q2c_state *state);
 
 /**
- * The L2 cache. Borrowed: valid until the next `q2c_update_options_commit`, `q2c_state_invalidate`
- * or `q2c_state_close`; not to be destroyed.
+ * The state's L2 cache.
  *
- * Any thread, never waits. NULL for NULL.
+ * Context: any thread; never waits.
+ *
+ * Returns: the handle; NULL if `state` is NULL, or if the library panicked inside.
+ *
+ * Ownership: borrowed; not to be destroyed. Valid until the next `q2c_update_options_commit`,
+ * `q2c_state_invalidate` or `q2c_state_close`.
  *
  * # Safety
  * `state` is NULL or a live state.
@@ -1268,9 +1750,14 @@ int q2c_state_unlock(struct q2c_state *state);
 struct q2c_cache *q2c_state_l2_cache(struct q2c_state *state);
 
 /**
- * The refcount cache. Borrowed, as the L2 cache is.
+ * The state's refcount cache.
  *
- * Any thread, never waits. NULL for NULL.
+ * Context: any thread; never waits.
+ *
+ * Returns: the handle; NULL if `state` is NULL, or if the library panicked inside.
+ *
+ * Ownership: borrowed; not to be destroyed. Valid until the next `q2c_update_options_commit`,
+ * `q2c_state_invalidate` or `q2c_state_close`.
  *
  * # Safety
  * `state` is NULL or a live state.
@@ -1278,9 +1765,13 @@ struct q2c_cache *q2c_state_l2_cache(struct q2c_state *state);
 struct q2c_cache *q2c_state_refcount_cache(struct q2c_state *state);
 
 /**
- * The cleaner, with the state lock. Borrowed: valid until `q2c_state_close`; not to be destroyed.
+ * The state's cleaner, which comes with the state lock.
  *
- * Any thread, never waits. NULL for NULL.
+ * Context: any thread; never waits.
+ *
+ * Returns: the handle; NULL if `state` is NULL, or if the library panicked inside.
+ *
+ * Ownership: borrowed; not to be destroyed. Valid until `q2c_state_close`.
  *
  * # Safety
  * `state` is NULL or a live state.
@@ -1291,18 +1782,30 @@ struct q2c_cleaner *q2c_state_cleaner(struct q2c_state *state);
  * Works out new options, allocates their caches and flushes the old ones. Nothing else changes,
  * and the cleaner runs on.
  *
- * State lock held, or calls serialised otherwise; may wait, writes. `options` NULL: nothing set,
- * that is, the defaults. `geometry` NULL: as it is. `clean_interval_ns`: as in `q2c_state_config`.
- * On success `*update` is the caller's, for commit or abort; on an error it is left alone, and the
- * message says what it was. `error` may be NULL.
+ * Parameters:
+ * - `options`: NULL means that no option is set, that is, the defaults.
+ * - `geometry`: NULL means that the geometry stays as it is.
+ * - `clean_interval_ns`: time between two cleaning passes in ns, in place of the options'
+ *   interval; 0 means the interval of the options.
+ * - `update`: receives the handle; must not be NULL.
+ * - `error`: may be NULL. Its message says what was refused or what failed.
  *
- * - `-EINVAL`: `state` or `update` is NULL; what `q2c_options_resolve` refuses.
- * - `-ENOMEM`: there is no address space for so many tables.
- * - `-ENOTSUP`: an interval above 0, and the kernel takes no memory back.
- * - `-EIO`: a cache is poisoned; storage's own: the old caches could not be flushed.
+ * Context: state lock held, or calls serialised otherwise; may wait. Writes what is dirty.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `state` or `update` is NULL; a `struct_size` is too small; `q2c_options_resolve`
+ *   would refuse the options or the geometry.
+ * - `-ENOMEM`: there is not enough address space for the tables, or not enough memory for what the
+ *   caches keep about them.
+ * - `-ENOTSUP`: an interval is above 0, and the kernel takes no memory back.
+ * - `-EIO`: an old cache is poisoned, and that cache or one that depends on it has dirty tables.
+ * - any errno of `pwritev`, `flush` or `pre_write_check`: the old caches could not be flushed.
+ *
+ * Ownership: `*update` is the caller's, to be ended by `q2c_update_options_commit` or
+ * `q2c_update_options_abort`. `options` and `geometry` are copied and need not outlive the call.
  *
  * # Safety
- * Pointers are NULL or valid; `state` is NULL or a live state.
+ * Pointers are NULL or valid. `state` is NULL or a live state.
  */
 int q2c_update_options_prepare(struct q2c_state *state,
                                const struct q2c_options *options,
@@ -1312,56 +1815,77 @@ int q2c_update_options_prepare(struct q2c_state *state,
                                struct q2c_error *error);
 
 /**
- * Puts a prepared change into effect: stops the cleaner and waits for its end, swaps the caches,
- * sets every option, starts the cleaner. Frees the update and sets `*update` to NULL. Caches that
- * were borrowed from the state are gone.
- *
- * `locked` tells whether the caller holds the state lock. True: coroutine or thread that holds it;
- * it is let go while waiting for the cleaner. False: coroutine, thread or plain code; the lock is
- * taken inside, except by plain code where the lock is the host's: there the image has to be
- * quiesced. May wait, may write. No request may use the old caches.
- *
- * On an error nothing changed, the cleaner is as it was, and `*update` stays, to be committed
- * again or aborted. A cleaner that the host cannot start is no error and does not undo the change:
+ * Puts a prepared change into effect: stops the cleaner and waits for its end, flushes the old
+ * caches, swaps the caches, sets every option, and starts the cleaner if the image is attached. If
+ * the host cannot start the cleaner, that is no error and does not undo the change:
  * `q2c_cleaner_is_running` tells.
  *
- * - `-EINVAL`: `state`, `update` or `*update` is NULL; the update is of another state.
- * - `-EBUSY`: a table of an old cache is in use.
+ * Parameters:
+ * - `update`: set to NULL on success.
+ * - `locked`: whether the caller holds the state lock.
+ *
+ * Context: may wait, and may write. No request may use the old caches. With `locked` true: a
+ * thread or coroutine that holds the state lock, which is released while the call waits for the
+ * cleaner. With `locked` false: thread, coroutine, or plain code of a coroutine host, which polls;
+ * the state lock is not held. The call takes it itself. Plain code cannot take a host's own lock:
+ * there the image must be quiesced.
+ *
+ * Returns: 0 on success. On an error caches and options are as they were, and `*update` stays, to
+ * be committed again or aborted. The cleaner was not touched after `-EINVAL`, `-EPERM` and
+ * `-EDEADLK`; after any other error it was stopped, and started again if the image is attached and
+ * the host could start it.
+ * - `-EINVAL`: `state`, `update` or `*update` is NULL; the update was prepared for another state.
+ * - `-EBUSY`: a table of an old cache is pinned, being loaded or being written.
  * - `-ENOTEMPTY`: a table of an old cache was dirtied meanwhile.
- * - `-EPERM`: `locked`, and the caller does not hold the built-in lock, or is plain code on a
- *   coroutine host.
- * - `-EDEADLK`: not `locked`, and the caller holds the built-in lock; or the caller is the cleaner
- *   itself.
- * - `-EIO`: a cache is poisoned; storage's own: an old cache could not be flushed.
+ * - `-EPERM`: `locked` is true, and the caller does not hold the built-in lock, or is plain code
+ *   on a coroutine host.
+ * - `-EDEADLK`: `locked` is false, and the caller holds the built-in lock; or the caller is the
+ *   cleaner itself.
+ * - `-EIO`: an old cache is poisoned.
+ * - any errno of `pwritev`, `flush` or `pre_write_check`: an old cache could not be flushed.
+ *
+ * Ownership: frees the update. Caches that were borrowed from the state before are invalid from
+ * then on.
  *
  * # Safety
- * `state` is NULL or a live state; `update` is NULL or points to NULL or to a live update, which
+ * `state` is NULL or a live state. `update` is NULL or points to NULL or to a live update, which
  * nobody else uses.
  */
 int q2c_update_options_commit(struct q2c_state *state, struct q2c_update **update, bool locked);
 
 /**
- * Gives a prepared change up: frees the new caches and sets `*update` to NULL. NULL, and a NULL in
- * `*update`, is 0.
+ * Gives a prepared change up.
  *
- * Any thread, state lock held or not, never waits.
+ * Parameters:
+ * - `update`: set to NULL on success. NULL, or a pointer to NULL, returns 0.
  *
- * - `-EINVAL`: the update is of another state.
+ * Context: any thread; never waits.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: the update was prepared for another state, or `state` is NULL.
+ *
+ * Ownership: frees the update and its new caches.
  *
  * # Safety
- * `state` is NULL or a live state; `update` is NULL or points to NULL or to a live update, which
+ * `state` is NULL or a live state. `update` is NULL or points to NULL or to a live update, which
  * nobody else uses.
  */
 int q2c_update_options_abort(struct q2c_state *state, struct q2c_update **update);
 
 /**
- * Waits until `done(arg)` is true. It is looked at first, then after each event that the host
- * dispatches meanwhile, and after each `q2c_poll_kick`, perhaps more often.
+ * Waits until `done(arg)` is true. `done` is called first, after each event that the host
+ * dispatches meanwhile, after each `q2c_poll_kick`, and perhaps more often.
  *
- * Coroutine, thread or plain code, state lock not held; waits: the home thread of the state's
- * event loop turns it, plain code of a coroutine host polls, a coroutine yields, anybody else
- * sleeps until a kick. `done` is called in the caller's own context.
+ * Parameters:
+ * - `done`: called in the caller's own context; must not be NULL.
+ * - `arg`: passed to `done`; may be NULL.
  *
+ * Context: thread, coroutine or plain code, state lock not held; waits. The home thread of an
+ * event loop turns the loop if the state is attached to it or a cleaner of the state lives in it.
+ * Plain code of a coroutine host polls, a coroutine yields, and any other caller sleeps until a
+ * kick.
+ *
+ * Returns: 0 on success.
  * - `-EINVAL`: `state` or `done` is NULL.
  *
  * # Safety
@@ -1370,10 +1894,14 @@ int q2c_update_options_abort(struct q2c_state *state, struct q2c_update **update
 int q2c_poll_until_done(struct q2c_state *state, bool (*done)(void *arg), void *arg);
 
 /**
- * Has every `q2c_poll_until_done` of the state look at its condition again, after whatever may
- * have made it true.
+ * Makes every `q2c_poll_until_done` of the state call its condition again. Call it after whatever
+ * may have made the condition true.
  *
- * Any thread, any lock held, never waits. `-EINVAL`: `state` is NULL.
+ * Context: any thread, with any lock held. Never waits, but may run a waiting coroutine inside the
+ * call if the host's `co_wake` does so.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `state` is NULL.
  *
  * # Safety
  * `state` is NULL or a live state.
@@ -1381,17 +1909,22 @@ int q2c_poll_until_done(struct q2c_state *state, bool (*done)(void *arg), void *
 int q2c_poll_kick(struct q2c_state *state);
 
 /**
- * Runs `entry(arg)` to its end. Plain code of a coroutine host: in a new coroutine, while the
- * caller polls. Everybody else: right here.
+ * Runs `entry(arg)` to its end. If the caller is plain code of a coroutine host, `entry` runs in a
+ * new coroutine while the caller polls. For every other caller it runs inside the call.
  *
- * Coroutine, thread or plain code, state lock not held; waits.
+ * Parameters:
+ * - `entry`: must not be NULL.
+ * - `arg`: passed to `entry`; may be NULL.
  *
+ * Context: thread, coroutine or plain code, state lock not held; waits.
+ *
+ * Returns: 0 on success. On an error `entry` was not called.
  * - `-EINVAL`: `state` or `entry` is NULL.
  * - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself.
- * - `co_spawn`'s own: the coroutine could not be made. `entry` was not called.
+ * - any errno of `co_spawn`: the coroutine could not be made.
  *
  * # Safety
- * `state` is NULL or a live state. `entry` takes `arg` and does not throw; on a coroutine host it
+ * `state` is NULL or a live state. `entry` takes `arg` and does not throw. On a coroutine host it
  * may run in another thread.
  */
 int q2c_run_until_done(struct q2c_state *state, void (*entry)(void *arg), void *arg);
@@ -1399,11 +1932,17 @@ int q2c_run_until_done(struct q2c_state *state, void (*entry)(void *arg), void *
 /**
  * Makes an event loop whose home is the calling thread. It holds one file descriptor.
  *
- * Any thread, never waits. On success `*loop` is the caller's, for `q2c_loop_free`; on an error it
- * is left alone. `error` may be NULL.
+ * Parameters:
+ * - `loop`: receives the handle; must not be NULL.
+ * - `error`: may be NULL.
  *
+ * Context: any thread; never waits.
+ *
+ * Returns: 0 on success.
  * - `-EINVAL`: `loop` is NULL.
- * - `-EMFILE`, `-ENFILE`, `-ENOMEM`: there is no descriptor to be had.
+ * - `-EMFILE`, `-ENFILE`, `-ENOMEM`, or another errno of `eventfd`: no descriptor could be made.
+ *
+ * Ownership: `*loop` is the caller's, to be freed by `q2c_loop_free`.
  *
  * # Safety
  * Pointers are NULL or valid.
@@ -1411,30 +1950,41 @@ int q2c_run_until_done(struct q2c_state *state, void (*entry)(void *arg), void *
 int q2c_loop_new(struct q2c_loop **loop, struct q2c_error *error);
 
 /**
- * Frees a loop and sets `*loop` to NULL. NULL, and a NULL in `*loop`, is 0.
+ * Frees a loop.
  *
- * Home thread, never waits. Not to be called while another call uses the loop, or from inside its
- * dispatch.
+ * Parameters:
+ * - `loop`: set to NULL on success. NULL, or a pointer to NULL, returns 0.
  *
- * - `-EPERM`: not the home thread.
- * - `-EBUSY`: a cleaner lives in it, asked to stop or not: a loop has to be turned until its last
- *   one has ended.
+ * Context: home thread; never waits. Not from inside the loop's own dispatch, and no other call
+ * may use the loop meanwhile.
+ *
+ * Returns: 0 on success.
+ * - `-EPERM`: the caller is not the home thread.
+ * - `-EBUSY`: a cleaner lives in the loop, asked to stop or not. Stop it and wait for its end
+ *   first; a stop ends it without the loop being turned.
+ *
+ * Ownership: frees the handle and closes the descriptor as soon as no cleaner and no state refers
+ * to the loop.
  *
  * # Safety
- * `loop` is NULL or points to NULL or to a live loop, which nobody uses during the call or after
- * it.
+ * `loop` is NULL or points to NULL or to a live loop, which nobody else uses during the call and
+ * nobody uses after it succeeded.
  */
 int q2c_loop_free(struct q2c_loop **loop);
 
 /**
- * Waits at most `timeout_ns` ns (-1: without limit, 0: not at all) until there is something to
- * dispatch, and dispatches it. A kick or a signal ends the wait, too.
+ * Waits until there is something to dispatch, and dispatches it. A kick or a signal ends the wait,
+ * too.
  *
- * Home thread, state lock not held; waits.
+ * Parameters:
+ * - `timeout_ns`: the longest wait in ns; 0: do not wait; -1: without limit.
  *
- * Returns how many tasks and timers ran, perhaps 0, or
+ * Context: home thread, state lock not held; waits.
+ *
+ * Returns: the number of tasks and timers that ran, perhaps 0; `INT_MAX` stands for more than
+ * that.
  * - `-EINVAL`: `loop` is NULL; `timeout_ns` is below -1.
- * - `-EPERM`: not the home thread.
+ * - `-EPERM`: the caller is not the home thread.
  *
  * # Safety
  * `loop` is NULL or a live loop.
@@ -1442,11 +1992,15 @@ int q2c_loop_free(struct q2c_loop **loop);
 int q2c_loop_poll(struct q2c_loop *loop, int64_t timeout_ns);
 
 /**
- * The loop's file descriptor, for `poll` and its like: readable when there is something to
- * dispatch, but for timers, which `q2c_loop_timeout_ns` tells of. It stays the loop's: neither
- * read nor close it.
+ * The loop's file descriptor, for `poll` and similar calls. It is readable when there is something
+ * to dispatch, except for timers: ask `q2c_loop_timeout_ns` about those.
  *
- * Any thread, never waits. Returns the descriptor, 0 or more, or `-EINVAL`: `loop` is NULL.
+ * Context: any thread; never waits.
+ *
+ * Returns: the descriptor, 0 or more.
+ * - `-EINVAL`: `loop` is NULL.
+ *
+ * Ownership: the descriptor belongs to the loop; neither read nor close it.
  *
  * # Safety
  * `loop` is NULL or a live loop.
@@ -1454,26 +2008,33 @@ int q2c_loop_poll(struct q2c_loop *loop, int64_t timeout_ns);
 int q2c_loop_fd(struct q2c_loop *loop);
 
 /**
- * Sets `*timeout_ns` to how long a foreign loop may wait before the next dispatch is due: ns; 0:
- * now; -1: until the descriptor is readable. It changes with whatever runs in between: ask before
- * each wait.
+ * Tells how long a foreign loop may wait before the next dispatch is due. The answer changes with
+ * whatever runs in between, so ask before each wait.
  *
- * Any thread, never waits. `-EINVAL`: an argument is NULL.
+ * Parameters:
+ * - `timeout_ns`: receives the time in ns; 0: a dispatch is due now; -1: wait until the descriptor
+ *   is readable. Must not be NULL.
+ *
+ * Context: any thread; never waits.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: an argument is NULL.
  *
  * # Safety
- * `loop` is NULL or a live loop; `timeout_ns` is NULL or writable.
+ * `loop` is NULL or a live loop. `timeout_ns` is NULL or writable.
  */
 int q2c_loop_timeout_ns(struct q2c_loop *loop, int64_t *timeout_ns);
 
 /**
- * Runs the timers that are due and the tasks that are ready, and makes the descriptor unreadable
- * until there is more.
+ * Runs the timers that are due and the tasks that are ready. The descriptor is unreadable then
+ * until there is more to dispatch.
  *
- * Home thread, state lock not held; never waits.
+ * Context: home thread, state lock not held; never waits.
  *
- * Returns how many tasks and timers ran, perhaps 0, or
+ * Returns: the number of tasks and timers that ran, perhaps 0; `INT_MAX` stands for more than
+ * that.
  * - `-EINVAL`: `loop` is NULL.
- * - `-EPERM`: not the home thread.
+ * - `-EPERM`: the caller is not the home thread.
  *
  * # Safety
  * `loop` is NULL or a live loop.
@@ -1481,9 +2042,13 @@ int q2c_loop_timeout_ns(struct q2c_loop *loop, int64_t *timeout_ns);
 int q2c_loop_dispatch(struct q2c_loop *loop);
 
 /**
- * Makes the descriptor readable, so that a `q2c_loop_poll` that waits, or the next one, returns.
+ * Makes the descriptor readable, so that a `q2c_loop_poll` that waits, or else the next one,
+ * returns.
  *
- * Any thread, never waits. `-EINVAL`: `loop` is NULL.
+ * Context: any thread; never waits.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `loop` is NULL.
  *
  * # Safety
  * `loop` is NULL or a live loop.
@@ -1491,13 +2056,14 @@ int q2c_loop_dispatch(struct q2c_loop *loop);
 int q2c_loop_kick(struct q2c_loop *loop);
 
 /**
- * Stops the loop's clock, as a virtual machine's stands still while it is stopped. Cleaners in the
- * loop sleep on, and can be stopped.
+ * Stops the loop's clock, as the clock of a virtual machine stands still while the machine is
+ * stopped. Cleaners in the loop sleep on, and can still be stopped.
  *
- * Any thread, never waits.
+ * Context: any thread; never waits.
  *
+ * Returns: 0 on success.
  * - `-EINVAL`: `loop` is NULL.
- * - `-EALREADY`: it stands already.
+ * - `-EALREADY`: the clock already stands still.
  *
  * # Safety
  * `loop` is NULL or a live loop.
@@ -1505,12 +2071,13 @@ int q2c_loop_kick(struct q2c_loop *loop);
 int q2c_loop_clock_pause(struct q2c_loop *loop);
 
 /**
- * Lets the loop's clock go on from where it stands.
+ * Lets the loop's clock run on from where it stands.
  *
- * Any thread, never waits.
+ * Context: any thread; never waits.
  *
+ * Returns: 0 on success.
  * - `-EINVAL`: `loop` is NULL.
- * - `-EALREADY`: it runs already.
+ * - `-EALREADY`: the clock already runs.
  *
  * # Safety
  * `loop` is NULL or a live loop.
@@ -1518,10 +2085,16 @@ int q2c_loop_clock_pause(struct q2c_loop *loop);
 int q2c_loop_clock_resume(struct q2c_loop *loop);
 
 /**
- * Moves a paused clock forward by `ns` ns, for tests, to `INT64_MAX - 1` at most. What becomes due
- * runs in the home thread's next dispatch.
+ * Moves a paused clock forward, for tests. What becomes due runs in the home thread's next
+ * dispatch.
  *
- * Any thread, never waits. `-EINVAL`: `loop` is NULL, or its clock runs.
+ * Parameters:
+ * - `ns`: how far, in ns. The clock goes no further than `INT64_MAX - 1`.
+ *
+ * Context: any thread; never waits.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `loop` is NULL, or its clock runs.
  *
  * # Safety
  * `loop` is NULL or a live loop.

@@ -290,10 +290,11 @@ def generate(header):
         sys.exit("the header declares no ABI version")
     # the loader asks for the ABI version as soon as it has the first one
     order = ["q2c_abi_version"] + [name for name in names if name != "q2c_abi_version"]
+    member_of = {name: name.removeprefix("q2c_") for name in names}
     symbols = [
-        '    {"%s", offsetof(struct q2c_dl, %s)},' % (name, name.removeprefix("q2c_")) for name in order
+        '    {"%s", offsetof(struct q2c_dl, %s)},' % (name, member_of[name]) for name in order
     ]
-    macros = ["#define %s (*q2c_dl_shared.%s)" % (name, name.removeprefix("q2c_")) for name in names]
+    macros = ["#define %s (*q2c_dl_shared.%s)" % one for one in member_of.items()]
     text = TOP.replace("@ABI@", abi.group(1))
     text = text.replace("@MEMBERS@", "\n".join(member(*one) for one in found))
     text = text.replace("@SYMBOLS@", "\n".join(symbols))

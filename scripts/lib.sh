@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-# What scripts/check, scripts/demo and scripts/bench share: where things are, and how a fresh machine gets what it lacks.
-# Sourced, not run.
+# Shared by scripts/check, scripts/demo, scripts/bench and scripts/instruction-counts: where things
+# are, and how a fresh machine gets what it lacks. Sourced, not run.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit 1
 
 # "command:package" pairs, or "pc=module:package" for a library that pkg-config must find.
-base_needs=(meson:meson ninja:ninja-build gcc:gcc g++:g++ pkg-config:pkg-config qemu-img:qemu-utils python3:python3)
+base_needs=(meson:meson ninja:ninja-build gcc:gcc g++:g++ pkg-config:pkg-config
+    qemu-img:qemu-utils python3:python3)
 
 is_missing() {
     case $1 in
@@ -15,13 +16,52 @@ is_missing() {
     esac
 }
 
-# need PAIR…: installs the Debian packages of those that are missing, or says exactly which ones to install and fails.
+# Rust is not installed from here: Debian 12's is too old.
+need_rust() {
+    local wanted version
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    version=$(rustc --version 2>/dev/null | cut -d' ' -f2)
+    if ! command -v cargo >/dev/null 2>&1 || [ -z "$version" ]; then
+        echo "missing: Rust $wanted or newer (cargo and rustc)" >&2
+    elif [ "$(printf '%s\n' "$wanted" "$version" | sort -V | head -n 1)" != "$wanted" ]; then
+        echo "too old: Rust $version; $wanted or newer is needed" >&2
+    else
+        return 0
+    fi
+    echo "install it first: from https://rustup.rs, or on Debian 13: apt-get install cargo" >&2
+    return 1
+}
+
+# How many seconds to wait for another package installation.
+apt_wait=300
+
+# Whether somebody holds a lock of the package manager. It is a lock of fcntl(2).
+apt_is_busy() {
+    python3 - /var/lib/dpkg/lock-frontend /var/lib/apt/lists/lock <<'PY'
+import fcntl, sys
+for path in sys.argv[1:]:
+    try:
+        with open(path, "r+b") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        continue
+    except OSError:
+        sys.exit(0)
+sys.exit(1)
+PY
+}
+
+# apt-get update does not wait for the lock of the package lists by itself.
+wait_for_apt_lists() {
+    local end=$((SECONDS + apt_wait))
+    while apt_is_busy && [ $SECONDS -lt $end ]; do sleep 2; done
+}
+
+# need PAIR…: installs the Debian packages of those that are missing; where it cannot, says which
+# ones to install and fails.
 need() {
     local pair packages=()
-    command -v cargo >/dev/null 2>&1 || {
-        echo "missing: cargo (Rust 1.85 or newer; Debian 13: apt-get install cargo, else https://rustup.rs)" >&2
-        return 1
-    }
+    need_rust || return 1
     for pair in "$@"; do
         if is_missing "${pair%%:*}"; then packages+=("${pair##*:}"); fi
     done
@@ -32,9 +72,17 @@ need() {
         return 1
     fi
     echo "installing ${packages[*]}"
-    local log
+    # Another installation may be running: wait for its lock.
+    local log apt=(apt-get -qq -o "DPkg::Lock::Timeout=$apt_wait")
+    if apt_is_busy; then
+        echo "another package installation is running; waiting for it, up to $apt_wait seconds"
+    fi
     log=$(mktemp)
-    if ! { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"; } >"$log" 2>&1; then
+    if ! {
+        wait_for_apt_lists && "${apt[@]}" update &&
+            DEBIAN_FRONTEND=noninteractive "${apt[@]}" install -y --no-install-recommends \
+                "${packages[@]}"
+    } >"$log" 2>&1; then
         cat "$log" >&2
         rm -f "$log"
         return 1
@@ -45,6 +93,15 @@ need() {
             echo "still missing after the installation: ${pair%%:*} (package ${pair##*:})" >&2
             return 1
         fi
+    done
+}
+
+# link_library DIRECTORY-OF-THE-LIBRARY DIRECTORY: links to libqcow2cache.so by both of its names. A
+# program looks for it by its SONAME, the linker by the plain name.
+link_library() {
+    local name
+    for name in libqcow2cache.so libqcow2cache.so.0; do
+        ln -sfn "$1/libqcow2cache.so" "$2/$name"
     done
 }
 

@@ -24,7 +24,9 @@ RUSTFLAGS = {
 
 def host_target(cargo, environment):
     """The target triple that cargo builds for by itself."""
-    version = subprocess.run([*cargo, "-vV"], env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    version = subprocess.run(
+        [*cargo, "-vV"], env=environment, check=True, stdout=subprocess.PIPE, text=True
+    )
     return re.search(r"^host: (.*)$", version.stdout, flags=re.M).group(1)
 
 

@@ -14,7 +14,6 @@
 
 pub mod cache;
 pub mod cleaner;
-mod delay;
 pub mod error;
 #[cfg(not(any(loom, shuttle)))]
 pub mod ffi;
@@ -26,3 +25,4 @@ mod primitives;
 pub mod state;
 pub mod storage;
 pub mod sync;
+mod test_delay;

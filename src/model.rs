@@ -2,8 +2,8 @@
 //! Only under a model checker: table memory as the checker sees it.
 //!
 //! A checker explores what goes through its own atomics and knows nothing of a mapping's bytes. So the first words of each
-//! table have a twin here: the cache's 8-byte loads and stores, its copies and what it gives back to the kernel go to the
-//! twins, and a test's storage fills and reads them by address. Twins are relaxed: whatever order they seem to have, the
+//! table have a shadow_word here: the cache's 8-byte loads and stores, its copies and what it gives back to the kernel go to the
+//! shadow_words, and a test's storage fills and reads them by address. Twins are relaxed: whatever order they seem to have, the
 //! cache's own words and fences gave it to them.
 
 use std::cell::RefCell;
@@ -13,43 +13,43 @@ use std::rc::Rc;
 
 pub use crate::primitives::{AtomicU64, Ordering};
 
-/// How many 8-byte words of each table have a twin.
+/// How many 8-byte words of each table have a shadow_word.
 pub const WORDS: usize = 2;
 
 thread_local! {
     // Both checkers run all of a model's threads in one thread of the operating system.
-    static TWINS: RefCell<HashMap<usize, Rc<AtomicU64>>> = RefCell::default();
+    static SHADOW_WORDS: RefCell<HashMap<usize, Rc<AtomicU64>>> = RefCell::default();
 }
 
 fn addresses(table: NonNull<u8>) -> impl Iterator<Item = usize> {
     (0..WORDS).map(move |n| table.as_ptr() as usize + n * 8)
 }
 
-fn twin(address: usize) -> Option<Rc<AtomicU64>> {
-    TWINS.with_borrow(|twins| twins.get(&address).cloned())
+fn shadow_word(address: usize) -> Option<Rc<AtomicU64>> {
+    SHADOW_WORDS.with_borrow(|shadow_words| shadow_words.get(&address).cloned())
 }
 
 pub(crate) fn create(table: NonNull<u8>) {
     for address in addresses(table) {
         let word = Rc::new(AtomicU64::new(0));
-        TWINS.with_borrow_mut(|twins| twins.insert(address, word));
+        SHADOW_WORDS.with_borrow_mut(|shadow_words| shadow_words.insert(address, word));
     }
 }
 
 pub(crate) fn remove(table: NonNull<u8>) {
     for address in addresses(table) {
-        TWINS.with_borrow_mut(|twins| twins.remove(&address));
+        SHADOW_WORDS.with_borrow_mut(|shadow_words| shadow_words.remove(&address));
     }
 }
 
-/// The word at `address`; `None` if it has no twin.
+/// The word at `address`; `None` if it has no shadow_word.
 pub fn load(address: usize) -> Option<u64> {
-    twin(address).map(|word| word.load(Ordering::Relaxed))
+    shadow_word(address).map(|word| word.load(Ordering::Relaxed))
 }
 
-/// Stores the word at `address`; false if it has no twin.
+/// Stores the word at `address`; false if it has no shadow_word.
 pub fn store(address: usize, value: u64, ordering: Ordering) -> bool {
-    twin(address)
+    shadow_word(address)
         .map(|word| word.store(value, ordering))
         .is_some()
 }

@@ -8,7 +8,7 @@
 //! | `shuttle` | shuttle: sampled schedules, many threads | the cleaner's protocol, the state lock |
 
 #[cfg(not(any(loom, shuttle)))]
-mod chosen {
+mod imp {
     pub(crate) use core::sync::atomic::{
         AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence,
     };
@@ -25,9 +25,9 @@ mod chosen {
         MutexGuard::unlock_fair(guard);
     }
 
-    /// Looks until `done`, `looks` times at most. Returns whether it is.
-    pub(crate) fn spin_until(looks: u32, mut done: impl FnMut() -> bool) -> bool {
-        (0..looks).any(|_| {
+    /// Looks until `done`, `limit` times at most. Returns whether it is.
+    pub(crate) fn spin_until(limit: u32, mut done: impl FnMut() -> bool) -> bool {
+        (0..limit).any(|_| {
             core::hint::spin_loop();
             done()
         })
@@ -52,7 +52,7 @@ mod chosen {
 }
 
 #[cfg(any(loom, shuttle))]
-mod chosen {
+mod imp {
     #[cfg(loom)]
     use loom::sync as model;
     #[cfg(shuttle)]
@@ -115,7 +115,7 @@ mod chosen {
     }
 }
 
-pub(crate) use chosen::*;
+pub(crate) use imp::*;
 
 /// Tells the processor that what lies there will be wanted soon. Says nothing about whether it exists: any address will do.
 #[inline(always)]
@@ -134,9 +134,9 @@ pub(crate) fn prefetch<T>(at: *const T) {
 /// fetch lines of 64 bytes in pairs (x86-64), or have lines of 128 (some AArch64).
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub(crate) struct Apart<T>(pub(crate) T);
+pub(crate) struct CachePadded<T>(pub(crate) T);
 
-impl<T> core::ops::Deref for Apart<T> {
+impl<T> core::ops::Deref for CachePadded<T> {
     type Target = T;
 
     #[inline]
@@ -145,7 +145,7 @@ impl<T> core::ops::Deref for Apart<T> {
     }
 }
 #[cfg(any(loom, shuttle))]
-pub use chosen::{AtomicU64, Ordering};
+pub use imp::{AtomicU64, Ordering};
 
 #[cfg(loom)]
 #[allow(missing_docs)] // core's methods

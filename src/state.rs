@@ -107,7 +107,7 @@ impl State {
                 polling: Vec::new(),
             }),
         };
-        state.cleaner.plan_interval(interval_ns);
+        state.cleaner.set_next_interval(interval_ns);
         state.start_cleaner().map_err(|errno| {
             Error::new(
                 errno,
@@ -179,7 +179,7 @@ impl State {
         // In one step: an attach is before it, and its cleaner is stopped, or after it, and its cleaner is not.
         let (left, flagged) = {
             let mut inner = self.inner.lock();
-            (inner.context.take(), self.cleaner.flag_stop())
+            (inner.context.take(), self.cleaner.set_stop_flag())
         };
         flagged.deliver();
         drop(left);
@@ -274,7 +274,7 @@ impl State {
             inner.geometry = update.geometry;
             std::mem::replace(&mut inner.caches, update.caches)
         };
-        self.cleaner.plan_interval(update.interval_ns);
+        self.cleaner.set_next_interval(update.interval_ns);
         // Whoever is about to start a cleaner over the old caches finds that it is too late.
         self.cleaner.request_stop();
         drop(replaced);
@@ -285,7 +285,7 @@ impl State {
     /// those that are set then. One that runs already is left.
     fn start_cleaner(&self) -> core::result::Result<(), Errno> {
         loop {
-            let epoch = self.cleaner.epoch();
+            let epoch = self.cleaner.stop_epoch();
             let (caches, context) = {
                 let inner = self.inner.lock();
                 (inner.caches.clone(), inner.context.clone())
@@ -296,7 +296,10 @@ impl State {
             let targets: Vec<Arc<dyn CleanTarget>> = vec![caches.l2, caches.refcount];
             // For whoever starts the state's cleaner by hand.
             self.cleaner.set_caches(targets.clone());
-            match self.cleaner.start_since(epoch, targets, context) {
+            match self
+                .cleaner
+                .start_unless_stopped_since(epoch, targets, context)
+            {
                 Err(Errno::STALE) => {}
                 Err(Errno::ALREADY) => return Ok(()),
                 other => return other,
@@ -338,7 +341,7 @@ impl State {
         &self.cleaner
     }
 
-    fn turn(&self) -> Vec<Context> {
+    fn contexts(&self) -> Vec<Context> {
         let mut contexts = self.cleaner.contexts();
         let inner = self.inner.lock();
         contexts.extend(inner.context.clone());
@@ -349,12 +352,12 @@ impl State {
     /// Waits until `done` is true, in the caller's way: dispatching its own loop, polling, or parked until
     /// [`State::kick`]. State lock not held.
     pub fn poll_until_done(&self, done: &dyn Fn() -> bool) {
-        let turn = self.turn();
+        let contexts = self.contexts();
         // A kick reaches the loops that are dispatched now, also if the image leaves them meanwhile.
-        self.inner.lock().polling.extend(turn.iter().cloned());
-        poll_until_done(&**self.cleaner.host(), &turn, &self.event, done);
+        self.inner.lock().polling.extend(contexts.iter().cloned());
+        poll_until_done(&**self.cleaner.host(), &contexts, &self.event, done);
         let mut inner = self.inner.lock();
-        for context in &turn {
+        for context in &contexts {
             let place = inner.polling.iter().position(|other| other == context);
             place.map(|place| inner.polling.swap_remove(place));
         }
@@ -363,7 +366,7 @@ impl State {
     /// Has every [`State::poll_until_done`] look at its condition again. Any thread.
     pub fn kick(&self) {
         self.event.notify();
-        self.cleaner.host().kick(&self.turn());
+        self.cleaner.host().kick(&self.contexts());
     }
 
     /// Runs `entry` to its end: in a new coroutine if the caller is plain code of a coroutine host, else right here.
@@ -419,8 +422,8 @@ impl NewCaches<'_> {
             l2: Cache::new(&l2, self.l2_storage.clone(), self.host.clone())?,
             refcount: Cache::new(&refcount, self.refcount_storage.clone(), self.host.clone())?,
         };
-        caches.l2.give_to_state();
-        caches.refcount.give_to_state();
+        caches.l2.set_owned_by_state();
+        caches.refcount.set_owned_by_state();
         Ok(caches)
     }
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The cache under several threads: who waits for whom, what happens in the middle of a load, a write or a discard.
+//! The cache with several threads: which calls wait for which, and what happens during a load, a
+//! write or a discard.
 //!
-//! No test guesses from time that somebody waits: waits are futures polled by hand, and what happens in the middle of I/O is
-//! held there by latches.
+//! No test infers from elapsed time that a call waits. Waits are futures polled by hand, and a
+//! pause point holds a thread inside its I/O.
 
 mod support;
 
@@ -10,68 +11,27 @@ use std::sync::{Arc, Barrier};
 
 use qcow2cache::cache::Cache;
 use qcow2cache::error::Errno;
-use qcow2cache::host::block_on;
 use support::{
-    ByHand, Io, Latch, TestStorage, cache_on, edit, flush, get, get_unlocked, lock, pattern,
-    watched,
+    Io, Latch, ManualPoll, PausePoint, SMALL_TABLE as SIZE, TestStorage, cache_on, edit, flush,
+    get, get_empty, get_unlocked, lock, pattern, small_cache, with_timeout, write,
 };
 
-const SIZE: u64 = 512;
-
-fn new(tables: usize, reserved: usize) -> (Arc<TestStorage>, Arc<Cache>) {
-    let storage = Arc::new(TestStorage::new(1 << 20));
-    let cache = cache_on(&storage, tables, SIZE as usize, reserved);
-    (storage, cache)
-}
-
-/// Stops storage inside the first call that matches, until told to go on.
-struct Hold {
-    inside: Latch,
-    go_on: Latch,
-}
-
-impl Hold {
-    fn new(storage: &TestStorage, matches: impl Fn(Io) -> bool + Send + Sync + 'static) -> Self {
-        let (inside, go_on) = (Latch::default(), Latch::default());
-        let hold = Self {
-            inside: inside.clone(),
-            go_on: go_on.clone(),
-        };
-        storage.set_hook(move |_, io| {
-            if matches(io) && !inside.is_open() {
-                inside.open();
-                go_on.wait();
-            }
-            Ok(())
-        });
-        hold
-    }
-}
-
-fn is_write(io: Io) -> bool {
-    matches!(io, Io::Write { .. })
-}
-
-fn is_read(io: Io) -> bool {
-    matches!(io, Io::Read { .. })
-}
-
 #[test]
-fn one_load_per_table() {
-    watched(|| {
-        let (storage, cache) = new(4, 0);
-        let hold = Hold::new(&storage, is_read);
+fn concurrent_gets_load_table_once() {
+    with_timeout(|| {
+        let (storage, cache) = small_cache(4, 0);
+        let pause = PausePoint::in_storage(&storage, Io::is_read);
         std::thread::scope(|scope| {
             let first = scope.spawn(|| get(&cache, SIZE).unwrap().load(8));
-            hold.inside.wait();
-            let mut locked = ByHand::new(cache.get(SIZE));
-            let mut empty = ByHand::new(cache.get_empty(SIZE));
-            let mut unlocked = ByHand::new(cache.get_unlocked(SIZE));
+            pause.wait_until_reached();
+            let mut locked = ManualPoll::new(cache.get(SIZE));
+            let mut empty = ManualPoll::new(cache.get_empty(SIZE));
+            let mut unlocked = ManualPoll::new(cache.get_unlocked(SIZE));
             assert!(locked.poll().is_none() && empty.poll().is_none() && unlocked.poll().is_none());
             assert_eq!(cache.try_get(SIZE).err(), Some(Errno::AGAIN));
             assert_eq!(cache.read(SIZE, 0, &mut [0; 8]), Err(Errno::AGAIN));
             assert_eq!(cache.table_at(SIZE), Ok(None));
-            hold.go_on.open();
+            pause.resume();
             assert_eq!(first.join().unwrap(), pattern(SIZE + 8));
             for mut waiter in [locked, empty, unlocked] {
                 assert!(waiter.wakes() > 0);
@@ -85,12 +45,12 @@ fn one_load_per_table() {
 
 #[test]
 fn different_tables_load_in_parallel() {
-    watched(|| {
+    with_timeout(|| {
         const THREADS: u64 = 4;
-        let (storage, cache) = new(THREADS as usize + 1, 1);
+        let (storage, cache) = small_cache(THREADS as usize + 1, 1);
         let barrier = Barrier::new(THREADS as usize);
         storage.set_hook(move |_, _| {
-            // Passed only when all of them are in storage at once.
+            // Passed only when all threads are inside storage at the same time.
             barrier.wait();
             Ok(())
         });
@@ -111,9 +71,9 @@ fn different_tables_load_in_parallel() {
 }
 
 #[test]
-fn a_hit_does_not_wait_for_loads_and_writes() {
-    watched(|| {
-        let (storage, cache) = new(3, 0);
+fn hit_does_not_wait_for_loads_or_writes() {
+    with_timeout(|| {
+        let (storage, cache) = small_cache(3, 0);
         edit(&cache, SIZE, 1).unwrap();
         drop(get(&cache, 2 * SIZE).unwrap());
         let (reading, writing, go_on) = (Latch::default(), Latch::default(), Latch::default());
@@ -134,9 +94,9 @@ fn a_hit_does_not_wait_for_loads_and_writes() {
             scope.spawn(|| drop(get(&cache, 3 * SIZE).unwrap()));
             reading.wait();
             writing.wait();
-            // The one that is being written, too.
+            // A hit on the table that is being written does not wait either.
             assert_eq!(
-                ByHand::new(cache.get(SIZE))
+                ManualPoll::new(cache.get(SIZE))
                     .poll()
                     .unwrap()
                     .unwrap()
@@ -144,7 +104,7 @@ fn a_hit_does_not_wait_for_loads_and_writes() {
                 1
             );
             assert_eq!(
-                ByHand::new(cache.get(2 * SIZE))
+                ManualPoll::new(cache.get(2 * SIZE))
                     .poll()
                     .unwrap()
                     .unwrap()
@@ -158,27 +118,24 @@ fn a_hit_does_not_wait_for_loads_and_writes() {
 }
 
 #[test]
-fn busy_only_when_all_are_truly_pinned() {
-    watched(|| {
-        let (storage, cache) = new(2, 0);
+fn get_returns_ebusy_only_when_all_slots_are_pinned() {
+    with_timeout(|| {
+        let (storage, cache) = small_cache(2, 0);
         let pinned = get(&cache, SIZE).unwrap();
-        let hold = Hold::new(&storage, is_read);
+        let pause = PausePoint::in_storage(&storage, Io::is_read);
         std::thread::scope(|scope| {
             let loader = scope.spawn(|| get(&cache, 2 * SIZE).unwrap());
-            hold.inside.wait();
-            let mut waiting = ByHand::new(cache.get(3 * SIZE));
-            assert!(
-                waiting.poll().is_none(),
-                "a slot that loads is not pinned yet"
-            );
+            pause.wait_until_reached();
+            let mut waiting = ManualPoll::new(cache.get(3 * SIZE));
+            assert!(waiting.poll().is_none(), "a loading slot is not pinned yet");
             assert_eq!(
-                ByHand::new(cache.get_unlocked(3 * SIZE))
+                ManualPoll::new(cache.get_unlocked(3 * SIZE))
                     .poll()
                     .unwrap()
                     .err(),
                 Some(Errno::AGAIN)
             );
-            hold.go_on.open();
+            pause.resume();
             let loaded = loader.join().unwrap();
             assert_eq!(waiting.poll().unwrap().err(), Some(Errno::BUSY));
             assert_eq!(get(&cache, 3 * SIZE).err(), Some(Errno::BUSY));
@@ -190,17 +147,17 @@ fn busy_only_when_all_are_truly_pinned() {
 }
 
 #[test]
-fn a_locked_get_waits_for_a_slot_that_is_being_written() {
-    watched(|| {
-        let (storage, cache) = new(1, 0);
+fn locked_get_waits_for_slot_being_written() {
+    with_timeout(|| {
+        let (storage, cache) = small_cache(1, 0);
         edit(&cache, SIZE, 7).unwrap();
-        let hold = Hold::new(&storage, is_write);
+        let pause = PausePoint::in_storage(&storage, Io::is_write);
         std::thread::scope(|scope| {
             let flusher = scope.spawn(|| flush(&cache));
-            hold.inside.wait();
-            let mut waiting = ByHand::new(cache.get(2 * SIZE));
+            pause.wait_until_reached();
+            let mut waiting = ManualPoll::new(cache.get(2 * SIZE));
             assert!(waiting.poll().is_none());
-            hold.go_on.open();
+            pause.resume();
             assert_eq!(flusher.join().unwrap(), Ok(()));
             assert!(waiting.wakes() > 0);
             assert_eq!(waiting.poll().unwrap().unwrap().load(0), pattern(2 * SIZE));
@@ -210,10 +167,10 @@ fn a_locked_get_waits_for_a_slot_that_is_being_written() {
 }
 
 #[test]
-fn a_discarded_table_lives_on_for_its_readers_alone() {
-    let (storage, cache) = new(3, 0);
+fn discarded_table_stays_readable_until_last_unpin() {
+    let (storage, cache) = small_cache(3, 0);
     type Discard = fn(&Cache) -> Result<(), Errno>;
-    let ways: [Discard; 3] = [
+    let discards: [Discard; 3] = [
         |cache| cache.discard_offset(SIZE),
         |cache| cache.discard_range(SIZE + 100, 1),
         |cache| {
@@ -221,7 +178,7 @@ fn a_discarded_table_lives_on_for_its_readers_alone() {
             cache.discard_table(SIZE, table.as_ptr() as usize)
         },
     ];
-    for (discard, round) in ways.iter().zip(1_u64..) {
+    for (discard, round) in discards.iter().zip(1_u64..) {
         let reader = get(&cache, SIZE).unwrap();
         let old = reader.load(0);
         reader.store(0, !round).unwrap();
@@ -231,7 +188,8 @@ fn a_discarded_table_lives_on_for_its_readers_alone() {
         assert_eq!(cache.read(SIZE, 0, &mut [0; 8]), Err(Errno::AGAIN));
         assert_eq!(cache.table_at(SIZE), Ok(None));
         assert_eq!(cache.stats().dirty_tables, 0);
-        // Somebody writes the cluster otherwise; a get sees that, the reader what it had.
+        // The cluster gets new contents in storage. A new get sees them; the reader keeps the old
+        // ones.
         assert_eq!(storage.word(SIZE), old);
         lock(&storage.disk)[SIZE as usize..][..8].copy_from_slice(&round.to_ne_bytes());
         let fresh = get(&cache, SIZE).unwrap();
@@ -243,31 +201,31 @@ fn a_discarded_table_lives_on_for_its_readers_alone() {
         assert_eq!(
             cache.stats().resident_tables,
             1,
-            "its slot is free at the last put"
+            "the last unpin frees its slot"
         );
         drop(fresh);
         flush(&cache).unwrap();
-        assert_eq!(storage.word(SIZE), round, "nobody wrote the discarded one");
+        assert_eq!(storage.word(SIZE), round, "the discarded table was written");
         cache.discard_all().unwrap();
     }
 }
 
 #[test]
-fn a_table_that_is_discarded_while_it_loads_is_loaded_again() {
-    watched(|| {
-        let (storage, cache) = new(2, 0);
-        let hold = Hold::new(&storage, is_read);
+fn table_discarded_during_load_is_loaded_again() {
+    with_timeout(|| {
+        let (storage, cache) = small_cache(2, 0);
+        let pause = PausePoint::in_storage(&storage, Io::is_read);
         std::thread::scope(|scope| {
             let loader = scope.spawn(|| get(&cache, SIZE).unwrap().load(0));
-            hold.inside.wait();
-            let mut waiter = ByHand::new(cache.get(SIZE));
+            pause.wait_until_reached();
+            let mut waiter = ManualPoll::new(cache.get(SIZE));
             assert!(waiter.poll().is_none());
             cache.discard_offset(SIZE).unwrap();
-            // The load under way reads what was there before; it must not become the table.
-            let mut fresh = ByHand::new(cache.get(SIZE));
+            // The running load reads the old contents. They must not become the table.
+            let mut fresh = ManualPoll::new(cache.get(SIZE));
             assert_eq!(fresh.poll().unwrap().unwrap().load(0), pattern(SIZE));
             edit(&cache, SIZE, 99).unwrap();
-            hold.go_on.open();
+            pause.resume();
             assert_eq!(loader.join().unwrap(), 99);
             assert_eq!(waiter.poll().unwrap().unwrap().load(0), 99);
         });
@@ -279,19 +237,19 @@ fn a_table_that_is_discarded_while_it_loads_is_loaded_again() {
 }
 
 #[test]
-fn a_table_that_is_discarded_while_it_is_written_is_gone_afterwards() {
-    watched(|| {
-        let (storage, cache) = new(2, 0);
+fn table_discarded_during_write_is_dropped() {
+    with_timeout(|| {
+        let (storage, cache) = small_cache(2, 0);
         for pinned in [false, true] {
             edit(&cache, SIZE, 5).unwrap();
-            let hold = Hold::new(&storage, is_write);
+            let pause = PausePoint::in_storage(&storage, Io::is_write);
             std::thread::scope(|scope| {
                 let flusher = scope.spawn(|| flush(&cache));
-                hold.inside.wait();
+                pause.wait_until_reached();
                 let reader = pinned.then(|| get(&cache, SIZE).unwrap());
                 cache.discard_offset(SIZE).unwrap();
                 assert_eq!(cache.table_at(SIZE), Ok(None));
-                hold.go_on.open();
+                pause.resume();
                 assert_eq!(flusher.join().unwrap(), Ok(()));
                 assert_eq!(cache.stats().resident_tables, usize::from(pinned));
                 drop(reader);
@@ -304,21 +262,21 @@ fn a_table_that_is_discarded_while_it_is_written_is_gone_afterwards() {
 }
 
 #[test]
-fn a_table_that_is_dirtied_during_its_own_write_stays_dirty() {
-    watched(|| {
-        let (storage, cache) = new(2, 0);
+fn table_dirtied_during_write_stays_dirty() {
+    with_timeout(|| {
+        let (storage, cache) = small_cache(2, 0);
         edit(&cache, SIZE, 1).unwrap();
-        let hold = Hold::new(&storage, is_write);
+        let pause = PausePoint::in_storage(&storage, Io::is_write);
         std::thread::scope(|scope| {
             let flusher = scope.spawn(|| flush(&cache));
-            hold.inside.wait();
+            pause.wait_until_reached();
             edit(&cache, SIZE, 2).unwrap();
-            hold.go_on.open();
+            pause.resume();
             assert_eq!(flusher.join().unwrap(), Ok(()));
         });
         assert_eq!(cache.stats().dirty_tables, 1);
         assert_eq!(cache.check_destroy(), Err(Errno::NOTEMPTY));
-        // It is still found by the next write, and not dropped by whatever drops clean tables.
+        // The next write still finds it, and cleaning does not drop it.
         cache.clean_unused();
         cache.clean_unused();
         assert_eq!(get(&cache, SIZE).unwrap().load(0), 2);
@@ -329,53 +287,55 @@ fn a_table_that_is_dirtied_during_its_own_write_stays_dirty() {
 }
 
 #[test]
-fn a_dependency_on_a_flush_that_is_set_during_a_flush_survives_it() {
-    watched(|| {
-        for in_a_flush_of_its_own in [true, false] {
-            let (storage, cache) = new(2, 0);
+fn flush_dependency_set_during_flush_survives() {
+    with_timeout(|| {
+        for during_flush in [true, false] {
+            let (storage, cache) = small_cache(2, 0);
             edit(&cache, SIZE, 1).unwrap();
-            if !in_a_flush_of_its_own {
+            if !during_flush {
                 cache.depends_on_flush().unwrap();
             }
-            let hold = Hold::new(&storage, |io| io == Io::Flush);
+            let pause = PausePoint::in_storage(&storage, |io| io == Io::Flush);
             std::thread::scope(|scope| {
-                // The flush at the end of a flush, or the one that a write owes.
+                // Storage is flushed at the end of a flush, or before a write that depends on a
+                // flush.
                 let flusher = scope.spawn(|| {
-                    if in_a_flush_of_its_own {
+                    if during_flush {
                         flush(&cache)
                     } else {
-                        block_on(cache.host(), &[], cache.write())
+                        write(&cache)
                     }
                 });
-                hold.inside.wait();
+                pause.wait_until_reached();
                 cache.depends_on_flush().unwrap();
-                hold.go_on.open();
+                pause.resume();
                 assert_eq!(flusher.join().unwrap(), Ok(()));
             });
             let from = storage.log_len();
             edit(&cache, SIZE, 2).unwrap();
-            block_on(cache.host(), &[], cache.write()).unwrap();
+            write(&cache).unwrap();
             let log = storage.log_from(from);
             let flushed = log.iter().position(|io| *io == Io::Flush);
-            let written = log.iter().position(|io| is_write(*io));
-            if in_a_flush_of_its_own {
+            let written = log.iter().position(|io| io.is_write());
+            if during_flush {
                 assert!(flushed.is_some() && flushed < written, "{log:?}");
             } else {
-                // The write itself had to see the new one: storage was flushed twice before it.
+                // The write itself had to see the new dependency: storage was flushed twice before
+                // it.
                 assert_eq!(
                     storage
                         .log_from(0)
                         .iter()
-                        .take_while(|io| !is_write(**io))
+                        .take_while(|io| !io.is_write())
                         .filter(|io| **io == Io::Flush)
                         .count(),
                     2
                 );
-                assert_eq!(flushed, None, "and nothing is owed now: {log:?}");
+                assert_eq!(flushed, None, "no dependency is left: {log:?}");
             }
             let from = storage.log_len();
             edit(&cache, SIZE, 3).unwrap();
-            block_on(cache.host(), &[], cache.write()).unwrap();
+            write(&cache).unwrap();
             assert!(
                 !storage.log_from(from).contains(&Io::Flush),
                 "a dependency is satisfied once"
@@ -385,23 +345,23 @@ fn a_dependency_on_a_flush_that_is_set_during_a_flush_survives_it() {
 }
 
 #[test]
-fn a_flush_writes_a_table_that_moves_out_of_the_reserve_meanwhile() {
-    watched(|| {
-        let (storage, cache) = new(3, 1);
+fn flush_writes_table_moving_out_of_reserve() {
+    with_timeout(|| {
+        let (storage, cache) = small_cache(3, 1);
         edit(&cache, SIZE, 11).unwrap();
         drop(get(&cache, 9 * SIZE).unwrap());
         let both = (get(&cache, SIZE).unwrap(), get(&cache, 9 * SIZE).unwrap());
-        // Both ordinary slots are pinned: this one goes to the reserve.
+        // Both ordinary slots are pinned, so this table goes to the reserve.
         edit(&cache, 5 * SIZE, 55).unwrap();
         drop(both);
-        let hold = Hold::new(&storage, is_write);
+        let pause = PausePoint::in_storage(&storage, Io::is_write);
         std::thread::scope(|scope| {
             let flusher = scope.spawn(|| flush(&cache));
-            hold.inside.wait();
-            // In the middle of the write of the first table, an unlocked caller wants the second one.
+            pause.wait_until_reached();
+            // While the first table is written, an unlocked caller gets the second one.
             let moved = get_unlocked(&cache, 5 * SIZE).map(|pinned| pinned.load(0));
             assert!(matches!(moved, Ok(55) | Err(Errno::AGAIN)), "{moved:?}");
-            hold.go_on.open();
+            pause.resume();
             assert_eq!(flusher.join().unwrap(), Ok(()));
         });
         assert_eq!(storage.word(SIZE), 11);
@@ -414,20 +374,20 @@ fn a_flush_writes_a_table_that_moves_out_of_the_reserve_meanwhile() {
     });
 }
 
-/// Pages of `[address, address + bytes)` that are in memory, by the kernel's account.
+/// How many pages of `[address, address + bytes)` the kernel reports as resident.
 fn pages_in_memory(address: usize, bytes: usize) -> usize {
-    // SAFETY: sysconf reads a constant of the system.
+    // SAFETY: sysconf only reads a system constant.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap();
     let mut pages = vec![0_u8; bytes.div_ceil(page)];
     assert_eq!(address % page, 0);
-    // SAFETY: the range is the cache's own mapping; one byte of `pages` for each of its pages.
+    // SAFETY: the range is the cache's own mapping, and `pages` has one byte for each of its pages.
     let result = unsafe { libc::mincore(address as *mut libc::c_void, bytes, pages.as_mut_ptr()) };
     assert_eq!(result, 0);
     pages.iter().filter(|page| **page & 1 == 1).count()
 }
 
 #[test]
-fn cleaning_gives_every_page_back() {
+fn cleaning_releases_every_page() {
     for (tables, table_size) in [
         (4, 512),
         (8, 512),
@@ -441,10 +401,7 @@ fn cleaning_gives_every_page_back() {
         assert_eq!(cache.stats().resident_bytes, 0);
         let address = |n: usize| {
             let offset = (n * table_size) as u64;
-            block_on(cache.host(), &[], cache.get_empty(offset))
-                .unwrap()
-                .as_ptr()
-                .as_ptr() as usize
+            get_empty(&cache, offset).unwrap().as_ptr().as_ptr() as usize
         };
         let start = (1..=tables).map(address).min().unwrap();
         let bytes = tables * table_size;
@@ -454,7 +411,7 @@ fn cleaning_gives_every_page_back() {
         assert_eq!(
             cache.clean_unused(),
             0,
-            "all were used since the previous pass, of which there is none"
+            "the first pass drops nothing: all tables were used before it"
         );
         assert_eq!(cache.clean_unused(), tables);
         assert_eq!(cache.stats().resident_bytes, 0);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The cleaner's protocol on the thread host and, by the same tests, on event loops in several threads.
+//! The cleaner's protocol. The same tests run on the thread host and on event loops in several
+//! threads.
 
 #[macro_use]
 mod support;
@@ -11,70 +12,73 @@ use std::time::Duration;
 use qcow2cache::cleaner::Cleaner;
 use qcow2cache::error::Errno;
 use qcow2cache::host::Context;
-use qcow2cache::host::block_on;
 use qcow2cache::host::threads::ThreadHost;
-use support::hosts::Fixture;
-use support::probe::{
-    BUSY, NEVER, Probe, STOPS, Steps, Stop, cleaner_of, cleaner_that_looks, stop, with_thread,
+use support::cleaners::{
+    FakeCache, STOPS, SteppedCache, Stop, cleaner_of, cleaner_with_drop_observer, in_new_thread,
+    stop,
 };
-use support::{Latch, Rng, TestStorage, cache_on, lock, until, watched};
+use support::hosts::{Fixture, PLACES, run_at};
+use support::{
+    BUSY, NEVER, PausePoint, Rng, TestStorage, cache_on, get, lock, pattern, spin, wait_until,
+    with_timeout,
+};
 
 on_every_host! {
-    passes_come_and_are_counted
-    interval_zero_starts_nothing
-    starting_twice_is_refused
-    a_foreign_context_is_refused
-    a_stop_without_a_cleaner_returns_at_once
-    every_stop_from_every_place_ends_a_sleep
-    every_stop_ends_what_was_just_started
-    a_stop_waits_for_the_pass_under_way
-    a_stop_needs_no_lock_while_the_cleaner_waits_for_it
-    a_locked_stop_lets_the_lock_go_and_has_it_again
-    the_wrong_context_is_an_error_and_no_hang
-    from_inside_a_pass_a_stop_is_refused
-    a_start_succeeds_while_the_old_instance_is_on_its_way_out
+    passes_run_periodically_and_are_counted
+    start_with_interval_zero_starts_no_instance
+    second_start_returns_ealready
+    start_rejects_foreign_context
+    stop_without_cleaner_returns_immediately
+    each_kind_of_stop_ends_sleep_from_any_thread
+    each_kind_of_stop_ends_new_instance
+    stop_waits_for_running_pass
+    unlocked_stop_returns_while_cleaner_waits_for_lock
+    locked_stop_releases_and_reacquires_lock
+    wrong_lock_context_returns_error_instead_of_hanging
+    stop_inside_pass_returns_edeadlk
+    start_succeeds_while_old_instance_ends
     each_instance_holds_its_own_caches
-    caches_are_let_go_before_the_end_is_reported
-    a_new_interval_takes_effect_in_mid_sleep
-    interval_zero_asks_the_running_one_to_stop
-    a_pass_holds_the_lock
-    between_two_steps_of_a_pass_others_have_the_lock
-    a_stop_between_two_steps_cuts_the_pass_short
-    a_panicking_cache_is_poisoned_and_the_others_are_cleaned
-    idle_means_no_instance_and_no_lock
-    stops_and_starts_in_a_storm_all_return
-    a_stop_request_is_never_lost
-    real_caches_are_cleaned
+    caches_are_released_before_end_is_reported
+    new_interval_takes_effect_during_sleep
+    set_interval_zero_requests_stop
+    pass_holds_state_lock
+    pass_releases_lock_between_steps
+    stop_between_steps_aborts_pass
+    panicking_cache_is_poisoned_and_others_are_cleaned
+    check_idle_requires_no_instance_and_no_lock
+    random_stops_and_starts_all_return
+    stop_request_is_never_lost
+    cleaner_drops_unused_tables_of_real_caches
 }
 
-fn passes_come_and_are_counted(fixture: &dyn Fixture) {
-    let (probe, cleaner) = cleaner_of(fixture);
+fn passes_run_periodically_and_are_counted(fixture: &dyn Fixture) {
+    let (cache, cleaner) = cleaner_of(fixture);
     assert!(!cleaner.is_running());
     cleaner.start(fixture.context(0), 1_000_000).unwrap();
     assert!(cleaner.is_running());
-    probe.wait_for_passes(5);
+    cache.wait_for_passes(5);
     cleaner.del_and_wait().unwrap();
-    probe.must_be_left_alone();
+    cache.forbid_passes();
     let stats = cleaner.stats();
     assert_eq!(
         (stats.starts, stats.instances, stats.interval_ns),
         (1, 0, 1_000_000)
     );
-    assert_eq!(stats.passes, probe.passes() as u64);
+    assert_eq!(stats.passes, cache.passes() as u64);
     assert_eq!(stats.tables_cleaned, 3 * stats.passes);
     cleaner.check_idle().unwrap();
 }
 
-fn interval_zero_starts_nothing(fixture: &dyn Fixture) {
-    let (_probe, cleaner) = cleaner_of(fixture);
+fn start_with_interval_zero_starts_no_instance(fixture: &dyn Fixture) {
+    let (_cache, cleaner) = cleaner_of(fixture);
     cleaner.start(fixture.context(0), 0).unwrap();
     assert!(!cleaner.is_running());
     assert_eq!(cleaner.stats().starts, 0);
     cleaner.check_idle().unwrap();
 }
 
-fn starting_twice_is_refused(fixture: &dyn Fixture) {
-    let (_probe, cleaner) = cleaner_of(fixture);
+fn second_start_returns_ealready(fixture: &dyn Fixture) {
+    let (_cache, cleaner) = cleaner_of(fixture);
     cleaner.start(fixture.context(0), NEVER).unwrap();
     assert_eq!(cleaner.start(fixture.context(0), 5), Err(Errno::ALREADY));
     assert_eq!(cleaner.start(fixture.context(1), 5), Err(Errno::ALREADY));
@@ -87,8 +91,8 @@ fn starting_twice_is_refused(fixture: &dyn Fixture) {
     cleaner.del_and_wait().unwrap();
 }
 
-fn a_foreign_context_is_refused(fixture: &dyn Fixture) {
-    let (_probe, cleaner) = cleaner_of(fixture);
+fn start_rejects_foreign_context(fixture: &dyn Fixture) {
+    let (_cache, cleaner) = cleaner_of(fixture);
     assert_eq!(
         cleaner.start(fixture.foreign_context(), 5),
         Err(Errno::INVAL)
@@ -99,70 +103,60 @@ fn a_foreign_context_is_refused(fixture: &dyn Fixture) {
     cleaner.del_and_wait().unwrap();
 }
 
-fn a_stop_without_a_cleaner_returns_at_once(fixture: &dyn Fixture) {
-    let (_probe, cleaner) = cleaner_of(fixture);
+fn stop_without_cleaner_returns_immediately(fixture: &dyn Fixture) {
+    let (_cache, cleaner) = cleaner_of(fixture);
     for how in STOPS {
         stop(&cleaner, how);
         fixture.run_in(0, Box::new(|| stop(&cleaner, how)));
     }
-    // After one that has ended, too.
+    // A stop after an instance has ended returns immediately, too.
     cleaner.start(fixture.context(0), NEVER).unwrap();
     for how in STOPS {
         stop(&cleaner, how);
     }
 }
 
-fn every_stop_from_every_place_ends_a_sleep(fixture: &dyn Fixture) {
+fn each_kind_of_stop_ends_sleep_from_any_thread(fixture: &dyn Fixture) {
     for how in STOPS {
-        for place in 0..3 {
-            let (probe, cleaner) = cleaner_of(fixture);
+        for place in PLACES {
+            let (cache, cleaner) = cleaner_of(fixture);
             cleaner.start(fixture.context(0), BUSY).unwrap();
-            probe.wait_for_passes(1);
+            cache.wait_for_passes(1);
             cleaner.set_interval(NEVER).unwrap();
-            match place {
-                0 | 1 => fixture.run_in(place, Box::new(|| stop(&cleaner, how))),
-                _ => stop(&cleaner, how),
-            }
-            probe.must_be_left_alone();
+            run_at(fixture, place, || stop(&cleaner, how));
+            cache.forbid_passes();
             assert_eq!(cleaner.stats().instances, 0, "{how:?} from place {place}");
         }
     }
 }
 
-fn every_stop_ends_what_was_just_started(fixture: &dyn Fixture) {
+fn each_kind_of_stop_ends_new_instance(fixture: &dyn Fixture) {
     for how in STOPS {
-        for place in 0..3 {
+        for place in PLACES {
             for interval_ns in [BUSY, NEVER] {
-                let (probe, cleaner) = cleaner_of(fixture);
-                let start_and_stop = || {
+                let (cache, cleaner) = cleaner_of(fixture);
+                run_at(fixture, place, || {
                     cleaner.start(fixture.context(0), interval_ns).unwrap();
                     stop(&cleaner, how);
-                    probe.must_be_left_alone();
-                };
-                match place {
-                    0 | 1 => fixture.run_in(place, Box::new(start_and_stop)),
-                    _ => start_and_stop(),
-                }
+                    cache.forbid_passes();
+                });
                 assert_eq!(cleaner.stats().instances, 0);
             }
         }
     }
 }
 
-fn a_stop_waits_for_the_pass_under_way(fixture: &dyn Fixture) {
+fn stop_waits_for_running_pass(fixture: &dyn Fixture) {
     for how in [Stop::Unlocked, Stop::Mixed, Stop::Requested] {
-        let (probe, cleaner) = cleaner_of(fixture);
-        let (inside, go_on) = (Latch::default(), Latch::default());
-        probe.set_hook({
-            let (inside, go_on) = (inside.clone(), go_on.clone());
-            move || {
-                inside.open();
-                go_on.wait();
-            }
+        let (cache, cleaner) = cleaner_of(fixture);
+        let pause = PausePoint::default();
+        cache.set_hook({
+            let pause = pause.clone();
+            move || pause.pause()
         });
         cleaner.start(fixture.context(0), BUSY).unwrap();
-        inside.wait();
-        // A request does not wait, even now.
+        pause.wait_until_reached();
+        // A stop request does not wait, not even for a running pass.
         if how == Stop::Requested {
             cleaner.request_stop();
         }
@@ -172,43 +166,43 @@ fn a_stop_waits_for_the_pass_under_way(fixture: &dyn Fixture) {
                 scope.spawn(|| {
                     stop(&cleaner, how);
                     returned.fetch_add(1, Ordering::SeqCst);
-                    probe.must_be_left_alone();
+                    cache.forbid_passes();
                 });
             }
-            until(|| !cleaner.is_running());
+            wait_until(|| !cleaner.is_running());
             assert_eq!(
                 (cleaner.stats().instances, returned.load(Ordering::SeqCst)),
                 (1, 0)
             );
             assert_eq!(cleaner.check_idle(), Err(Errno::BUSY));
-            go_on.open();
+            pause.resume();
         });
-        assert_eq!((probe.passes(), cleaner.stats().instances), (1, 0));
+        assert_eq!((cache.passes(), cleaner.stats().instances), (1, 0));
     }
 }
 
-fn a_stop_needs_no_lock_while_the_cleaner_waits_for_it(fixture: &dyn Fixture) {
+fn unlocked_stop_returns_while_cleaner_waits_for_lock(fixture: &dyn Fixture) {
     for how in [Stop::Unlocked, Stop::Mixed, Stop::Requested] {
-        let (probe, cleaner) = cleaner_of(fixture);
+        let (cache, cleaner) = cleaner_of(fixture);
         cleaner.lock().unwrap();
         cleaner.start(fixture.context(0), BUSY).unwrap();
-        // It cannot come further than to the lock.
+        // The cleaner cannot pass the lock.
         for place in 0..2 {
             fixture.run_in(place, Box::new(|| stop(&cleaner, how)));
         }
-        probe.must_be_left_alone();
-        assert_eq!((probe.passes(), cleaner.stats().instances), (0, 0));
+        cache.forbid_passes();
+        assert_eq!((cache.passes(), cleaner.stats().instances), (0, 0));
         cleaner.unlock().unwrap();
     }
 }
 
-fn a_locked_stop_lets_the_lock_go_and_has_it_again(fixture: &dyn Fixture) {
-    let (probe, cleaner) = cleaner_of(fixture);
+fn locked_stop_releases_and_reacquires_lock(fixture: &dyn Fixture) {
+    let (cache, cleaner) = cleaner_of(fixture);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for which in 0..2 {
             let (cleaner, done) = (&cleaner, &done);
-            // Whoever starts holds the lock: the stop is in between, again and again.
+            // Each start holds the lock, so the stops come between the starts.
             scope.spawn(move || {
                 while !done.load(Ordering::SeqCst) {
                     cleaner.lock().unwrap();
@@ -232,18 +226,18 @@ fn a_locked_stop_lets_the_lock_go_and_has_it_again(fixture: &dyn Fixture) {
             assert_eq!(
                 cleaner.stats().instances,
                 0,
-                "nobody could start: the lock was held"
+                "a start succeeded although the lock was held"
             );
             cleaner.unlock().unwrap();
         }
         done.store(true, Ordering::SeqCst);
     });
     cleaner.del_and_wait().unwrap();
-    probe.must_be_left_alone();
+    cache.forbid_passes();
 }
 
-fn the_wrong_context_is_an_error_and_no_hang(fixture: &dyn Fixture) {
-    let (probe, cleaner) = cleaner_of(fixture);
+fn wrong_lock_context_returns_error_instead_of_hanging(fixture: &dyn Fixture) {
+    let (cache, cleaner) = cleaner_of(fixture);
     cleaner.start(fixture.context(0), NEVER).unwrap();
     assert_eq!(cleaner.unlock(), Err(Errno::PERM));
     assert_eq!(cleaner.co_locked_del_and_wait(), Err(Errno::PERM));
@@ -252,7 +246,7 @@ fn the_wrong_context_is_an_error_and_no_hang(fixture: &dyn Fixture) {
     assert_eq!(cleaner.co_del_and_wait(), Err(Errno::DEADLK));
     assert_eq!(cleaner.del_and_wait(), Err(Errno::DEADLK));
     assert_eq!(cleaner.check_may_wait(), Err(Errno::DEADLK));
-    // The lock belongs to this thread alone.
+    // Only this thread owns the lock.
     fixture.run_in(
         0,
         Box::new(|| {
@@ -261,17 +255,17 @@ fn the_wrong_context_is_an_error_and_no_hang(fixture: &dyn Fixture) {
             assert_eq!(cleaner.check_may_wait(), Ok(()));
         }),
     );
-    assert!(cleaner.is_running(), "a refused stop asks nobody to stop");
+    assert!(cleaner.is_running(), "a refused stop sets no stop flag");
     cleaner.unlock().unwrap();
     assert_eq!(cleaner.unlock(), Err(Errno::PERM));
     cleaner.del_and_wait().unwrap();
-    probe.must_be_left_alone();
+    cache.forbid_passes();
 }
 
-fn from_inside_a_pass_a_stop_is_refused(fixture: &dyn Fixture) {
-    let (probe, cleaner) = cleaner_of(fixture);
+fn stop_inside_pass_returns_edeadlk(fixture: &dyn Fixture) {
+    let (cache, cleaner) = cleaner_of(fixture);
     let results = Arc::new(Mutex::new(Vec::new()));
-    probe.set_hook({
+    cache.set_hook({
         let cleaner: Weak<Cleaner> = Arc::downgrade(&cleaner);
         let results = results.clone();
         move || {
@@ -288,27 +282,24 @@ fn from_inside_a_pass_a_stop_is_refused(fixture: &dyn Fixture) {
         }
     });
     cleaner.start(fixture.context(0), BUSY).unwrap();
-    // Two: the second one shows that the cleaner goes on.
-    probe.wait_for_passes(2);
+    // The second pass shows that the cleaner goes on.
+    cache.wait_for_passes(2);
     assert_eq!(*lock(&results), [Err(Errno::DEADLK); 4]);
     assert!(cleaner.is_running());
     cleaner.del_and_wait().unwrap();
 }
 
-fn a_start_succeeds_while_the_old_instance_is_on_its_way_out(fixture: &dyn Fixture) {
+fn start_succeeds_while_old_instance_ends(fixture: &dyn Fixture) {
     let (old, cleaner) = cleaner_of(fixture);
-    let (inside, go_on) = (Latch::default(), Latch::default());
+    let pause = PausePoint::default();
     old.set_hook({
-        let (inside, go_on) = (inside.clone(), go_on.clone());
-        move || {
-            inside.open();
-            go_on.wait();
-        }
+        let pause = pause.clone();
+        move || pause.pause()
     });
     cleaner.start(fixture.context(0), BUSY).unwrap();
-    inside.wait();
+    pause.wait_until_reached();
     cleaner.request_stop();
-    let new = Arc::new(Probe::default());
+    let new = Arc::new(FakeCache::default());
     cleaner.set_caches(vec![new.clone()]);
     cleaner.start(fixture.context(1), NEVER).unwrap();
     assert_eq!((cleaner.stats().instances, cleaner.stats().starts), (2, 2));
@@ -318,32 +309,32 @@ fn a_start_succeeds_while_the_old_instance_is_on_its_way_out(fixture: &dyn Fixtu
         scope.spawn(|| {
             cleaner.del_and_wait().unwrap();
             returned.store(true, Ordering::SeqCst);
-            old.must_be_left_alone();
-            new.must_be_left_alone();
+            old.forbid_passes();
+            new.forbid_passes();
         });
-        until(|| !cleaner.is_running());
+        wait_until(|| !cleaner.is_running());
         assert!(
             !returned.load(Ordering::SeqCst),
-            "it waits for the one that was asked before, too"
+            "the stop waits for the instance that was stopped before, too"
         );
-        go_on.open();
+        pause.resume();
     });
     assert_eq!(cleaner.stats().instances, 0);
 }
 
 fn each_instance_holds_its_own_caches(fixture: &dyn Fixture) {
     let (first, cleaner) = cleaner_of(fixture);
-    let second = Arc::new(Probe::default());
+    let second = Arc::new(FakeCache::default());
     cleaner.start(fixture.context(0), 100_000).unwrap();
     cleaner.set_caches(vec![second.clone()]);
     first.wait_for_passes(2);
-    assert_eq!(second.passes(), 0, "the set is for the next start");
+    assert_eq!(second.passes(), 0, "set_caches affects only the next start");
     cleaner.del_and_wait().unwrap();
-    first.must_be_left_alone();
+    first.forbid_passes();
     assert_eq!(
         Arc::strong_count(&first),
         1,
-        "let go before the end is reported"
+        "released before the end is reported"
     );
     cleaner.start(fixture.context(1), 100_000).unwrap();
     cleaner.set_caches(Vec::new());
@@ -352,10 +343,10 @@ fn each_instance_holds_its_own_caches(fixture: &dyn Fixture) {
     assert_eq!(Arc::strong_count(&second), 1);
 }
 
-fn caches_are_let_go_before_the_end_is_reported(fixture: &dyn Fixture) {
+fn caches_are_released_before_end_is_reported(fixture: &dyn Fixture) {
     for wait in [false, true] {
-        let (probe, cleaner, instances) = cleaner_that_looks(fixture.host());
-        // From the home thread: there the task cannot run before the stop.
+        let (cache, cleaner, instances) = cleaner_with_drop_observer(fixture.host());
+        // In the home thread the task cannot run before the stop.
         fixture.run_in(
             0,
             Box::new(|| {
@@ -369,20 +360,20 @@ fn caches_are_let_go_before_the_end_is_reported(fixture: &dyn Fixture) {
             }),
         );
         if wait {
-            probe.wait_for_passes(1);
+            cache.wait_for_passes(1);
             cleaner.del_and_wait().unwrap();
         }
         assert_eq!(*lock(&instances), [1], "waited for a pass: {wait}");
     }
 }
 
-fn a_new_interval_takes_effect_in_mid_sleep(fixture: &dyn Fixture) {
-    let (probe, cleaner) = cleaner_of(fixture);
+fn new_interval_takes_effect_during_sleep(fixture: &dyn Fixture) {
+    let (cache, cleaner) = cleaner_of(fixture);
     assert_eq!(cleaner.set_interval(5), Err(Errno::SRCH));
     cleaner.start(fixture.context(0), NEVER).unwrap();
     for _ in 0..20 {
         cleaner.set_interval(BUSY).unwrap();
-        probe.wait_for_passes(1);
+        cache.wait_for_passes(1);
         cleaner.set_interval(NEVER).unwrap();
         assert_eq!(cleaner.stats().interval_ns, NEVER);
     }
@@ -392,28 +383,28 @@ fn a_new_interval_takes_effect_in_mid_sleep(fixture: &dyn Fixture) {
     assert_eq!(
         cleaner.stats().interval_ns,
         NEVER,
-        "stopping never changes it"
+        "a stop never changes the interval"
     );
 }
 
-fn interval_zero_asks_the_running_one_to_stop(fixture: &dyn Fixture) {
-    let (probe, cleaner) = cleaner_of(fixture);
+fn set_interval_zero_requests_stop(fixture: &dyn Fixture) {
+    let (cache, cleaner) = cleaner_of(fixture);
     cleaner.start(fixture.context(0), NEVER).unwrap();
     cleaner.set_interval(0).unwrap();
     assert!(!cleaner.is_running());
-    until(|| cleaner.stats().instances == 0);
-    probe.must_be_left_alone();
+    wait_until(|| cleaner.stats().instances == 0);
+    cache.forbid_passes();
     assert_eq!(cleaner.stats().interval_ns, NEVER);
 }
 
-fn a_pass_holds_the_lock(fixture: &dyn Fixture) {
-    let (probe, cleaner) = cleaner_of(fixture);
+fn pass_holds_state_lock(fixture: &dyn Fixture) {
+    let (cache, cleaner) = cleaner_of(fixture);
     let inside = Arc::new(AtomicUsize::new(0));
-    probe.set_hook({
+    cache.set_hook({
         let inside = inside.clone();
         move || {
             if inside.fetch_add(1, Ordering::SeqCst) != 0 {
-                eprintln!("a pass runs while somebody else holds the lock");
+                eprintln!("a pass runs while another thread holds the lock");
                 std::process::abort();
             }
             std::thread::yield_now();
@@ -434,27 +425,27 @@ fn a_pass_holds_the_lock(fixture: &dyn Fixture) {
             });
         }
     });
-    // Whoever wants the lock all the time does not keep the cleaner away for good.
-    probe.wait_for_passes(1);
+    // Threads that take the lock all the time do not starve the cleaner.
+    cache.wait_for_passes(1);
     cleaner.del_and_wait().unwrap();
 }
 
-fn a_panicking_cache_is_poisoned_and_the_others_are_cleaned(fixture: &dyn Fixture) {
-    let (bad, cleaner) = cleaner_of(fixture);
-    let good = Arc::new(Probe::default());
-    cleaner.set_caches(vec![bad.clone(), good.clone()]);
-    bad.set_hook(|| std::panic::resume_unwind(Box::new("a pass panicked")));
+fn panicking_cache_is_poisoned_and_others_are_cleaned(fixture: &dyn Fixture) {
+    let (panicking, cleaner) = cleaner_of(fixture);
+    let healthy = Arc::new(FakeCache::default());
+    cleaner.set_caches(vec![panicking.clone(), healthy.clone()]);
+    panicking.set_hook(|| std::panic::resume_unwind(Box::new("a pass panicked")));
     cleaner.start(fixture.context(0), BUSY).unwrap();
-    good.wait_for_passes(3);
+    healthy.wait_for_passes(3);
     cleaner.lock().unwrap();
     cleaner.unlock().unwrap();
     cleaner.del_and_wait().unwrap();
-    assert!(bad.poisoned.load(Ordering::SeqCst));
-    assert!(!good.poisoned.load(Ordering::SeqCst));
+    assert!(panicking.poisoned.load(Ordering::SeqCst));
+    assert!(!healthy.poisoned.load(Ordering::SeqCst));
 }
 
-fn idle_means_no_instance_and_no_lock(fixture: &dyn Fixture) {
-    let (_probe, cleaner) = cleaner_of(fixture);
+fn check_idle_requires_no_instance_and_no_lock(fixture: &dyn Fixture) {
+    let (_cache, cleaner) = cleaner_of(fixture);
     cleaner.check_idle().unwrap();
     cleaner.lock().unwrap();
     assert_eq!(cleaner.check_idle(), Err(Errno::BUSY));
@@ -465,8 +456,8 @@ fn idle_means_no_instance_and_no_lock(fixture: &dyn Fixture) {
     cleaner.check_idle().unwrap();
 }
 
-fn stops_and_starts_in_a_storm_all_return(fixture: &dyn Fixture) {
-    let (probe, cleaner) = cleaner_of(fixture);
+fn random_stops_and_starts_all_return(fixture: &dyn Fixture) {
+    let (cache, cleaner) = cleaner_of(fixture);
     std::thread::scope(|scope| {
         for seed in 1..=4 {
             let cleaner = &cleaner;
@@ -504,86 +495,85 @@ fn stops_and_starts_in_a_storm_all_return(fixture: &dyn Fixture) {
         }
     });
     cleaner.del_and_wait().unwrap();
-    probe.must_be_left_alone();
+    cache.forbid_passes();
     cleaner.check_idle().unwrap();
 }
 
-fn a_stop_request_is_never_lost(fixture: &dyn Fixture) {
+fn stop_request_is_never_lost(fixture: &dyn Fixture) {
     let mut rng = Rng::new(7);
     for round in 0..400 {
-        let (probe, cleaner) = cleaner_of(fixture);
+        let (cache, cleaner) = cleaner_of(fixture);
         cleaner
             .start(fixture.context(round % 2), [BUSY, 1000, NEVER][round % 3])
             .unwrap();
-        for _ in 0..rng.below(2000) {
-            std::hint::spin_loop();
-        }
+        spin(rng.below(2000));
         if rng.below(2) == 0 {
-            // From another thread, so that it meets the cleaner anywhere.
-            with_thread(|| cleaner.request_stop());
+            // From another thread, so that the request can meet the cleaner at any point.
+            in_new_thread(|| cleaner.request_stop());
         } else {
             cleaner.request_stop();
         }
-        until(|| cleaner.stats().instances == 0);
-        probe.must_be_left_alone();
+        wait_until(|| cleaner.stats().instances == 0);
+        cache.forbid_passes();
     }
 }
 
-/// A cleaner over what needs any number of steps, which `step` counts; one pass.
-fn stepping(fixture: &dyn Fixture, steps: Steps) -> (Arc<Steps>, Cleaner) {
-    let steps = Arc::new(steps);
+/// A running cleaner whose pass goes on until the test ends its two phases.
+fn stepped_cleaner(fixture: &dyn Fixture) -> (Arc<SteppedCache>, Cleaner) {
+    let steps = Arc::new(SteppedCache::default());
     let cleaner = Cleaner::new(fixture.host());
     cleaner.set_caches(vec![steps.clone()]);
     cleaner.start(fixture.context(0), BUSY).unwrap();
     (steps, cleaner)
 }
 
-fn between_two_steps_of_a_pass_others_have_the_lock(fixture: &dyn Fixture) {
-    let (steps, cleaner) = stepping(fixture, Steps::default());
-    until(|| steps.drops() > 0);
-    // The pass goes on until it is told to end: it would never come to its end if it kept the lock, or its thread.
+fn pass_releases_lock_between_steps(fixture: &dyn Fixture) {
+    let (steps, cleaner) = stepped_cleaner(fixture);
+    wait_until(|| steps.drops() > 0);
+    // The pass goes on until the test ends it. If it pinned the lock or its thread, this job would
+    // never run.
     fixture.run_in(0, Box::new(|| ()));
     for _ in 0..3 {
         cleaner.lock().unwrap();
         let dropped = steps.drops();
         std::thread::sleep(Duration::from_millis(1));
-        assert_eq!(steps.drops(), dropped, "a step without the lock");
+        assert_eq!(steps.drops(), dropped, "a step ran without the lock");
         cleaner.unlock().unwrap();
-        until(|| steps.drops() > dropped);
+        wait_until(|| steps.drops() > dropped);
     }
     steps.end_drops();
-    until(|| steps.given_back() > 0);
-    // Memory goes back with the lock in other hands.
+    wait_until(|| steps.releases() > 0);
+    // Memory is released while this thread holds the lock.
     cleaner.lock().unwrap();
-    let before = steps.given_back();
-    until(|| steps.given_back() > before);
+    let before = steps.releases();
+    wait_until(|| steps.releases() > before);
     cleaner.unlock().unwrap();
     fixture.run_in(0, Box::new(|| ()));
     assert_eq!(cleaner.stats().passes, 0);
-    steps.end_giving_back();
-    until(|| cleaner.stats().passes > 0);
+    steps.end_releases();
+    wait_until(|| cleaner.stats().passes > 0);
     cleaner.del_and_wait().unwrap();
 }
 
-fn a_stop_between_two_steps_cuts_the_pass_short(fixture: &dyn Fixture) {
+fn stop_between_steps_aborts_pass(fixture: &dyn Fixture) {
     for how in STOPS {
-        let (steps, cleaner) = stepping(fixture, Steps::default());
-        until(|| steps.drops() > 0);
+        let (steps, cleaner) = stepped_cleaner(fixture);
+        wait_until(|| steps.drops() > 0);
         stop(&cleaner, how);
-        assert_eq!(steps.given_back(), 0);
+        assert_eq!(steps.releases(), 0);
         assert_eq!(cleaner.stats().passes, 0);
         assert_eq!(cleaner.stats().tables_cleaned, steps.drops() as u64);
 
-        let (steps, cleaner) = stepping(fixture, Steps::default());
+        let (steps, cleaner) = stepped_cleaner(fixture);
         steps.end_drops();
-        until(|| steps.given_back() > 0);
+        wait_until(|| steps.releases() > 0);
         stop(&cleaner, how);
-        // All tables were looked at: that is a pass.
+        // All tables were examined: that counts as a pass.
         assert_eq!(cleaner.stats().passes, 1);
     }
 }
 
-fn real_caches_are_cleaned(fixture: &dyn Fixture) {
+fn cleaner_drops_unused_tables_of_real_caches(fixture: &dyn Fixture) {
     let storage = Arc::new(TestStorage::new(1 << 16));
     let caches = [
         cache_on(&storage, 8, 512, 0),
@@ -591,45 +581,44 @@ fn real_caches_are_cleaned(fixture: &dyn Fixture) {
     ];
     let cleaner = Cleaner::new(fixture.host());
     cleaner.set_caches(vec![caches[0].clone(), caches[1].clone()]);
-    let kept = block_on(caches[0].host(), &[], caches[0].get(512)).unwrap();
-    let dirty = block_on(caches[0].host(), &[], caches[0].get(1024)).unwrap();
+    let pinned = get(&caches[0], 512).unwrap();
+    let dirty = get(&caches[0], 1024).unwrap();
     dirty.mark_dirty().unwrap();
     drop(dirty);
     for n in 3..8 {
-        drop(block_on(caches[0].host(), &[], caches[0].get(n * 512)).unwrap());
-        drop(block_on(caches[1].host(), &[], caches[1].get(n * 1024)).unwrap());
+        drop(get(&caches[0], n * 512).unwrap());
+        drop(get(&caches[1], n * 1024).unwrap());
     }
     cleaner.start(fixture.context(0), BUSY).unwrap();
-    until(|| caches[0].stats().resident_tables == 2 && caches[1].stats().resident_tables == 0);
-    // Given back after all were dropped; a stop would leave the rest to another pass.
-    until(|| caches[1].stats().resident_bytes == 0);
+    wait_until(|| caches[0].stats().resident_tables == 2 && caches[1].stats().resident_tables == 0);
+    // Memory is released after all tables are dropped. A stop now would leave the rest to a later
+    // pass.
+    wait_until(|| caches[1].stats().resident_bytes == 0);
     cleaner.del_and_wait().unwrap();
-    // The fifth table of the second cache had evicted one.
+    // The fifth table of the second cache evicted one.
     assert_eq!(
         (caches[0].stats().cleaned, caches[1].stats().cleaned),
         (5, 4)
     );
     assert_eq!(cleaner.stats().tables_cleaned, 9);
-    assert_eq!(kept.load(0), support::pattern(512));
+    assert_eq!(pinned.load(0), pattern(512));
     assert_eq!(caches[0].stats().dirty_tables, 1);
 }
 
 #[test]
-fn a_cleaner_that_is_dropped_while_it_runs_is_left_behind_by_nobody() {
-    watched(|| {
+fn dropping_running_cleaner_ends_its_instance() {
+    with_timeout(|| {
         for round in 0..300_u64 {
-            let probe = Arc::new(Probe::default());
+            let cache = Arc::new(FakeCache::default());
             let cleaner = Cleaner::new(ThreadHost::shared());
-            cleaner.set_caches(vec![probe.clone()]);
+            cleaner.set_caches(vec![cache.clone()]);
             cleaner
                 .start(Context::Default, [BUSY, 5000, NEVER][round as usize % 3])
                 .unwrap();
-            for _ in 0..(round * 37) % 3000 {
-                std::hint::spin_loop();
-            }
+            spin((round * 37) % 3000);
             drop(cleaner);
-            until(|| Arc::strong_count(&probe) == 1);
-            probe.must_be_left_alone();
+            wait_until(|| Arc::strong_count(&cache) == 1);
+            cache.forbid_passes();
         }
     });
 }

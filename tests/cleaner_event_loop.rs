@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The cleaner on event loops: a loop in the test's own thread, turned and its clock stepped by hand, so that each moment of
-//! the protocol can be looked at; and what only loops can do wrong.
+//! The cleaner on event loops. Most tests run a loop in their own thread and step its clock by
+//! hand, so that they can examine each moment of the protocol. Also the errors that only loops can
+//! make.
 
 mod support;
 
@@ -11,20 +12,20 @@ use qcow2cache::cleaner::Cleaner;
 use qcow2cache::host::Context;
 use qcow2cache::host::event_loop::{EventLoop, EventLoopHost};
 use qcow2cache::host::executor::Executor;
-use support::hosts::{Fixture, Loops};
-use support::probe::{
-    BUSY, NEVER, Probe, STOPS, cleaner_of, cleaner_that_looks, stop, with_thread,
+use support::cleaners::{
+    FakeCache, STOPS, cleaner_of, cleaner_with_drop_observer, in_new_thread, stop,
 };
-use support::{lock, watched};
+use support::hosts::{Fixture, Loops};
+use support::{BUSY, NEVER, lock, with_timeout};
 
-/// A loop in the test's own thread, with a clock that is stepped by hand.
-fn stepped_loop() -> (Arc<EventLoop>, Arc<Probe>, Cleaner) {
+/// A loop for the test's own thread, whose clock the test steps, and a cleaner to start on it.
+fn stepped_loop() -> (Arc<EventLoop>, Arc<FakeCache>, Cleaner) {
     let event_loop = EventLoop::new().unwrap();
     assert!(event_loop.executor().pause_clock());
-    let probe = Arc::new(Probe::default());
+    let cache = Arc::new(FakeCache::default());
     let cleaner = Cleaner::new(EventLoopHost::shared());
-    cleaner.set_caches(vec![probe.clone()]);
-    (event_loop, probe, cleaner)
+    cleaner.set_caches(vec![cache.clone()]);
+    (event_loop, cache, cleaner)
 }
 
 fn dispatch_all(event_loop: &EventLoop) {
@@ -32,8 +33,8 @@ fn dispatch_all(event_loop: &EventLoop) {
 }
 
 #[test]
-fn a_pass_comes_when_the_clock_has_reached_it_and_not_before() {
-    let (event_loop, probe, cleaner) = stepped_loop();
+fn pass_runs_exactly_when_interval_elapses() {
+    let (event_loop, cache, cleaner) = stepped_loop();
     cleaner
         .start(Context::Loop(event_loop.clone()), 100)
         .unwrap();
@@ -42,27 +43,32 @@ fn a_pass_comes_when_the_clock_has_reached_it_and_not_before() {
     for (step, passes) in [(99, 0), (1, 1), (99, 1), (1, 2), (1000, 3), (99, 3), (1, 4)] {
         assert!(event_loop.executor().step_clock(step));
         dispatch_all(&event_loop);
-        assert_eq!(probe.passes(), passes);
+        assert_eq!(cache.passes(), passes);
     }
     cleaner.del_and_wait().unwrap();
     dispatch_all(&event_loop);
     assert!(!event_loop.executor().has_tasks());
-    assert_eq!(event_loop.timeout_ns(), None, "its timer is deleted");
+    assert_eq!(
+        event_loop.timeout_ns(),
+        None,
+        "the cleaner's timer is deleted"
+    );
 }
 
 #[test]
-fn caches_are_let_go_before_the_end_is_reported_wherever_the_stop_finds_the_cleaner() {
-    watched(|| {
+fn stop_at_each_await_releases_caches_before_end_is_reported() {
+    with_timeout(|| {
         for how in STOPS {
             for turns in 0..4 {
                 let event_loop = EventLoop::new().unwrap();
-                let (_probe, cleaner, instances) = cleaner_that_looks(EventLoopHost::shared());
+                let (_cache, cleaner, instances) =
+                    cleaner_with_drop_observer(EventLoopHost::shared());
                 cleaner
                     .start(Context::Loop(event_loop.clone()), NEVER)
                     .unwrap();
                 cleaner.set_caches(Vec::new());
                 if turns == 3 {
-                    // Awake, and kept from its pass by the lock.
+                    // The cleaner is awake; the lock keeps it from its pass.
                     cleaner.set_interval(BUSY).unwrap();
                     cleaner.lock().unwrap();
                 }
@@ -70,9 +76,9 @@ fn caches_are_let_go_before_the_end_is_reported_wherever_the_stop_finds_the_clea
                     event_loop.dispatch().unwrap();
                 }
                 if turns == 3 {
-                    // The lock is for the locked stop to take again.
+                    // Unlocked again, so that a locked stop can take the lock.
                     assert_eq!(*lock(&instances), []);
-                    with_thread(|| cleaner.co_del_and_wait().unwrap());
+                    in_new_thread(|| cleaner.co_del_and_wait().unwrap());
                     cleaner.unlock().unwrap();
                 }
                 stop(&cleaner, how);
@@ -83,24 +89,21 @@ fn caches_are_let_go_before_the_end_is_reported_wherever_the_stop_finds_the_clea
 }
 
 #[test]
-fn a_short_interval_leaves_the_loop_to_others() {
-    watched(|| {
+fn short_interval_does_not_starve_event_loop() {
+    with_timeout(|| {
         let event_loop = EventLoop::new().unwrap();
-        let probe = Arc::new(Probe::default());
+        let cache = Arc::new(FakeCache::default());
         let cleaner = Cleaner::new(EventLoopHost::shared());
-        cleaner.set_caches(vec![probe.clone()]);
-        // The next pass is due before the present one is over.
+        cleaner.set_caches(vec![cache.clone()]);
+        // The next pass is due before the current one ends.
         cleaner
             .start(Context::Loop(event_loop.clone()), BUSY)
             .unwrap();
         let mut before = 0;
         for _ in 0..50 {
             event_loop.dispatch().unwrap();
-            let passes = probe.passes();
-            assert!(
-                passes <= before + 1,
-                "the loop is turned between two passes"
-            );
+            let passes = cache.passes();
+            assert!(passes <= before + 1, "two passes in one loop iteration");
             before = passes;
         }
         assert!(before > 0);
@@ -109,8 +112,8 @@ fn a_short_interval_leaves_the_loop_to_others() {
 }
 
 #[test]
-fn a_new_interval_counts_from_the_beginning_of_the_sleep() {
-    let (event_loop, probe, cleaner) = stepped_loop();
+fn new_interval_counts_from_start_of_sleep() {
+    let (event_loop, cache, cleaner) = stepped_loop();
     cleaner
         .start(Context::Loop(event_loop.clone()), 1000)
         .unwrap();
@@ -129,23 +132,23 @@ fn a_new_interval_counts_from_the_beginning_of_the_sleep() {
         dispatch_all(&event_loop);
         event_loop.executor().step_clock(step);
         dispatch_all(&event_loop);
-        assert_eq!(probe.passes(), passes, "{interval_ns}, {step}");
+        assert_eq!(cache.passes(), passes, "{interval_ns}, {step}");
     }
     cleaner.set_interval(1_000_000).unwrap();
     dispatch_all(&event_loop);
     event_loop.executor().step_clock(500);
-    // Shorter than what passed already: at once.
+    // Shorter than the time that has passed already: the pass is due now.
     cleaner.set_interval(400).unwrap();
     dispatch_all(&event_loop);
-    assert_eq!(probe.passes(), 3);
+    assert_eq!(cache.passes(), 3);
     cleaner.del_and_wait().unwrap();
 }
 
 #[test]
-fn a_stop_depends_on_no_clock_and_on_nobody_turning_the_loop() {
-    watched(|| {
+fn stop_returns_without_clock_or_loop_progress() {
+    with_timeout(|| {
         for how in STOPS {
-            let (event_loop, probe, cleaner) = stepped_loop();
+            let (event_loop, cache, cleaner) = stepped_loop();
             for polled in [false, true] {
                 cleaner
                     .start(Context::Loop(event_loop.clone()), 100)
@@ -154,7 +157,7 @@ fn a_stop_depends_on_no_clock_and_on_nobody_turning_the_loop() {
                     dispatch_all(&event_loop);
                 }
                 stop(&cleaner, how);
-                assert_eq!((cleaner.stats().instances, probe.passes()), (0, 0));
+                assert_eq!((cleaner.stats().instances, cache.passes()), (0, 0));
                 dispatch_all(&event_loop);
                 assert!(!event_loop.executor().has_tasks());
             }
@@ -163,11 +166,11 @@ fn a_stop_depends_on_no_clock_and_on_nobody_turning_the_loop() {
 }
 
 #[test]
-fn two_loops_stop_each_others_cleaners_at_once() {
-    watched(|| {
+fn two_loops_stop_each_others_cleaners_concurrently() {
+    with_timeout(|| {
         let loops = Loops::new();
         for _ in 0..200 {
-            let (probes, cleaners): (Vec<_>, Vec<_>) = (0..2).map(|_| cleaner_of(&loops)).unzip();
+            let (caches, cleaners): (Vec<_>, Vec<_>) = (0..2).map(|_| cleaner_of(&loops)).unzip();
             for (which, cleaner) in cleaners.iter().enumerate() {
                 cleaner.start(loops.context(which), NEVER).unwrap();
             }
@@ -186,13 +189,13 @@ fn two_loops_stop_each_others_cleaners_at_once() {
                     });
                 }
             });
-            probes.iter().for_each(|probe| probe.must_be_left_alone());
+            caches.iter().for_each(|cache| cache.forbid_passes());
         }
     });
 }
 
 #[test]
-fn a_wake_up_that_comes_while_a_task_is_polled_is_kept() {
+fn wake_up_during_poll_is_not_lost() {
     let executor = Executor::new(Box::new(|| {}));
     let polls = Arc::new(AtomicUsize::new(0));
     let task = {
@@ -202,14 +205,14 @@ fn a_wake_up_that_comes_while_a_task_is_polled_is_kept() {
                 return std::task::Poll::Ready(());
             }
             cx.waker().wake_by_ref();
-            // A task that waits by turning the loop that it lives in.
-            executor.turn();
+            // The task waits by running the loop that it runs in.
+            executor.run_ready();
             std::task::Poll::Pending
         })
     };
     let _handle = executor.spawn(Box::pin(task));
     for _ in 0..3 {
-        executor.turn();
+        executor.run_ready();
     }
     assert_eq!(polls.load(Ordering::SeqCst), 3);
     assert!(!executor.has_tasks());

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the thread host's cleaners are to the whole process: one background thread, none when nobody needs it, and a `fork` that
-//! leaves the child usable. One test, alone in its process, since it counts threads and forks.
+//! The thread host's cleaners and the process: there is one background thread, none if no cleaner
+//! needs it, and a forked child can use its cleaners. There is only one test in this process,
+//! because it counts threads and forks.
 
 mod support;
 
@@ -10,8 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use qcow2cache::cleaner::{CleanTarget, Cleaner};
 use qcow2cache::host::Context;
 use qcow2cache::host::threads::ThreadHost;
-use support::{until, watched};
+use support::{NEVER, wait_until, with_timeout};
 
+/// Counts passes without a lock, so that a forked child can go on using it.
 #[derive(Default)]
 struct Passes(AtomicUsize);
 
@@ -21,14 +23,15 @@ impl CleanTarget for Passes {
         (0, None)
     }
 
-    fn give_back(&self, _from: usize) -> Option<usize> {
+    fn release_memory(&self, _from: usize) -> Option<usize> {
         None
     }
 
     fn poison(&self) {}
 }
 
-/// By their name, which a thread gives itself a moment after it was made; it is seen a moment after it was joined.
+/// Counts the threads with the background thread's name. A new thread has that name only a moment
+/// after its start, and a joined thread may be listed for a moment.
 fn background_threads() -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
     let names =
@@ -44,50 +47,54 @@ fn running_cleaner(interval_ns: u64) -> (Arc<Passes>, Cleaner) {
     (passes, cleaner)
 }
 
-/// Runs `child` in a forked process; its exit code, or the signal that ended it. A child that hangs is killed by its alarm.
-fn in_a_child(child: impl FnOnce() -> i32) -> i32 {
-    // SAFETY: the child runs plain Rust code and leaves by `_exit`; malloc and the library know `fork`, and no other thread of this process
-    // holds a lock of theirs: this test is alone.
+/// Runs `child` in a forked process and returns its wait status. An alarm kills a child that hangs.
+fn in_child(child: impl FnOnce() -> i32) -> i32 {
+    // SAFETY: the child runs plain Rust code and leaves by `_exit`. malloc and the library handle
+    // `fork`, and no other thread of this process holds a lock of theirs: this is the only test.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0);
     if pid == 0 {
-        // SAFETY: an alarm and an exit, in a process of our own.
+        // SAFETY: an alarm and an exit in the child process.
         unsafe {
             libc::alarm(30);
             libc::_exit(child());
         }
     }
     let mut status = 0;
-    // SAFETY: waits for the child made above.
+    // SAFETY: waits for the child that was created above.
     assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
     status
 }
 
-fn one_thread_for_all_of_them() {
-    assert_eq!(background_threads(), 0, "none before the first start");
+fn all_cleaners_share_one_background_thread() {
+    assert_eq!(
+        background_threads(),
+        0,
+        "a background thread before the first start"
+    );
     let cleaners: Vec<_> = (0..50).map(|_| running_cleaner(1_000_000)).collect();
     for (passes, _) in &cleaners {
-        until(|| passes.0.load(Ordering::SeqCst) > 1);
+        wait_until(|| passes.0.load(Ordering::SeqCst) > 1);
     }
-    until(|| background_threads() == 1);
+    wait_until(|| background_threads() == 1);
     for (_, cleaner) in &cleaners {
         cleaner.del_and_wait().unwrap();
     }
     drop(cleaners);
-    // It ends with the last cleaner, also if that was dropped while it ran.
-    until(|| background_threads() == 0);
+    // The thread ends with the last cleaner, also if that cleaner is dropped while it runs.
+    wait_until(|| background_threads() == 0);
     drop(running_cleaner(1000));
-    until(|| background_threads() == 0);
+    wait_until(|| background_threads() == 0);
 }
 
-fn a_forked_child_finds_its_cleaners_lost_and_can_go_on() {
-    // A fork may come while the background thread is at anything.
-    for interval_ns in [1000, 600_000_000_000].repeat(10) {
+fn forked_child_can_stop_and_restart_cleaners() {
+    // A fork may come at any point of the background thread.
+    for interval_ns in [1000, NEVER].repeat(10) {
         let (passes, cleaner) = running_cleaner(interval_ns);
         if interval_ns == 1000 {
-            until(|| passes.0.load(Ordering::SeqCst) > 0);
+            wait_until(|| passes.0.load(Ordering::SeqCst) > 0);
         }
-        let status = in_a_child(|| {
+        let status = in_child(|| {
             if background_threads() != 0 || cleaner.check_idle().is_err() || cleaner.is_running() {
                 return 1;
             }
@@ -101,13 +108,13 @@ fn a_forked_child_finds_its_cleaners_lost_and_can_go_on() {
             if cleaner.start(Context::Default, 1000).is_err() {
                 return 4;
             }
-            until(|| background_threads() == 1);
-            until(|| passes.0.load(Ordering::SeqCst) > before);
+            wait_until(|| background_threads() == 1);
+            wait_until(|| passes.0.load(Ordering::SeqCst) > before);
             if cleaner.del_and_wait().is_err() {
                 return 5;
             }
             drop(cleaner);
-            until(|| background_threads() == 0);
+            wait_until(|| background_threads() == 0);
             0
         });
         assert_eq!(
@@ -118,9 +125,9 @@ fn a_forked_child_finds_its_cleaners_lost_and_can_go_on() {
 }
 
 #[test]
-fn cleaners_of_a_process() {
-    watched(|| {
-        one_thread_for_all_of_them();
-        a_forked_child_finds_its_cleaners_lost_and_can_go_on();
+fn process_has_one_background_thread_and_survives_fork() {
+    with_timeout(|| {
+        all_cleaners_share_one_background_thread();
+        forked_child_can_stop_and_restart_cleaners();
     });
 }

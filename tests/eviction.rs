@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The eviction policy's hit ratio against an exact LRU's on the same accesses: at least LRU's, on every mix and size.
+//! The hit ratio of the eviction policy is at least that of an exact LRU on the same accesses, for
+//! every mix and every cache size.
 //!
 //! `cargo test --test eviction -- --nocapture` prints the table.
 
@@ -8,14 +9,14 @@ mod support;
 use std::sync::Arc;
 
 use qcow2cache::cache::Cache;
-use qcow2cache::host::block_on;
-use support::{Rng, TestStorage, cache_on};
+use support::{Rng, TestStorage, cache_on, get_empty};
 
-/// Exact LRU over tables `0..universe`: a doubly linked list through two arrays.
+/// Exact LRU over tables `0..universe`: a doubly linked list in two arrays.
 struct Lru {
     capacity: usize,
     len: usize,
-    /// Neighbours of each table towards the most (`up`) and the least (`down`) recently used; `universe` is the list's head.
+    /// Neighbours of each table towards the most (`up`) and the least (`down`) recently used table.
+    /// Index `universe` is the list's head.
     up: Vec<usize>,
     down: Vec<usize>,
     resident: Vec<bool>,
@@ -58,7 +59,7 @@ impl Lru {
     }
 }
 
-/// Table numbers, zipf-distributed: number n with a weight of 1 / (n + 1)^s.
+/// Table numbers in a Zipf distribution: rank n has the weight 1 / (n + 1)^s.
 struct Zipf {
     cumulative: Vec<f64>,
 }
@@ -79,21 +80,22 @@ impl Zipf {
     fn next(&self, rng: &mut Rng) -> usize {
         let at = rng.unit() * self.cumulative.last().unwrap();
         let rank = self.cumulative.partition_point(|sum| *sum < at);
-        // Popular tables are not neighbours: an odd factor permutes the numbers of a power of two.
+        // Popular tables are not neighbours: multiplication by an odd factor permutes the numbers
+        // below a power of two.
         rank.wrapping_mul(0x9E37_79B1) & (self.cumulative.len() - 1)
     }
 }
 
 struct Mix {
     name: &'static str,
-    /// Tables accessed, for a cache of so many.
+    /// How many tables are accessed, for a cache of the given number of tables.
     universe: fn(usize) -> usize,
     trace: fn(usize, usize, usize, &mut Rng) -> Vec<usize>,
-    /// Whether a policy can do better than another at all.
+    /// Whether every policy has the same expected hit ratio.
     any_policy_is_equal: bool,
-    /// How far below LRU the hit ratio may be.
-    may_lose: f64,
-    /// How many accesses stand for one request.
+    /// How far the hit ratio may be below that of LRU.
+    max_loss: f64,
+    /// How many accesses one request makes.
     touches: usize,
 }
 
@@ -102,7 +104,8 @@ fn zipf(_size: usize, universe: usize, n: usize, rng: &mut Rng) -> Vec<usize> {
     (0..n).map(|_| zipf.next(rng)).collect()
 }
 
-/// Zipf in the lower half, and again and again a scan through a part of the upper half, one cache long.
+/// Zipf in the lower half of the tables, and repeated scans through parts of the upper half. A scan
+/// is as long as the cache.
 fn zipf_and_scan(size: usize, universe: usize, n: usize, rng: &mut Rng) -> Vec<usize> {
     let half = universe / 2;
     let zipf = Zipf::new(half, 0.99);
@@ -146,20 +149,20 @@ fn uniform(_size: usize, universe: usize, n: usize, rng: &mut Rng) -> Vec<usize>
 const REQUESTS: usize = 16;
 const TOUCHES: usize = 4;
 
-/// Each access becomes [`TOUCHES`] of the same table, as a request that touches several clusters makes them, among those of 15 other
-/// requests in flight.
+/// Each access becomes [`TOUCHES`] accesses of the same table, as by a request that touches several
+/// clusters. They are interleaved with the accesses of 15 other requests in flight.
 fn in_flight(trace: Vec<usize>, n: usize, rng: &mut Rng) -> Vec<usize> {
     let mut to_come = trace.into_iter();
-    let mut flying: Vec<(usize, usize)> = Vec::new();
+    let mut active: Vec<(usize, usize)> = Vec::new();
     let access = |_| {
-        let missing = REQUESTS - flying.len();
-        flying.extend(to_come.by_ref().take(missing).map(|table| (table, TOUCHES)));
-        let at = rng.below(flying.len() as u64) as usize;
-        let (table, left) = &mut flying[at];
+        let missing = REQUESTS - active.len();
+        active.extend(to_come.by_ref().take(missing).map(|table| (table, TOUCHES)));
+        let at = rng.below(active.len() as u64) as usize;
+        let (table, left) = &mut active[at];
         let table = *table;
         *left -= 1;
         if *left == 0 {
-            flying.swap_remove(at);
+            active.swap_remove(at);
         }
         table
     };
@@ -176,7 +179,7 @@ fn eighty_twenty_in_flight(size: usize, universe: usize, n: usize, rng: &mut Rng
     in_flight(trace, n, rng)
 }
 
-/// Uniform in a window of half the cache, which moves on by a table every 16 accesses.
+/// Uniform in a window of half the cache, which advances by one table every 16 accesses.
 fn moving_set(size: usize, universe: usize, n: usize, rng: &mut Rng) -> Vec<usize> {
     let access = |i| (i / 16 + rng.below(size as u64 / 2) as usize) % universe;
     (0..n).map(access).collect()
@@ -188,7 +191,7 @@ const MIXES: [Mix; 10] = [
         universe: |size| size * 8,
         trace: zipf_in_flight,
         any_policy_is_equal: false,
-        may_lose: 0.0,
+        max_loss: 0.0,
         touches: TOUCHES,
     },
     Mix {
@@ -196,18 +199,18 @@ const MIXES: [Mix; 10] = [
         universe: |size| size * 4,
         trace: eighty_twenty_in_flight,
         any_policy_is_equal: false,
-        may_lose: 0.0,
+        max_loss: 0.0,
         touches: TOUCHES,
     },
-    // Here LRU is the best that can be: it loads each table once. A policy that lets scans pass cannot know at first that a table
-    // of this set is not one of a scan's, and may load some of them twice: one sixteenth of the accesses are first ones,
-    // and less than a third of these may be repeated.
+    // Here LRU is optimal: it loads each table once. A scan-resistant policy cannot know at first
+    // that a table of this set does not belong to a scan, and may load some tables twice. One
+    // sixteenth of the accesses are first accesses; less than a third of these may be repeated.
     Mix {
         name: "moving set",
         universe: |size| size * 16,
         trace: moving_set,
         any_policy_is_equal: false,
-        may_lose: 0.02,
+        max_loss: 0.02,
         touches: 1,
     },
     Mix {
@@ -215,7 +218,7 @@ const MIXES: [Mix; 10] = [
         universe: |size| size * 8,
         trace: zipf,
         any_policy_is_equal: false,
-        may_lose: 0.0,
+        max_loss: 0.0,
         touches: 1,
     },
     Mix {
@@ -223,7 +226,7 @@ const MIXES: [Mix; 10] = [
         universe: |size| size * 2,
         trace: zipf,
         any_policy_is_equal: false,
-        may_lose: 0.0,
+        max_loss: 0.0,
         touches: 1,
     },
     Mix {
@@ -231,7 +234,7 @@ const MIXES: [Mix; 10] = [
         universe: |size| size * 16,
         trace: zipf_and_scan,
         any_policy_is_equal: false,
-        may_lose: 0.0,
+        max_loss: 0.0,
         touches: 1,
     },
     Mix {
@@ -239,7 +242,7 @@ const MIXES: [Mix; 10] = [
         universe: |size| size + size / 16,
         trace: looping,
         any_policy_is_equal: false,
-        may_lose: 0.0,
+        max_loss: 0.0,
         touches: 1,
     },
     Mix {
@@ -247,7 +250,7 @@ const MIXES: [Mix; 10] = [
         universe: |size| size * 4,
         trace: eighty_twenty,
         any_policy_is_equal: false,
-        may_lose: 0.0,
+        max_loss: 0.0,
         touches: 1,
     },
     Mix {
@@ -255,7 +258,7 @@ const MIXES: [Mix; 10] = [
         universe: |size| size * 8,
         trace: eighty_twenty,
         any_policy_is_equal: false,
-        may_lose: 0.0,
+        max_loss: 0.0,
         touches: 1,
     },
     Mix {
@@ -263,7 +266,7 @@ const MIXES: [Mix; 10] = [
         universe: |size| size * 2,
         trace: uniform,
         any_policy_is_equal: true,
-        may_lose: 0.0,
+        max_loss: 0.0,
         touches: 1,
     },
 ];
@@ -272,7 +275,7 @@ fn access(cache: &Cache, table: usize) -> bool {
     let offset = (table as u64 + 1) * 512;
     let hit = cache.try_get(offset).is_ok();
     if !hit {
-        drop(block_on(cache.host(), &[], cache.get_empty(offset)).unwrap());
+        drop(get_empty(cache, offset).unwrap());
     }
     hit
 }
@@ -298,7 +301,7 @@ fn hit_ratios(size: usize, mix: &Mix, n: usize) -> (f64, f64) {
 }
 
 #[test]
-fn the_hit_ratio_is_at_least_lrus() {
+fn hit_ratio_is_at_least_lru() {
     let mut worse = Vec::new();
     println!(
         "{:32} {:>6} {:>8} {:>8} {:>8}",
@@ -312,16 +315,18 @@ fn the_hit_ratio_is_at_least_lrus() {
                 mix.name,
                 ours - lru
             );
-            // Where accesses are independent and equally likely, every policy hits with the probability size / universe, and two of them
-            // differ by chance alone: each access contributes at most 2 p (1 - p) to the variance of the difference's sum. Four
-            // standard deviations of the mean are allowed, and both ways. Elsewhere the policy must not lose at all.
+            // If accesses are independent and equally likely, every policy hits with the
+            // probability p = size / universe, and two policies differ only by chance: each access
+            // contributes at most 2 p (1 - p) to the variance of the difference's sum. Four
+            // standard deviations of the mean are allowed, in both directions. In all other mixes
+            // the loss is bounded by `max_loss`.
             let chance = 4.0 * (0.5 / n as f64).sqrt();
-            let fine = if mix.any_policy_is_equal {
+            let acceptable = if mix.any_policy_is_equal {
                 (ours - lru).abs() <= chance
             } else {
-                ours >= lru - mix.may_lose
+                ours >= lru - mix.max_loss
             };
-            if !fine {
+            if !acceptable {
                 worse.push(format!(
                     "{}, {size} tables: {ours:.4}, LRU {lru:.4}",
                     mix.name
@@ -333,7 +338,7 @@ fn the_hit_ratio_is_at_least_lrus() {
 }
 
 #[test]
-fn the_lru_it_is_compared_with_is_exact() {
+fn baseline_lru_is_exact() {
     let mut rng = Rng::new(3);
     let mut lru = Lru::new(5, 12);
     let mut plain: Vec<usize> = Vec::new();

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The cache itself, with its index, bits and structure lock: hits, copies without a pin, and marks against whatever takes a
-//! table away or writes it. Every value that C11 lets a load return, and every interleaving; where that is too many, those with
-//! at most the given number of forced switches (one thread waits or ends: not forced).
+//! The whole cache, with its index, bits and structure lock: hits, copies without a pin and
+//! `mark_dirty`, concurrent with whatever removes or writes a table. loom explores every value that
+//! C11 lets a load return and every interleaving or, where these are too many, those with at most
+//! the given number of forced switches. A switch is forced unless the thread waits or ends.
 #![cfg(loom)]
 
-mod checked;
+mod model_checking;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use checked::host::{Kind, ModelHost};
-use checked::storage::{ModelStorage, TABLE, fresh};
-use checked::{explore, thread};
-use qcow2cache::cache::{Cache, CacheOptions, Pinned};
+use model_checking::host::{Kind, ModelHost};
+use model_checking::storage::{ModelStorage, TABLE, cache_on, fresh};
+use model_checking::{explore, join, spawn};
+use qcow2cache::cache::{Cache, Pinned};
 use qcow2cache::error::Errno;
 use qcow2cache::host::block_on;
 
@@ -27,14 +28,8 @@ struct Model {
 impl Model {
     fn new(tables: usize, reserved: usize) -> Arc<Self> {
         let storage = Arc::new(ModelStorage::default());
-        let options = CacheOptions {
-            tables,
-            table_size: TABLE as usize,
-            kind: 0,
-            reserved,
-        };
         let host = ModelHost::new(Kind::Threads, false);
-        let cache = Cache::new(&options, storage.clone(), host).unwrap();
+        let cache = cache_on(&storage, &host, tables, reserved);
         Arc::new(Self { cache, storage })
     }
 
@@ -48,12 +43,20 @@ impl Model {
         block_on(self.cache.host(), &[], self.cache.get(offset)).unwrap()
     }
 
-    /// Gets a table and looks at what is in it.
+    fn get_unlocked(&self, offset: u64) -> Result<Pinned<'_>, Errno> {
+        block_on(self.cache.host(), &[], self.cache.get_unlocked(offset))
+    }
+
+    fn flush(&self) {
+        block_on(self.cache.host(), &[], self.cache.flush()).unwrap();
+    }
+
+    /// Gets a table and checks its contents.
     fn check(&self, offset: u64) {
         expect_fresh(&self.get(offset), offset);
     }
 
-    /// The same if it is resident.
+    /// Checks the contents of a table if it is resident; returns whether it is.
     fn try_check(&self, offset: u64) -> bool {
         match self.cache.try_get(offset) {
             Ok(pinned) => {
@@ -72,7 +75,8 @@ impl Model {
         self.copy_to(&mut [0; 16], offset);
     }
 
-    /// The same of one word, which is a way of its own.
+    /// Copies one word without a pin, if its table is resident. Single words have a separate code
+    /// path.
     fn copy_word(&self, offset: u64) {
         self.copy_to(&mut [0; 8], offset);
     }
@@ -88,7 +92,7 @@ impl Model {
     }
 }
 
-/// Who copies.
+/// The copies without a pin: of a table and of one word.
 const COPIES: [fn(&Model, u64); 2] = [Model::copy, Model::copy_word];
 
 fn expect_fresh(pinned: &Pinned<'_>, offset: u64) {
@@ -96,20 +100,21 @@ fn expect_fresh(pinned: &Pinned<'_>, offset: u64) {
     assert_eq!(found, fresh(offset), "a pin of the wrong table");
 }
 
-fn spawn(model: &Arc<Model>, body: impl FnOnce(&Model) + 'static) -> thread::JoinHandle<()> {
-    let model = model.clone();
-    thread::spawn(move || body(&model))
+/// Stores a word and marks its table dirty.
+fn change(pinned: &Pinned<'_>, at: usize, value: u64) {
+    pinned.store(at, value).unwrap();
+    pinned.mark_dirty().unwrap();
 }
 
 #[test]
-fn a_hit_against_an_eviction() {
+fn hit_is_correct_during_eviction() {
     explore(Some(3), || {
         let model = Model::with_a(1);
         let hit = spawn(&model, |m| {
             m.try_check(A);
             m.try_check(B);
         });
-        // EBUSY is the truth while the hit holds its pin.
+        // EBUSY is correct while the hit holds its pin.
         match block_on(model.cache.host(), &[], model.cache.get(B)) {
             Ok(pinned) => expect_fresh(&pinned, B),
             Err(errno) => assert_eq!(errno, Errno::BUSY),
@@ -119,10 +124,10 @@ fn a_hit_against_an_eviction() {
 }
 
 #[test]
-fn a_hit_against_cleaning() {
+fn hit_is_correct_during_cleaning() {
     explore(None, || {
         let model = Model::with_a(1);
-        // The first pass takes the mark of use.
+        // The first pass only clears the use bit.
         assert_eq!(model.cache.clean_unused(), 0);
         let hit = spawn(&model, |m| {
             m.try_check(A);
@@ -134,21 +139,24 @@ fn a_hit_against_cleaning() {
 }
 
 #[test]
-fn a_hit_against_a_discard() {
+fn hit_is_correct_during_discard() {
     explore(None, || {
         let model = Model::with_a(1);
         let hit = spawn(&model, |m| {
             m.try_check(A);
         });
         model.cache.discard_offset(A).unwrap();
-        assert!(model.cache.try_get(A).is_err(), "it left the index at once");
+        assert!(
+            model.cache.try_get(A).is_err(),
+            "a discarded table is still in the index"
+        );
         hit.join().unwrap();
-        // The slot is free again, whoever was last.
+        // The slot is free again, whichever thread was last.
         model.check(B);
     });
 }
 
-/// Copies of A, whose slot goes to the tables of `gets` in turn.
+/// Copies A while its slot goes to the tables of `gets`, one after the other.
 fn copies_against(bound: usize, gets: &'static [u64]) {
     for copy in COPIES {
         explore(Some(bound), move || {
@@ -161,19 +169,19 @@ fn copies_against(bound: usize, gets: &'static [u64]) {
 }
 
 #[test]
-fn a_copy_without_a_pin_against_an_eviction() {
+fn unpinned_copy_is_correct_during_eviction() {
     copies_against(3, &[B]);
 }
 
-/// A's slot goes to B and back to A. A copy of A that came by the index's first entry, and sees the slot's last offset but B's bytes, has to
-/// see the claim for A, too.
+/// A's slot goes to B and back to A. A copy of A that found the slot by the first index entry may
+/// see the slot's last offset but B's bytes. It must then see the claim for A, too.
 #[test]
-fn a_copy_without_a_pin_of_a_table_that_comes_back_to_its_slot() {
+fn unpinned_copy_is_correct_when_table_returns_to_its_slot() {
     copies_against(2, &[B, A]);
 }
 
 #[test]
-fn a_copy_without_a_pin_against_the_load() {
+fn unpinned_copy_is_correct_during_load() {
     for copy in COPIES {
         explore(None, move || {
             let model = Model::with_a(1);
@@ -185,7 +193,7 @@ fn a_copy_without_a_pin_against_the_load() {
 }
 
 #[test]
-fn a_copy_without_a_pin_against_cleaning_and_the_pages_that_go_back() {
+fn unpinned_copy_is_correct_during_cleaning_and_page_release() {
     for copy in COPIES {
         explore(None, move || {
             let model = Model::with_a(1);
@@ -198,7 +206,7 @@ fn a_copy_without_a_pin_against_cleaning_and_the_pages_that_go_back() {
 }
 
 #[test]
-fn a_copy_without_a_pin_against_a_table_that_enters_filled_with_zeros() {
+fn unpinned_copy_is_correct_when_zeroed_table_enters() {
     for copy in COPIES {
         explore(Some(3), move || {
             let model = Model::with_a(1);
@@ -212,7 +220,7 @@ fn a_copy_without_a_pin_against_a_table_that_enters_filled_with_zeros() {
 }
 
 #[test]
-fn a_copy_without_a_pin_against_a_move_out_of_the_reserve() {
+fn unpinned_copy_is_correct_during_move_out_of_reserve() {
     for copy in COPIES {
         explore(Some(3), move || {
             let model = Model::new(2, 1);
@@ -220,7 +228,7 @@ fn a_copy_without_a_pin_against_a_move_out_of_the_reserve() {
             model.check(B);
             model.check(A);
             let copy = spawn(&model, move |m| copy(m, B));
-            let moved = block_on(model.cache.host(), &[], model.cache.get_unlocked(A)).unwrap();
+            let moved = model.get_unlocked(A).unwrap();
             expect_fresh(&moved, A);
             drop(moved);
             copy.join().unwrap();
@@ -230,7 +238,7 @@ fn a_copy_without_a_pin_against_a_move_out_of_the_reserve() {
 }
 
 #[test]
-fn two_gets_of_one_absent_table_load_it_once() {
+fn two_gets_of_absent_table_load_it_once() {
     explore(Some(4), || {
         let model = Model::new(2, 0);
         let other = spawn(&model, |m| m.check(A));
@@ -240,23 +248,19 @@ fn two_gets_of_one_absent_table_load_it_once() {
     });
 }
 
-/// A change is made and marked while others flush: the last flush, after all of them, leaves nothing behind.
+/// A table is changed and marked dirty during a flush. A flush after both leaves nothing dirty.
 fn mark_against_flush(first_dirty: bool) {
     explore(None, move || {
         let model = Model::with_a(1);
         let pinned = model.get(A);
         if first_dirty {
-            pinned.store(0, 7).unwrap();
-            pinned.mark_dirty().unwrap();
+            change(&pinned, 0, 7);
         }
-        let flush = spawn(&model, |m| {
-            block_on(m.cache.host(), &[], m.cache.flush()).unwrap();
-        });
-        pinned.store(8, 9).unwrap();
-        pinned.mark_dirty().unwrap();
+        let flush = spawn(&model, Model::flush);
+        change(&pinned, 8, 9);
         drop(pinned);
         flush.join().unwrap();
-        block_on(model.cache.host(), &[], model.cache.flush()).unwrap();
+        model.flush();
         let first = if first_dirty { 7 } else { fresh(A)[0] };
         assert_eq!(model.storage.contents(A), [first, 9], "a change was lost");
         assert_eq!(model.cache.check_destroy(), Ok(()));
@@ -264,26 +268,25 @@ fn mark_against_flush(first_dirty: bool) {
 }
 
 #[test]
-fn a_mark_against_a_flush() {
+fn mark_dirty_during_flush_loses_no_change() {
     mark_against_flush(true);
 }
 
 #[test]
-fn a_first_mark_against_a_flush() {
+fn first_mark_during_flush_loses_no_change() {
     mark_against_flush(false);
 }
 
 #[test]
-fn two_flushes_of_one_table_both_return_after_it_is_written() {
+fn two_flushes_return_only_after_table_is_written() {
     explore(Some(4), || {
         let model = Model::with_a(1);
         let pinned = model.get(A);
-        pinned.store(0, 7).unwrap();
-        pinned.mark_dirty().unwrap();
+        change(&pinned, 0, 7);
         drop(pinned);
         let flush = |m: &Model| {
-            block_on(m.cache.host(), &[], m.cache.flush()).unwrap();
-            assert_eq!(m.storage.contents(A)[0], 7, "a flush came back too early");
+            m.flush();
+            assert_eq!(m.storage.contents(A)[0], 7, "a flush returned too early");
         };
         let other = spawn(&model, flush);
         flush(&model);
@@ -292,43 +295,39 @@ fn two_flushes_of_one_table_both_return_after_it_is_written() {
 }
 
 #[test]
-fn a_change_against_the_eviction_of_its_table() {
+fn change_during_eviction_is_not_lost() {
     explore(Some(2), || {
         let model = Model::with_a(1);
         let writer = spawn(&model, |m| {
             let Ok(pinned) = m.cache.try_get(A) else {
                 return;
             };
-            pinned.store(0, 7).unwrap();
-            pinned.mark_dirty().unwrap();
+            change(&pinned, 0, 7);
             drop(pinned);
         });
-        // Without the state lock: a table that must be written first is left where it is.
-        let evicting = block_on(model.cache.host(), &[], model.cache.get_unlocked(B)).map(drop);
+        // Without the state lock, a get does not evict a table that must be written first.
+        let evicting = model.get_unlocked(B).map(drop);
         writer.join().unwrap();
         assert!(matches!(evicting, Ok(()) | Err(Errno::AGAIN)));
         let changed = model.get(A).load(0) == 7;
-        block_on(model.cache.host(), &[], model.cache.flush()).unwrap();
+        model.flush();
         assert_eq!(model.storage.contents(A)[0] == 7, changed);
-        // It was resident when the writer came, so it was changed, unless the eviction was there first.
+        // The table was resident at first, so the writer changed it unless the eviction was faster.
         assert!(changed || evicting.is_ok(), "a change was lost");
     });
 }
 
 #[test]
-fn a_mark_against_two_flushes() {
+fn mark_dirty_during_two_flushes_loses_no_change() {
     explore(Some(2), || {
         let model = Model::with_a(1);
         let pinned = model.get(A);
-        pinned.store(0, 7).unwrap();
-        pinned.mark_dirty().unwrap();
-        let flush = |m: &Model| block_on(m.cache.host(), &[], m.cache.flush()).unwrap();
-        let flushes = [spawn(&model, flush), spawn(&model, flush)];
-        pinned.store(8, 9).unwrap();
-        pinned.mark_dirty().unwrap();
+        change(&pinned, 0, 7);
+        let flushes = [spawn(&model, Model::flush), spawn(&model, Model::flush)];
+        change(&pinned, 8, 9);
         drop(pinned);
-        flushes.into_iter().for_each(|f| f.join().unwrap());
-        flush(&model);
+        join(flushes);
+        model.flush();
         assert_eq!(model.storage.contents(A), [7, 9], "a change was lost");
         assert_eq!(model.cache.check_destroy(), Ok(()));
     });

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The slot's word, the dirty set and the two orders they are changed in: every interleaving and every value that C11 lets a
-//! load return; with three threads, at most three forced switches. Table contents are plain memory here, so that loom
-//! reports a race on them, too.
+//! The slot's word, the dirty set, and the two orders in which they are changed. loom explores
+//! every interleaving and every value that C11 lets a load return; with three threads, at most
+//! three forced switches. Table contents are plain memory here, so that loom reports races on them,
+//! too.
 #![cfg(loom)]
 
-mod checked;
+mod model_checking;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use checked::{explore, thread};
 use loom::cell::UnsafeCell;
 use loom::sync::{Mutex, MutexGuard};
+use model_checking::{explore, join, spawn};
 use qcow2cache::cache::dirty::DirtySet;
 use qcow2cache::cache::group::Group;
-use qcow2cache::cache::slot::{Discard, Put, Slot};
+use qcow2cache::cache::slot::{Discard, Slot, UnpinResult};
 use qcow2cache::model::{AtomicU64, Ordering};
 
 const A: u64 = 0xA000;
@@ -30,9 +31,9 @@ struct Table {
     freed: AtomicUsize,
 }
 
-// SAFETY: loom checks every access to `memory`: that is what the models are for.
+// SAFETY: loom checks every access to `memory`; the models exist to find races on it.
 unsafe impl Send for Table {}
-// SAFETY: as above.
+// SAFETY: loom checks every access to `memory`, as for `Send`.
 unsafe impl Sync for Table {}
 
 impl Table {
@@ -66,41 +67,53 @@ impl Table {
     }
 
     fn fill(&self, with: u64) {
-        // SAFETY: as the protocol has it, nobody else uses the memory; loom checks that.
+        // SAFETY: by the protocol, no other thread uses the memory; loom checks that.
         self.memory.with_mut(|memory| unsafe { *memory = with });
     }
 
     fn contents(&self) -> u64 {
-        // SAFETY: as the protocol has it, nobody writes the memory; loom checks that.
+        // SAFETY: by the protocol, no thread writes the memory; loom checks that.
         self.memory.with(|memory| unsafe { *memory })
     }
 
     fn put(&self) {
-        match self.slot.put() {
-            Put::Done => {}
-            Put::LastOfDiscarded => self.reclaim(&self.lock()),
-            Put::NotPinned => panic!("a pin was lost"),
+        match self.slot.unpin() {
+            UnpinResult::Unpinned => {}
+            UnpinResult::LastOfDiscarded => self.free_discarded(&self.lock()),
+            UnpinResult::NotPinned => panic!("a pin was lost"),
         }
     }
 
-    fn reclaim(&self, _structure: &MutexGuard<'_, ()>) {
-        if self.slot.reclaim().is_some() {
+    fn discard(&self) {
+        let structure = self.lock();
+        self.discard_locked(&structure);
+        drop(structure);
+    }
+
+    fn discard_locked(&self, _structure: &MutexGuard<'_, ()>) {
+        let (outcome, _) = self.slot.discard();
+        if outcome == Discard::Freed {
+            self.count_freed();
+        }
+    }
+
+    fn free_discarded(&self, _structure: &MutexGuard<'_, ()>) {
+        if self.slot.free_discarded().is_some() {
             self.count_freed();
         }
     }
 
     fn count_freed(&self) {
-        self.freed
-            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        // Whoever frees it hands it on: this is a race unless every user is done.
+        self.freed.fetch_add(1, Relaxed);
+        // The freed slot gets new contents. This is a race unless every user is done.
         self.fill(0xDEAD);
     }
 
     fn times_freed(&self) -> usize {
-        self.freed.load(std::sync::atomic::Ordering::Relaxed)
+        self.freed.load(Relaxed)
     }
 
-    /// The hit: look up, pin, look again; then read and put.
+    /// A hit: compare the offset, pin, compare again; then read and unpin.
     fn read_pinned(&self, offset: u64) -> Option<u64> {
         if self.slot.offset() != offset || !self.slot.pin(&self.spilled_hits) {
             return None;
@@ -110,19 +123,19 @@ impl Table {
         found
     }
 
-    /// The same in a straight line, as nearly every hit goes; no answer where that one looks further.
-    fn read_at_once(&self, offset: u64) -> Option<u64> {
-        if self.slot.offset() != offset || !self.slot.pin_at_once() {
+    /// A hit on the fast path. Returns `None` also if the fast path cannot decide.
+    fn read_fast(&self, offset: u64) -> Option<u64> {
+        if self.slot.offset() != offset || !self.slot.pin_fast() {
             return None;
         }
         let found = (self.slot.offset() == offset).then(|| self.contents());
-        if !self.slot.put_at_once() {
+        if !self.slot.unpin_fast() {
             self.put();
         }
         found
     }
 
-    /// The other side: the slot goes to another table.
+    /// Evicts the table and loads another one into the slot.
     fn evict_for(&self, offset: u64) -> bool {
         let structure = self.lock();
         if self.slot.evict_for(offset).is_none() {
@@ -138,15 +151,6 @@ impl Table {
     }
 }
 
-fn run(table: &Arc<Table>, body: impl FnOnce(&Table) + 'static) -> thread::JoinHandle<()> {
-    let table = table.clone();
-    thread::spawn(move || body(&table))
-}
-
-fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
-    threads.into_iter().for_each(|t| t.join().unwrap());
-}
-
 fn expect_own(table: &Table, offset: u64) {
     if let Some(found) = table.read_pinned(offset) {
         assert_eq!(found, offset, "a pin of the wrong table");
@@ -154,12 +158,12 @@ fn expect_own(table: &Table, offset: u64) {
 }
 
 #[test]
-fn a_pin_is_of_the_table_that_was_looked_up_whatever_is_evicted() {
+fn pin_holds_looked_up_table_during_eviction() {
     explore(Some(3), || {
         let table = Table::resident(A);
         let threads = [
-            run(&table, |t| expect_own(t, A)),
-            run(&table, |t| expect_own(t, B)),
+            spawn(&table, |t| expect_own(t, A)),
+            spawn(&table, |t| expect_own(t, B)),
         ];
         table.evict_for(B);
         join(threads);
@@ -167,10 +171,10 @@ fn a_pin_is_of_the_table_that_was_looked_up_whatever_is_evicted() {
 }
 
 #[test]
-fn a_slot_that_comes_back_to_its_first_table_shows_its_new_contents() {
+fn slot_returning_to_first_table_shows_new_contents() {
     explore(None, || {
         let table = Table::resident(A);
-        let threads = [run(&table, |t| expect_own(t, A))];
+        let threads = [spawn(&table, |t| expect_own(t, A))];
         if table.evict_for(B) {
             table.evict_for(A);
         }
@@ -178,11 +182,11 @@ fn a_slot_that_comes_back_to_its_first_table_shows_its_new_contents() {
     });
 }
 
-/// A pass, and a load into the slot that it freed.
-fn clean_against(preemptions: Option<usize>, readers: &'static [u64]) {
+/// A cleaning pass, then a load into the slot that it freed, concurrent with `readers`.
+fn clean_during_reads(preemptions: Option<usize>, readers: &'static [u64]) {
     explore(preemptions, move || {
         let table = Table::resident(A);
-        let threads = readers.iter().map(|o| run(&table, |t| expect_own(t, *o)));
+        let threads = readers.iter().map(|o| spawn(&table, |t| expect_own(t, *o)));
         let threads: Vec<_> = threads.collect();
         let structure = table.lock();
         let dropped = table.slot.drop_clean().is_some();
@@ -205,83 +209,69 @@ fn clean_against(preemptions: Option<usize>, readers: &'static [u64]) {
 }
 
 #[test]
-fn cleaning_drops_no_pinned_table_and_no_pin_sees_given_back_memory() {
-    clean_against(None, &[A]);
-    clean_against(Some(3), &[A, C]);
+fn cleaning_drops_no_pinned_table_and_no_pin_sees_released_memory() {
+    clean_during_reads(None, &[A]);
+    clean_during_reads(Some(3), &[A, C]);
 }
 
-/// Whether an execution of a model had an answer at once, by both tables' readers.
+/// How often the fast path succeeded in any execution, for the readers of A and of B.
 #[derive(Default)]
-struct Answers([AtomicUsize; 2]);
+struct FastHits([AtomicUsize; 2]);
 
-impl Answers {
+impl FastHits {
     fn expect_own(&self, table: &Table, offset: u64) {
-        if let Some(found) = table.read_at_once(offset) {
+        if let Some(found) = table.read_fast(offset) {
             assert_eq!(found, offset, "a pin of the wrong table");
-            self.0[usize::from(offset == B)].fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            self.0[usize::from(offset == B)].fetch_add(1, Relaxed);
         }
     }
 
     fn of(&self, offset: u64) -> usize {
-        self.0[usize::from(offset == B)].load(std::sync::atomic::Ordering::Relaxed)
+        self.0[usize::from(offset == B)].load(Relaxed)
     }
 }
 
 #[test]
-fn at_once_a_pin_is_of_the_table_that_was_looked_up_and_a_put_frees_it_for_the_next() {
-    let answers = Arc::new(Answers::default());
+fn fast_path_pin_is_of_looked_up_table_and_unpin_allows_eviction() {
+    let fast_hits = Arc::new(FastHits::default());
     explore(Some(3), {
-        let answers = answers.clone();
+        let fast_hits = fast_hits.clone();
         move || {
             let table = Table::resident(A);
             let threads = [A, B].map(|offset| {
-                let answers = answers.clone();
-                run(&table, move |t| answers.expect_own(t, offset))
+                let fast_hits = fast_hits.clone();
+                spawn(&table, move |t| fast_hits.expect_own(t, offset))
             });
             table.evict_for(B);
             join(threads);
         }
     });
-    assert!(answers.of(A) > 0 && answers.of(B) > 0);
+    assert!(fast_hits.of(A) > 0 && fast_hits.of(B) > 0);
 }
 
 #[test]
-fn at_once_a_discarded_table_is_freed_once_after_its_last_reader() {
-    let answers = Arc::new(Answers::default());
+fn fast_path_unpin_frees_discarded_table_once() {
+    let fast_hits = Arc::new(FastHits::default());
     explore(None, {
-        let answers = answers.clone();
+        let fast_hits = fast_hits.clone();
         move || {
             let table = Table::resident(A);
-            let discard = run(&table, |t| {
-                let structure = t.lock();
-                let (how, _) = t.slot.discard();
-                if how == Discard::Freed {
-                    t.count_freed();
-                }
-                drop(structure);
-            });
-            answers.expect_own(&table, A);
+            let discard = spawn(&table, Table::discard);
+            fast_hits.expect_own(&table, A);
             join([discard]);
             assert_eq!(table.times_freed(), 1);
             assert!(table.slot.allocate(B));
         }
     });
-    assert!(answers.of(A) > 0);
+    assert!(fast_hits.of(A) > 0);
 }
 
 #[test]
-fn a_discarded_table_is_freed_once_after_its_last_reader() {
+fn discarded_table_is_freed_once_after_last_reader() {
     explore(None, || {
         let table = Table::pinned(A);
-        let discard = run(&table, |t| {
-            let structure = t.lock();
-            let (how, _) = t.slot.discard();
-            if how == Discard::Freed {
-                t.count_freed();
-            }
-            drop(structure);
-        });
-        let reader = run(&table, |t| expect_own(t, A));
+        let discard = spawn(&table, Table::discard);
+        let reader = spawn(&table, |t| expect_own(t, A));
         assert_eq!(table.contents(), A);
         table.put();
         join([discard, reader]);
@@ -291,26 +281,19 @@ fn a_discarded_table_is_freed_once_after_its_last_reader() {
 }
 
 #[test]
-fn a_discarded_table_that_is_being_written_is_freed_once() {
+fn table_discarded_during_write_is_freed_once() {
     explore(None, || {
         let table = Table::pinned(A);
         assert!(table.slot.mark_dirty());
         assert!(table.slot.begin_write());
-        let writer = run(&table, |t| {
+        let writer = spawn(&table, |t| {
             assert_eq!(t.contents(), A);
             let structure = t.lock();
             t.slot.end_write(false);
-            t.reclaim(&structure);
+            t.free_discarded(&structure);
             drop(structure);
         });
-        let discard = run(&table, |t| {
-            let structure = t.lock();
-            let (how, _) = t.slot.discard();
-            if how == Discard::Freed {
-                t.count_freed();
-            }
-            drop(structure);
-        });
+        let discard = spawn(&table, Table::discard);
         table.put();
         join([writer, discard]);
         assert_eq!(table.times_freed(), 1);
@@ -318,13 +301,13 @@ fn a_discarded_table_that_is_being_written_is_freed_once() {
 }
 
 #[test]
-fn a_pin_sees_what_the_load_read_or_fails() {
+fn pin_sees_loaded_contents_or_fails() {
     explore(Some(3), || {
         let table = Table::free();
         assert!(table.slot.allocate(A));
         let threads = [
-            run(&table, |t| expect_own(t, A)),
-            run(&table, |t| expect_own(t, A)),
+            spawn(&table, |t| expect_own(t, A)),
+            spawn(&table, |t| expect_own(t, A)),
         ];
         table.fill(A);
         let structure = table.lock();
@@ -336,24 +319,21 @@ fn a_pin_sees_what_the_load_read_or_fails() {
 }
 
 #[test]
-fn a_load_that_is_discarded_or_fails_frees_its_slot_once_and_is_never_pinned() {
+fn discarded_or_failed_load_frees_slot_once_and_is_never_pinned() {
     for fails in [false, true] {
         explore(Some(3), move || {
             let table = Table::free();
             assert!(table.slot.allocate(A));
-            let discard = run(&table, |t| {
+            let discard = spawn(&table, |t| {
                 let structure = t.lock();
-                // In the index only while the slot loads or holds it.
+                // The table is in the index only while the slot loads or holds it.
                 let word = t.slot.word();
                 if word.is_loading() || word.is_resident() {
-                    let (how, _) = t.slot.discard();
-                    if how == Discard::Freed {
-                        t.count_freed();
-                    }
+                    t.discard_locked(&structure);
                 }
                 drop(structure);
             });
-            let reader = run(&table, |t| expect_own(t, A));
+            let reader = spawn(&table, |t| expect_own(t, A));
             table.fill(A);
             let structure = table.lock();
             let kept = if fails {
@@ -377,13 +357,14 @@ fn a_load_that_is_discarded_or_fails_frees_its_slot_once_and_is_never_pinned() {
     }
 }
 
-/// A table's word in memory, changed while others may write it back, and the same word in the image.
-struct Contents {
+/// A word of a table in memory, which may be changed during a write-back, and the same word in the
+/// image.
+struct SharedWord {
     memory: loom::sync::atomic::AtomicU64,
     image: Mutex<u64>,
 }
 
-impl Contents {
+impl SharedWord {
     fn new() -> Arc<Self> {
         Arc::new(Self {
             memory: loom::sync::atomic::AtomicU64::new(0),
@@ -412,21 +393,22 @@ impl Contents {
     }
 }
 
-/// Two changes race with two write-backs, one of which may fail: whatever the image lacks is still dirty.
-fn mark_against_write_back(failed: bool) {
+/// Two changes race with two write-backs, one of which may fail. If the image lacks a change, the
+/// table is still dirty.
+fn mark_during_write_back(failed: bool) {
     explore(None, move || {
         let table = Table::pinned(A);
-        let contents = Contents::new();
+        let contents = SharedWord::new();
         contents.change(1);
         assert!(table.slot.mark_dirty());
-        let marker = run(&table, {
+        let marker = spawn(&table, {
             let contents = contents.clone();
             move |t| {
                 contents.change(2);
                 assert!(t.slot.mark_dirty());
             }
         });
-        let writer = run(&table, {
+        let writer = spawn(&table, {
             let contents = contents.clone();
             move |t| contents.write_back(t, failed)
         });
@@ -441,53 +423,54 @@ fn mark_against_write_back(failed: bool) {
 }
 
 #[test]
-fn a_change_that_a_write_back_missed_leaves_the_table_dirty() {
-    mark_against_write_back(false);
+fn change_missed_by_write_back_leaves_table_dirty() {
+    mark_during_write_back(false);
 }
 
 #[test]
-fn a_failed_write_back_leaves_the_table_dirty() {
-    mark_against_write_back(true);
+fn failed_write_back_leaves_table_dirty() {
+    mark_during_write_back(true);
 }
 
 #[test]
-fn nothing_dirty_is_evicted_cleaned_or_moved() {
-    for how in [Slot::drop_clean, Slot::lift, |slot: &Slot| {
+fn dirty_table_is_never_evicted_cleaned_or_moved() {
+    for remove in [Slot::drop_clean, Slot::begin_move, |slot: &Slot| {
         slot.evict_for(B)
     }] {
         explore(None, move || {
             let table = Table::resident(A);
             let changed = Arc::new(AtomicUsize::new(0));
-            let writer = run(&table, {
+            let writer = spawn(&table, {
                 let changed = changed.clone();
                 move |t| {
                     if t.slot.offset() == A && t.slot.pin(&t.spilled_hits) {
                         assert!(t.slot.mark_dirty());
                         t.put();
-                        changed.store(1, std::sync::atomic::Ordering::Relaxed);
+                        changed.store(1, Relaxed);
                     }
                 }
             });
             let structure = table.lock();
-            let dropped = how(&table.slot).is_some();
+            let dropped = remove(&table.slot).is_some();
             drop(structure);
             join([writer]);
-            let changed = changed.load(std::sync::atomic::Ordering::Relaxed) == 1;
+            let changed = changed.load(Relaxed) == 1;
             assert!(!(dropped && changed), "a dirty table was dropped");
             assert_eq!(changed, table.slot.word().is_dirty());
         });
     }
 }
 
-/// Slots with the dirty set over them: what a marker and the holder of the structure lock do to both.
-struct Set {
+/// A slot and the dirty set. A marking thread and the holder of the structure lock change both.
+struct SlotAndDirtySet {
     table: Arc<Table>,
     groups: [Group; 1],
     dirty: DirtySet,
 }
 
-impl Set {
-    /// Slot 0 is pinned and clean; its bit is set all the same, or only its group's bit in the summary is.
+impl SlotAndDirtySet {
+    /// Slot 0 is pinned and clean. Either its bit is still set, or only its group's bit in the
+    /// summary.
     fn stale(bit: bool) -> Arc<Self> {
         let set = Self {
             table: Table::pinned(A),
@@ -506,18 +489,20 @@ impl Set {
         self.dirty.insert(&self.groups, 0);
     }
 
-    /// What a flush does to claim a slot that it has on its list.
+    /// Claims the slot as a flush does for each slot on its list.
     fn claim(&self) -> bool {
         let structure = self.table.lock();
         let slot = &self.table.slot;
         let begin_write = || slot.begin_write();
-        let is_dirty = || slot.is_dirty_in_order();
-        let begun = self.dirty.claim(&self.groups, 0, begin_write, is_dirty);
+        let is_dirty = || slot.is_dirty_seq_cst();
+        let begun = self
+            .dirty
+            .claim_for_write(&self.groups, 0, begin_write, is_dirty);
         drop(structure);
         begun
     }
 
-    /// What a flush does to list what is dirty.
+    /// Lists the dirty slots as a flush does.
     fn list(&self) -> Vec<u32> {
         let structure = self.table.lock();
         let mut listed = Vec::new();
@@ -525,8 +510,8 @@ impl Set {
             if self.table.slot.word().is_dirty() {
                 listed.push(slot);
             } else {
-                let is_dirty = || self.table.slot.is_dirty_in_order();
-                self.dirty.settle(&self.groups, slot, is_dirty);
+                let is_dirty = || self.table.slot.is_dirty_seq_cst();
+                self.dirty.clear_stale(&self.groups, slot, is_dirty);
             }
         });
         drop(structure);
@@ -534,41 +519,36 @@ impl Set {
     }
 }
 
-/// Whoever marked the table and returned is found by the next flush, if not by one that ran meanwhile.
+/// A flush after `mark_dirty` returned lists the table, even if a concurrent flush did not.
 fn marked_is_listed(bit: bool) {
     explore(None, move || {
-        let set = Set::stale(bit);
-        let marker = thread::spawn({
-            let set = set.clone();
-            move || set.mark_dirty()
-        });
+        let set = SlotAndDirtySet::stale(bit);
+        let marker = spawn(&set, SlotAndDirtySet::mark_dirty);
         set.list();
         join([marker]);
-        assert_eq!(set.list(), [0], "a dirty table is in no list");
+        assert_eq!(set.list(), [0], "a dirty table is not listed");
     });
 }
 
 #[test]
-fn a_mark_that_races_the_settling_of_a_stale_bit_is_listed() {
+fn mark_racing_clear_of_stale_bit_is_listed() {
     marked_is_listed(true);
 }
 
 #[test]
-fn a_mark_that_races_the_sweep_of_a_stale_summary_is_listed() {
+fn mark_racing_sweep_of_stale_summary_is_listed() {
     marked_is_listed(false);
 }
 
-/// A flush has the table on its list from before somebody else wrote it: there is nothing to claim, unless it is marked now.
+/// A flush has listed the table, but another flush has written it meanwhile. The claim fails unless
+/// the table is marked again.
 #[test]
-fn a_mark_that_races_a_claim_in_vain_is_listed() {
+fn mark_racing_failed_claim_is_listed() {
     explore(None, || {
-        let set = Set::stale(true);
-        let marker = thread::spawn({
-            let set = set.clone();
-            move || set.mark_dirty()
-        });
+        let set = SlotAndDirtySet::stale(true);
+        let marker = spawn(&set, SlotAndDirtySet::mark_dirty);
         let claimed = set.claim();
         join([marker]);
-        assert!(claimed || set.list() == [0], "a dirty table is in no list");
+        assert!(claimed || set.list() == [0], "a dirty table is not listed");
     });
 }

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The parker, its wakers, the wait list, and the cleaner's start, sleep and stop on them: every interleaving and every value
-//! that C11 lets a load return; where a bound is given, at most so many forced switches. A wake-up that is lost is a deadlock,
-//! which loom reports.
+//! The parker, its wakers, the wait list, and the cleaner's start, sleep and stop, which use them.
+//! loom explores every interleaving and every value that C11 lets a load return; where a bound is
+//! given, at most that number of forced switches. A lost wake-up is a deadlock, which loom reports.
 #![cfg(loom)]
 
-mod checked;
+mod model_checking;
 
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use checked::host::{Freed, Kind, ModelHost};
-use checked::{explore, thread, timeline};
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::sync::{Condvar, Mutex};
+use model_checking::host::{Coroutine, CoroutineSleeper, Freed, Kind, ModelHost};
+use model_checking::{INTERVAL, explore, join, thread, timeline};
 use qcow2cache::cleaner::{CleanTarget, Cleaner};
 use qcow2cache::host::executor::Executor;
 use qcow2cache::host::{Context as Place, Event, block_on, poll_until_done};
@@ -23,77 +23,33 @@ use qcow2cache::sync::lock::{Owner, StateLock};
 use qcow2cache::sync::parker::{LazyParker, Parker, Sleeper, ThreadSleeper};
 use qcow2cache::sync::wait_list::WaitList;
 
-/// A coroutine: asleep until it is woken; asserts one wake for each sleep.
-#[derive(Default)]
-struct Coroutine {
-    woken: Mutex<bool>,
-    condvar: Condvar,
-}
-
-impl Sleeper for Coroutine {
-    fn sleep(&self, notified: &dyn Fn() -> bool) {
-        let mut woken = self.woken.lock().unwrap();
-        while !*woken {
-            woken = self.condvar.wait(woken).unwrap();
-        }
-        *woken = false;
-        drop(woken);
-        assert!(notified(), "woken before the wait was over");
-    }
-
-    fn wake(&self) {
-        let mut woken = self.woken.lock().unwrap();
-        assert!(!*woken, "woken twice");
-        *woken = true;
-        drop(woken);
-        self.condvar.notify_one();
-    }
-}
-
-/// A [`Sleeper`] that can be looked at from outside.
-struct Seen(Arc<Coroutine>);
-
-impl Sleeper for Seen {
-    fn sleep(&self, notified: &dyn Fn() -> bool) {
-        self.0.sleep(notified);
-    }
-
-    fn wake(&self) {
-        self.0.wake();
-    }
-}
-
 fn coroutine() -> (Arc<Parker>, Arc<Coroutine>) {
     let coroutine = Arc::new(Coroutine::default());
-    let parker = Parker::new(Box::new(Seen(coroutine.clone())));
+    let parker = Parker::new(Box::new(CoroutineSleeper::new(coroutine.clone())));
     (Arc::new(parker), coroutine)
 }
 
-fn no_wake_is_left(coroutine: &Coroutine) {
-    assert!(!*coroutine.woken.lock().unwrap(), "a wake-up too many");
-}
-
-/// What the waker wrote before, the owner reads after.
+/// Plain memory: written before a wake-up, read after it.
 struct Message(UnsafeCell<u32>);
 
 // SAFETY: loom checks every access.
 unsafe impl Send for Message {}
-// SAFETY: as above.
+// SAFETY: loom checks every access, as for `Send`.
 unsafe impl Sync for Message {}
 
 impl Message {
     fn write(&self) {
-        // SAFETY: before the wake-up, the waker's alone; loom checks that.
+        // SAFETY: before the wake-up only the waker uses it; loom checks that.
         self.0.with_mut(|m| unsafe { *m = 7 });
     }
 
     fn read(&self) -> u32 {
-        // SAFETY: after the wake-up, the owner's; loom checks that.
+        // SAFETY: after the wake-up only the owner uses it; loom checks that.
         self.0.with(|m| unsafe { *m })
     }
 }
 
-fn a_message(parker: &Arc<Parker>) {
+fn pass_message(parker: &Arc<Parker>) {
     let message = Arc::new(Message(UnsafeCell::new(0)));
     let waker = thread::spawn({
         let (parker, message) = (parker.clone(), message.clone());
@@ -108,14 +64,14 @@ fn a_message(parker: &Arc<Parker>) {
 }
 
 #[test]
-fn what_was_written_before_the_wake_up_is_read_after_it() {
+fn writes_before_wake_up_are_visible_after_it() {
     explore(None, || {
-        a_message(&Arc::new(Parker::new(Box::new(ThreadSleeper::new()))));
+        pass_message(&Arc::new(Parker::new(Box::new(ThreadSleeper::new()))));
     });
     explore(None, || {
         let (parker, coroutine) = coroutine();
-        a_message(&parker);
-        no_wake_is_left(&coroutine);
+        pass_message(&parker);
+        coroutine.assert_no_wake_up_left();
     });
 }
 
@@ -131,18 +87,19 @@ fn two_wakers_wake_one_sleep_once() {
                 parker.unpark();
             })
         });
-        // Relaxed: it is the parker that makes them visible.
+        // Relaxed: the parker makes the stores visible.
         while !arrived.iter().all(|a| a.load(Ordering::Relaxed)) {
             parker.park();
         }
-        wakers.into_iter().for_each(|w| w.join().unwrap());
-        // What came too late for the last sleep ends the next one at once, without a wake of the host's.
-        no_wake_is_left(&coroutine);
+        join(wakers);
+        // A wake-up that is too late for the last sleep ends the next one immediately, without a
+        // wake-up by the host.
+        coroutine.assert_no_wake_up_left();
     });
 }
 
 #[test]
-fn a_wake_up_that_comes_before_the_sleep_needs_no_host() {
+fn wake_up_before_sleep_needs_no_host_call() {
     explore(None, || {
         let (parker, coroutine) = coroutine();
         parker.unpark();
@@ -152,17 +109,17 @@ fn a_wake_up_that_comes_before_the_sleep_needs_no_host() {
         });
         parker.park();
         late.join().unwrap();
-        no_wake_is_left(&coroutine);
+        coroutine.assert_no_wake_up_left();
     });
 }
 
-/// A future that somebody else completes, who wakes whoever polled it last.
+/// A future that another thread completes. Completion wakes the waker of the last poll.
 #[derive(Default)]
-struct Cell {
+struct Completion {
     state: Mutex<(bool, Option<std::task::Waker>)>,
 }
 
-impl Cell {
+impl Completion {
     fn complete(&self) {
         let waker = {
             let mut state = self.state.lock().unwrap();
@@ -189,18 +146,18 @@ impl Cell {
 }
 
 #[test]
-fn a_waker_that_outlasts_its_wait_wakes_nobody() {
+fn waker_outliving_its_wait_wakes_nobody() {
     explore(None, || {
         let coroutine = Arc::new(Coroutine::default());
-        let cell = Arc::new(Cell::default());
+        let completion = Arc::new(Completion::default());
         let other = thread::spawn({
-            let cell = cell.clone();
-            move || cell.complete()
+            let completion = completion.clone();
+            move || completion.complete()
         });
         {
-            let sleeper = || Box::new(Seen(coroutine.clone())) as Box<dyn Sleeper>;
+            let sleeper = || Box::new(CoroutineSleeper::new(coroutine.clone())) as Box<dyn Sleeper>;
             let parker = LazyParker::new(&sleeper);
-            let mut wait = pin!(cell.wait());
+            let mut wait = pin!(completion.wait());
             while parker
                 .with_waker(|waker| wait.as_mut().poll(&mut Context::from_waker(waker)))
                 .is_pending()
@@ -208,29 +165,29 @@ fn a_waker_that_outlasts_its_wait_wakes_nobody() {
                 parker.parker().park();
             }
         }
-        // Now the coroutine sleeps in its host's own I/O.
-        no_wake_is_left(&coroutine);
+        // Now the coroutine would sleep in its host's own I/O.
+        coroutine.assert_no_wake_up_left();
         other.join().unwrap();
-        no_wake_is_left(&coroutine);
+        coroutine.assert_no_wake_up_left();
     });
 }
 
 #[test]
-fn a_ticket_is_ready_after_its_key_was_notified() {
+fn waiter_completes_after_its_key_is_notified() {
     explore(Some(4), || {
         let host = ModelHost::new(Kind::Coroutines, false);
         let gate = Arc::new(Mutex::new((false, WaitList::default())));
         let waiters = [(), ()].map(|()| {
             let (host, gate) = (host.clone(), gate.clone());
             thread::spawn(move || {
-                let ticket = {
+                let waiter = {
                     let mut gate = gate.lock().unwrap();
                     if gate.0 {
                         return;
                     }
-                    gate.1.enrol(1)
+                    gate.1.register(1)
                 };
-                block_on(&*host, &[], ticket);
+                block_on(&*host, &[], waiter);
             })
         });
         let wakes = {
@@ -239,7 +196,7 @@ fn a_ticket_is_ready_after_its_key_was_notified() {
             gate.1.notify(|key| *key == 1)
         };
         wakes.wake();
-        waiters.into_iter().for_each(|w| w.join().unwrap());
+        join(waiters);
         host.join();
     });
 }
@@ -264,7 +221,7 @@ fn poll_until_done_misses_no_notification() {
 }
 
 #[test]
-fn the_state_lock_excludes_and_loses_no_wake_up() {
+fn state_lock_is_exclusive_and_loses_no_wake_up() {
     explore(Some(4), || {
         let host = ModelHost::new(Kind::Coroutines, false);
         let lock = Arc::new(StateLock::new());
@@ -298,7 +255,7 @@ fn the_state_lock_excludes_and_loses_no_wake_up() {
 }
 
 #[test]
-fn a_request_that_is_given_up_wakes_the_next() {
+fn cancelled_lock_request_wakes_next_waiter() {
     explore(Some(4), || {
         let host = ModelHost::new(Kind::Coroutines, false);
         let lock = Arc::new(StateLock::new());
@@ -328,46 +285,47 @@ fn a_request_that_is_given_up_wakes_the_next() {
     });
 }
 
-/// Turns an executor until `done`, sleeping while there is nothing to turn for.
+/// Wakes the thread that runs an executor.
 #[derive(Default)]
-struct Bell {
+struct Doorbell {
     rung: Mutex<bool>,
     condvar: Condvar,
 }
 
 #[test]
-fn a_task_that_is_woken_while_it_is_polled_is_polled_again() {
+fn task_woken_during_poll_is_polled_again() {
     explore(None, || {
-        let bell = Arc::new(Bell::default());
+        let doorbell = Arc::new(Doorbell::default());
         let executor = Executor::new(Box::new({
-            let bell = bell.clone();
+            let doorbell = doorbell.clone();
             move || {
-                *bell.rung.lock().unwrap() = true;
-                bell.condvar.notify_one();
+                *doorbell.rung.lock().unwrap() = true;
+                doorbell.condvar.notify_one();
             }
         }));
         executor.pause_clock();
-        let cell = Arc::new(Cell::default());
+        let completion = Arc::new(Completion::default());
         let handle = executor.spawn(Box::pin({
-            let cell = cell.clone();
-            async move { cell.wait().await }
+            let completion = completion.clone();
+            async move { completion.wait().await }
         }));
-        let completer = thread::spawn(move || cell.complete());
+        let completer = thread::spawn(move || completion.complete());
         while executor.has_tasks() {
-            let mut rung = bell.rung.lock().unwrap();
+            let mut rung = doorbell.rung.lock().unwrap();
             while !*rung {
-                rung = bell.condvar.wait(rung).unwrap();
+                rung = doorbell.condvar.wait(rung).unwrap();
             }
             *rung = false;
             drop(rung);
-            executor.turn();
+            executor.run_ready();
         }
         completer.join().unwrap();
         handle.cancel();
     });
 }
 
-/// A cache that may not be touched once it is freed. Plain memory: a pass that races the free is a race loom reports.
+/// A cache that may not be used once it is freed. Its memory is plain, so that loom reports a pass
+/// that races the free.
 struct Target {
     freed: Freed,
     memory: Message,
@@ -382,26 +340,24 @@ impl CleanTarget for Target {
         (1, None)
     }
 
-    fn give_back(&self, _from: usize) -> Option<usize> {
+    fn release_memory(&self, _from: usize) -> Option<usize> {
         self.freed.touch("a pass");
         None
     }
 
     fn poison(&self) {
-        timeline::fail("what a pass asserted failed");
+        timeline::fail("an assertion of a pass failed");
     }
 }
 
-const INTERVAL: u64 = 600_000_000_000;
-
-struct Life {
+struct StartedCleaner {
     host: Arc<ModelHost>,
     cleaner: Arc<Cleaner>,
     target: Arc<Target>,
 }
 
-impl Life {
-    fn started(kind: Kind) -> Self {
+impl StartedCleaner {
+    fn new(kind: Kind) -> Self {
         let host = ModelHost::new(kind, false);
         let cleaner = Arc::new(Cleaner::new(host.clone()));
         let target = Arc::new(Target {
@@ -418,7 +374,7 @@ impl Life {
         }
     }
 
-    /// A stop has returned: the caller's alone from now on.
+    /// Called when a stop has returned: only the caller uses the cache from now on.
     fn free(&self) {
         assert_eq!(Arc::strong_count(&self.target), 2, "a cache is still held");
         self.target.freed.free();
@@ -428,47 +384,47 @@ impl Life {
 }
 
 #[test]
-fn a_stop_at_any_moment_of_a_cleaners_life() {
+fn stop_at_any_moment_ends_cleaner() {
     for kind in [Kind::Threads, Kind::Coroutines, Kind::Tasks] {
         explore(Some(5), move || {
-            let life = Life::started(kind);
-            life.cleaner.del_and_wait().unwrap();
-            life.free();
-            life.host.join();
+            let started = StartedCleaner::new(kind);
+            started.cleaner.del_and_wait().unwrap();
+            started.free();
+            started.host.join();
         });
     }
 }
 
 #[test]
-fn a_stop_against_the_timer_and_the_pass() {
+fn stop_during_timer_and_pass_ends_cleaner() {
     for kind in [Kind::Threads, Kind::Coroutines, Kind::OwnLock] {
         explore(Some(3), move || {
-            let life = Life::started(kind);
+            let started = StartedCleaner::new(kind);
             let clock = thread::spawn({
-                let host = life.host.clone();
+                let host = started.host.clone();
                 move || host.advance(INTERVAL)
             });
-            life.cleaner.del_and_wait().unwrap();
-            life.free();
+            started.cleaner.del_and_wait().unwrap();
+            started.free();
             clock.join().unwrap();
-            life.host.join();
+            started.host.join();
         });
     }
 }
 
 #[test]
-fn two_stops_at_once() {
+fn two_concurrent_stops_both_return() {
     for kind in [Kind::Coroutines, Kind::Tasks] {
         explore(Some(3), move || {
-            let life = Life::started(kind);
+            let started = StartedCleaner::new(kind);
             let other = thread::spawn({
-                let cleaner = life.cleaner.clone();
+                let cleaner = started.cleaner.clone();
                 move || cleaner.del_and_wait().unwrap()
             });
-            life.cleaner.del_and_wait().unwrap();
+            started.cleaner.del_and_wait().unwrap();
             other.join().unwrap();
-            life.free();
-            life.host.join();
+            started.free();
+            started.host.join();
         });
     }
 }

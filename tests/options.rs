@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The cache options: cases worked out by hand, refusals with their exact text, and what holds for
-//! any input.
+//! The cache options: cases computed by hand, errors with their exact message, and properties that
+//! hold for any input.
 
 use std::time::Duration;
 
@@ -24,9 +24,9 @@ fn geometry(virtual_size: u64, cluster_size: u32, l2_entry_size: u32) -> Geometr
     }
 }
 
-/// An image of 64 KiB clusters and plain entries, as `qemu-img create` makes it: needs 1 MiB of L2
-/// tables for every 8 GiB.
-fn usual(virtual_size: u64) -> Geometry {
+/// An image with clusters of 64 KiB and plain L2 entries, as `qemu-img create` makes it. It needs
+/// 1 MiB of L2 tables for every 8 GiB.
+fn image(virtual_size: u64) -> Geometry {
     geometry(virtual_size, 65536, 8)
 }
 
@@ -56,24 +56,25 @@ fn shape(resolved: &Resolved) -> (usize, usize, usize) {
     )
 }
 
-/// Geometry, options, shape. QEMU 10.0.2 allocates the same, where such an image can be made and the
-/// memory is there.
+/// Geometry, options, shape. QEMU 10.0.2 allocates the same, if such an image can be created and
+/// there is enough memory.
 #[rustfmt::skip]
-fn cases_worked_out_by_hand() -> Vec<(Geometry, Options, (usize, usize, usize))> {
+fn hand_computed_cases() -> Vec<(Geometry, Options, (usize, usize, usize))> {
     let none = None;
     let c = 64 * KIB;
     vec![
-        // Nothing set: need, up to 32 MiB; small tables once the need is above; minimum of 2 and 4.
-        (usual(8 * GIB), Options::default(), (16, 65536, 4)),
-        (usual(GIB), Options::default(), (2, 65536, 4)),
-        (usual(64 * MIB), Options::default(), (2, 65536, 4)),   // need is one cluster
-        (usual(0), Options::default(), (2, 65536, 4)),
-        (usual(1280 * MIB), Options::default(), (3, 65536, 4)), // 160 KiB of entries, in whole clusters
-        (usual(512 * MIB + 1), Options::default(), (2, 65536, 4)),
-        (usual(1024 * MIB + 1), Options::default(), (3, 65536, 4)),
-        (usual(256 * GIB), Options::default(), (512, 65536, 4)), // need is 32 MiB to the byte
-        (usual(256 * GIB + 1), Options::default(), (8192, 4096, 4)),
-        (usual(64 * TIB), Options::default(), (8192, 4096, 4)),
+        // Nothing set: the need, up to 32 MiB; small tables if the need is larger; minimum 2 and 4.
+        (image(8 * GIB), Options::default(), (16, 65536, 4)),
+        (image(GIB), Options::default(), (2, 65536, 4)),
+        (image(64 * MIB), Options::default(), (2, 65536, 4)),   // need is one cluster
+        (image(0), Options::default(), (2, 65536, 4)),
+        // 160 KiB of entries, in whole clusters.
+        (image(1280 * MIB), Options::default(), (3, 65536, 4)),
+        (image(512 * MIB + 1), Options::default(), (2, 65536, 4)),
+        (image(1024 * MIB + 1), Options::default(), (3, 65536, 4)),
+        (image(256 * GIB), Options::default(), (512, 65536, 4)), // need is 32 MiB to the byte
+        (image(256 * GIB + 1), Options::default(), (8192, 4096, 4)),
+        (image(64 * TIB), Options::default(), (8192, 4096, 4)),
         (geometry(8 * GIB, 65536, 16), Options::default(), (32, 65536, 4)),
         (geometry(256 * GIB, 65536, 16), Options::default(), (8192, 4096, 4)),
         (geometry(GIB, 512, 8), Options::default(), (32768, 512, 4)),      // need is 16 MiB
@@ -85,48 +86,52 @@ fn cases_worked_out_by_hand() -> Vec<(Geometry, Options, (usize, usize, usize))>
         (geometry(u64::MAX, 2 << 20, 8), Options::default(), (8192, 4096, 4)),
 
         // l2-cache-size alone.
-        (usual(8 * GIB), sizes(none, 256 * KIB, none, none), (64, 4096, 4)),
-        (usual(8 * GIB), sizes(none, MIB, none, none), (16, 65536, 4)),
-        (usual(8 * GIB), sizes(none, MIB - 1, none, none), (255, 4096, 4)),
-        (usual(8 * GIB), sizes(none, GIB, none, none), (16, 65536, 4)),   // no more than needed
-        (usual(8 * GIB), sizes(none, u64::MAX, none, none), (16, 65536, 4)),
-        (usual(8 * GIB), sizes(none, 0, none, none), (2, 4096, 4)),
-        (usual(0), sizes(none, 0, none, none), (2, 65536, 4)),            // 0 covers a need of 0
-        (usual(TIB), sizes(none, 128 * MIB, none, none), (2048, 65536, 4)), // above the default of 32 MiB
+        (image(8 * GIB), sizes(none, 256 * KIB, none, none), (64, 4096, 4)),
+        (image(8 * GIB), sizes(none, MIB, none, none), (16, 65536, 4)),
+        (image(8 * GIB), sizes(none, MIB - 1, none, none), (255, 4096, 4)),
+        (image(8 * GIB), sizes(none, GIB, none, none), (16, 65536, 4)),   // no more than needed
+        (image(8 * GIB), sizes(none, u64::MAX, none, none), (16, 65536, 4)),
+        (image(8 * GIB), sizes(none, 0, none, none), (2, 4096, 4)),
+        (image(0), sizes(none, 0, none, none), (2, 65536, 4)),            // 0 covers a need of 0
+        // Above the default of 32 MiB.
+        (image(TIB), sizes(none, 128 * MIB, none, none), (2048, 65536, 4)),
 
         // refcount-cache-size alone, and both.
-        (usual(8 * GIB), sizes(none, none, MIB, none), (16, 65536, 16)),
-        (usual(8 * GIB), sizes(none, none, 0, none), (16, 65536, 4)),
-        (usual(8 * GIB), sizes(none, none, 5 * c - 1, none), (16, 65536, 4)),
-        (usual(8 * GIB), sizes(none, none, 5 * c, none), (16, 65536, 5)),
-        (usual(8 * GIB), sizes(none, 512 * KIB, 8 * c, none), (128, 4096, 8)),
+        (image(8 * GIB), sizes(none, none, MIB, none), (16, 65536, 16)),
+        (image(8 * GIB), sizes(none, none, 0, none), (16, 65536, 4)),
+        (image(8 * GIB), sizes(none, none, 5 * c - 1, none), (16, 65536, 4)),
+        (image(8 * GIB), sizes(none, none, 5 * c, none), (16, 65536, 5)),
+        (image(8 * GIB), sizes(none, 512 * KIB, 8 * c, none), (128, 4096, 8)),
 
-        // cache-size alone: need + 4 clusters is where the rest begins to go to the refcount cache.
-        (usual(8 * GIB), sizes(MIB + 4 * c, none, none, none), (16, 65536, 4)),
-        (usual(8 * GIB), sizes(MIB + 4 * c - 1, none, none, none), (255, 4096, 4)),
-        (usual(8 * GIB), sizes(MIB + 5 * c, none, none, none), (16, 65536, 5)),
-        (usual(8 * GIB), sizes(4 * MIB, none, none, none), (16, 65536, 48)),
-        (usual(8 * GIB), sizes(MIB, none, none, none), (192, 4096, 4)),
-        (usual(8 * GIB), sizes(4 * c, none, none, none), (2, 4096, 4)),
-        (usual(8 * GIB), sizes(0, none, none, none), (2, 4096, 4)),
-        (usual(0), sizes(0, none, none, none), (2, 65536, 4)),
-        (usual(TIB), sizes(64 * MIB, none, none, none), (16320, 4096, 4)), // 32 MiB is a default only
+        // cache-size alone: above need + 4 clusters, the rest goes to the refcount cache.
+        (image(8 * GIB), sizes(MIB + 4 * c, none, none, none), (16, 65536, 4)),
+        (image(8 * GIB), sizes(MIB + 4 * c - 1, none, none, none), (255, 4096, 4)),
+        (image(8 * GIB), sizes(MIB + 5 * c, none, none, none), (16, 65536, 5)),
+        (image(8 * GIB), sizes(4 * MIB, none, none, none), (16, 65536, 48)),
+        (image(8 * GIB), sizes(MIB, none, none, none), (192, 4096, 4)),
+        (image(8 * GIB), sizes(4 * c, none, none, none), (2, 4096, 4)),
+        (image(8 * GIB), sizes(0, none, none, none), (2, 4096, 4)),
+        (image(0), sizes(0, none, none, none), (2, 65536, 4)),
+        // 32 MiB is only a default.
+        (image(TIB), sizes(64 * MIB, none, none, none), (16320, 4096, 4)),
 
         // cache-size with one of the others.
-        (usual(8 * GIB), sizes(4 * MIB, MIB, none, none), (16, 65536, 48)),
-        (usual(8 * GIB), sizes(4 * MIB, 2 * MIB, none, none), (16, 65536, 48)), // 1 MiB is needed, 3 MiB are left
-        (usual(8 * GIB), sizes(MIB, MIB, none, none), (16, 65536, 4)),
-        (usual(8 * GIB), sizes(MIB, 0, none, none), (2, 4096, 16)),
-        (usual(8 * GIB), sizes(4 * MIB, none, MIB, none), (48, 65536, 16)),     // 3 MiB although 1 MiB is needed
-        (usual(8 * GIB), sizes(MIB, none, 512 * KIB, none), (128, 4096, 8)),
-        (usual(8 * GIB), sizes(MIB, none, MIB, none), (2, 4096, 16)),
-        (usual(8 * GIB), sizes(MIB, none, 0, none), (16, 65536, 4)),
+        (image(8 * GIB), sizes(4 * MIB, MIB, none, none), (16, 65536, 48)),
+        // 1 MiB is needed, 3 MiB are left.
+        (image(8 * GIB), sizes(4 * MIB, 2 * MIB, none, none), (16, 65536, 48)),
+        (image(8 * GIB), sizes(MIB, MIB, none, none), (16, 65536, 4)),
+        (image(8 * GIB), sizes(MIB, 0, none, none), (2, 4096, 16)),
+        // 3 MiB although 1 MiB is needed.
+        (image(8 * GIB), sizes(4 * MIB, none, MIB, none), (48, 65536, 16)),
+        (image(8 * GIB), sizes(MIB, none, 512 * KIB, none), (128, 4096, 8)),
+        (image(8 * GIB), sizes(MIB, none, MIB, none), (2, 4096, 16)),
+        (image(8 * GIB), sizes(MIB, none, 0, none), (16, 65536, 4)),
 
         // l2-cache-entry-size.
-        (usual(8 * GIB), sizes(none, none, none, 4096), (256, 4096, 4)),
-        (usual(8 * GIB), sizes(none, none, none, 512), (2048, 512, 4)),
-        (usual(8 * GIB), sizes(none, 256 * KIB, none, 65536), (4, 65536, 4)),
-        (usual(8 * GIB), sizes(none, 256 * KIB, none, 512), (512, 512, 4)),
+        (image(8 * GIB), sizes(none, none, none, 4096), (256, 4096, 4)),
+        (image(8 * GIB), sizes(none, none, none, 512), (2048, 512, 4)),
+        (image(8 * GIB), sizes(none, 256 * KIB, none, 65536), (4, 65536, 4)),
+        (image(8 * GIB), sizes(none, 256 * KIB, none, 512), (512, 512, 4)),
         (geometry(8 * GIB, 512, 8), sizes(none, MIB, none, 512), (2048, 512, 4)),
 
         // The largest caches that are allowed.
@@ -136,8 +141,8 @@ fn cases_worked_out_by_hand() -> Vec<(Geometry, Options, (usize, usize, usize))>
 }
 
 #[test]
-fn sizes_are_those_worked_out_by_hand() {
-    for (geometry, options, expected) in cases_worked_out_by_hand() {
+fn sizes_match_hand_computed_cases() {
+    for (geometry, options, expected) in hand_computed_cases() {
         let resolved = options.resolve(&geometry);
         let resolved = resolved
             .unwrap_or_else(|error| panic!("{options:?} {geometry:?}: {}", error.message()));
@@ -153,94 +158,116 @@ fn sizes_are_those_worked_out_by_hand() {
     }
 }
 
-/// Geometry, options, the message. QEMU 10.0.2 refuses the same options, in other words.
+/// Geometry, options, error message. QEMU 10.0.2 rejects the same options with other messages.
 #[rustfmt::skip]
-fn refusals() -> Vec<(Geometry, Options, &'static str)> {
+fn rejected_cases() -> Vec<(Geometry, Options, &'static str)> {
     let none = None;
     let interval = |seconds| Options { cache_clean_interval: Some(seconds), ..Options::default() };
     vec![
-        (usual(GIB), sizes(3, 2, 1, none),
-         "'cache-size' (3 bytes), 'l2-cache-size' (2 bytes) and 'refcount-cache-size' (1 bytes) are all set: \
-          allowed are any two of them"),
-        (usual(GIB), sizes(0, 0, 0, none),
-         "'cache-size' (0 bytes), 'l2-cache-size' (0 bytes) and 'refcount-cache-size' (0 bytes) are all set: \
-          allowed are any two of them"),
-        // What counts is the setting, though the image needs only 128 KiB.
-        (usual(GIB), sizes(MIB, MIB + 1, none, none),
-         "'l2-cache-size' is 1048577 bytes: allowed are 0 to 1048576 bytes, the 'cache-size' of both caches"),
-        (usual(GIB), sizes(0, none, 1, none),
-         "'refcount-cache-size' is 1 bytes: allowed are 0 to 0 bytes, the 'cache-size' of both caches"),
-        (usual(GIB), sizes(none, none, none, 3000),
-         "'l2-cache-entry-size' is 3000 bytes: allowed is a power of two from 512 to the cluster size, 65536 bytes"),
-        (usual(GIB), sizes(none, none, none, 0),
-         "'l2-cache-entry-size' is 0 bytes: allowed is a power of two from 512 to the cluster size, 65536 bytes"),
-        (usual(GIB), sizes(none, none, none, 256),
-         "'l2-cache-entry-size' is 256 bytes: allowed is a power of two from 512 to the cluster size, 65536 bytes"),
+        (image(GIB), sizes(3, 2, 1, none),
+         "'cache-size' (3 bytes), 'l2-cache-size' (2 bytes) and 'refcount-cache-size' (1 bytes) \
+          are all set: allowed are any two of them"),
+        (image(GIB), sizes(0, 0, 0, none),
+         "'cache-size' (0 bytes), 'l2-cache-size' (0 bytes) and 'refcount-cache-size' (0 bytes) \
+          are all set: allowed are any two of them"),
+        // The setting counts, although the image needs only 128 KiB.
+        (image(GIB), sizes(MIB, MIB + 1, none, none),
+         "'l2-cache-size' is 1048577 bytes: allowed are 0 to 1048576 bytes, the 'cache-size' of \
+          both caches"),
+        (image(GIB), sizes(0, none, 1, none),
+         "'refcount-cache-size' is 1 bytes: allowed are 0 to 0 bytes, the 'cache-size' of both \
+          caches"),
+        (image(GIB), sizes(none, none, none, 3000),
+         "'l2-cache-entry-size' is 3000 bytes: allowed is a power of two from 512 to the cluster \
+          size, 65536 bytes"),
+        (image(GIB), sizes(none, none, none, 0),
+         "'l2-cache-entry-size' is 0 bytes: allowed is a power of two from 512 to the cluster \
+          size, 65536 bytes"),
+        (image(GIB), sizes(none, none, none, 256),
+         "'l2-cache-entry-size' is 256 bytes: allowed is a power of two from 512 to the cluster \
+          size, 65536 bytes"),
         (geometry(GIB, 512, 8), sizes(none, none, none, 1024),
-         "'l2-cache-entry-size' is 1024 bytes: allowed is a power of two from 512 to the cluster size, 512 bytes"),
+         "'l2-cache-entry-size' is 1024 bytes: allowed is a power of two from 512 to the cluster \
+          size, 512 bytes"),
         // 2^32 + 4096: must not be taken for 4096.
-        (usual(GIB), sizes(none, none, none, (1 << 32) + 4096),
-         "'l2-cache-entry-size' is 4294971392 bytes: allowed is a power of two from 512 to the cluster size, 65536 bytes"),
+        (image(GIB), sizes(none, none, none, (1 << 32) + 4096),
+         "'l2-cache-entry-size' is 4294971392 bytes: allowed is a power of two from 512 to the \
+          cluster size, 65536 bytes"),
         (geometry(u64::MAX, 512, 16), sizes(none, TIB, none, none),
-         "'l2-cache-size' is 1099511627776 bytes: allowed are 0 to 1099511627775 bytes (2147483647 L2 tables of 512 bytes)"),
-        // The need of 2^51 is 2^31 tables of a cluster each; a cache below it gets tables of 4 KiB.
+         "'l2-cache-size' is 1099511627776 bytes: allowed are 0 to 1099511627775 bytes \
+          (2147483647 L2 tables of 512 bytes)"),
+        // The need of 2^51 bytes is 2^31 tables of one cluster each. A smaller cache gets tables of
+        // 4 KiB.
         (geometry(u64::MAX, 65536, 8), sizes(none, u64::MAX, none, none),
-         "'l2-cache-size' is 18446744073709551615 bytes: allowed are 0 to 8796093022207 bytes (2147483647 L2 tables of 4096 bytes)"),
+         "'l2-cache-size' is 18446744073709551615 bytes: allowed are 0 to 8796093022207 bytes \
+          (2147483647 L2 tables of 4096 bytes)"),
         (geometry(u64::MAX, 65536, 8), sizes(none, u64::MAX, none, 65536),
-         "'l2-cache-size' is 18446744073709551615 bytes: allowed are 0 to 140737488355327 bytes (2147483647 L2 tables of 65536 bytes)"),
-        (usual(GIB), sizes(none, none, 1 << 47, none),
+         "'l2-cache-size' is 18446744073709551615 bytes: allowed are 0 to 140737488355327 bytes \
+          (2147483647 L2 tables of 65536 bytes)"),
+        (image(GIB), sizes(none, none, 1 << 47, none),
          "'refcount-cache-size' is 140737488355328 bytes: allowed are 0 to 140737488355327 bytes \
           (2147483647 refcount blocks of 65536 bytes)"),
-        // 1 GiB needs 131072 bytes of L2 tables, the rest of cache-size is too much.
-        (usual(GIB), sizes((1 << 47) + 131_072, none, none, none),
+        // 1 GiB needs 131072 bytes of L2 tables. The rest of cache-size is too large.
+        (image(GIB), sizes((1 << 47) + 131_072, none, none, none),
          "'cache-size' is 140737488486400 bytes: allowed are 0 to 140737488486399 bytes \
           (2147483647 refcount blocks of 65536 bytes)"),
-        (usual(GIB), sizes(1 << 48, 4096, none, none),
+        (image(GIB), sizes(1 << 48, 4096, none, none),
          "'cache-size' is 281474976710656 bytes: allowed are 0 to 140737488359423 bytes \
           (2147483647 refcount blocks of 65536 bytes)"),
         // Beside 1000 bytes of refcount cache; beside 4 blocks of 512 bytes.
         (geometry(GIB, 512, 8), sizes(TIB + 1000, none, 1000, none),
-         "'cache-size' is 1099511628776 bytes: allowed are 0 to 1099511628775 bytes (2147483647 L2 tables of 512 bytes)"),
+         "'cache-size' is 1099511628776 bytes: allowed are 0 to 1099511628775 bytes (2147483647 \
+          L2 tables of 512 bytes)"),
         (geometry(u64::MAX, 512, 16), sizes(TIB + 2048, none, none, none),
-         "'cache-size' is 1099511629824 bytes: allowed are 0 to 1099511629823 bytes (2147483647 L2 tables of 512 bytes)"),
-        (usual(GIB), interval(1 << 32),
-         "'cache-clean-interval' is 4294967296 seconds: allowed are 0 (never) to 4294967295 seconds"),
-        (usual(GIB), interval(u64::MAX),
-         "'cache-clean-interval' is 18446744073709551615 seconds: allowed are 0 (never) to 4294967295 seconds"),
+         "'cache-size' is 1099511629824 bytes: allowed are 0 to 1099511629823 bytes (2147483647 \
+          L2 tables of 512 bytes)"),
+        (image(GIB), interval(1 << 32),
+         "'cache-clean-interval' is 4294967296 seconds: allowed are 0 (never) to 4294967295 \
+          seconds"),
+        (image(GIB), interval(u64::MAX),
+         "'cache-clean-interval' is 18446744073709551615 seconds: allowed are 0 (never) to \
+          4294967295 seconds"),
         // Geometry.
         (geometry(GIB, 0, 8), Options::default(),
-         "the image's cluster size is 0 bytes: allowed is a power of two from 512 to 2097152 bytes"),
+         "the image's cluster size is 0 bytes: allowed is a power of two from 512 to 2097152 \
+          bytes"),
         (geometry(GIB, 256, 8), Options::default(),
-         "the image's cluster size is 256 bytes: allowed is a power of two from 512 to 2097152 bytes"),
+         "the image's cluster size is 256 bytes: allowed is a power of two from 512 to 2097152 \
+          bytes"),
         (geometry(GIB, 65535, 8), Options::default(),
-         "the image's cluster size is 65535 bytes: allowed is a power of two from 512 to 2097152 bytes"),
+         "the image's cluster size is 65535 bytes: allowed is a power of two from 512 to 2097152 \
+          bytes"),
         (geometry(GIB, 4 << 20, 8), Options::default(),
-         "the image's cluster size is 4194304 bytes: allowed is a power of two from 512 to 2097152 bytes"),
+         "the image's cluster size is 4194304 bytes: allowed is a power of two from 512 to \
+          2097152 bytes"),
         (geometry(GIB, 65536, 0), Options::default(),
-         "the image's L2 entry size is 0 bytes: allowed are 8 and, with extended L2 entries, 16 bytes"),
+         "the image's L2 entry size is 0 bytes: allowed are 8 and, with extended L2 entries, 16 \
+          bytes"),
         (geometry(GIB, 65536, 32), Options::default(),
-         "the image's L2 entry size is 32 bytes: allowed are 8 and, with extended L2 entries, 16 bytes"),
+         "the image's L2 entry size is 32 bytes: allowed are 8 and, with extended L2 entries, 16 \
+          bytes"),
     ]
 }
 
 #[test]
-fn refusals_name_the_option_its_value_and_the_range() {
-    for (geometry, options, message) in refusals() {
+fn error_messages_name_option_value_and_range() {
+    for (geometry, options, message) in rejected_cases() {
         let error = options.resolve(&geometry).expect_err(message);
         assert_eq!(error.message(), message);
         assert_eq!(error.errno(), Errno::INVAL, "{message}");
     }
 }
 
-/// Zero switches cleaning off everywhere; any other interval needs a kernel that takes memory back.
+/// Zero turns cleaning off on every system. Any other interval needs a kernel to which memory can
+/// be released.
 #[test]
-fn interval_is_in_seconds_up_to_uint_max() {
+fn clean_interval_is_in_seconds_up_to_uint_max() {
     for seconds in [0, 1, 600, 86_400, MAX_CACHE_CLEAN_INTERVAL] {
         let options = Options {
             cache_clean_interval: Some(seconds),
             ..Options::default()
         };
-        let resolved = options.resolve(&usual(GIB));
+        let resolved = options.resolve(&image(GIB));
         if seconds == 0 || cfg!(target_os = "linux") {
             assert_eq!(
                 resolved.map(|resolved| resolved.clean_interval),
@@ -257,12 +284,12 @@ fn interval_is_in_seconds_up_to_uint_max() {
 fn defaults_are_32_mib_and_600_seconds() {
     assert_eq!(DEFAULT_L2_CACHE_MAX, 33_554_432);
     let resolved = Options::default()
-        .resolve(&usual(GIB))
+        .resolve(&image(GIB))
         .expect("nothing is set");
     assert_eq!(resolved.clean_interval, Duration::from_secs(600));
 }
 
-/// Any number, with those near a rule's edge often.
+/// Any number, often one near the limit of a rule.
 fn bytes() -> impl Strategy<Value = u64> {
     let near = |power: u32, away: i64| (1_u64 << power).saturating_add_signed(away);
     prop_oneof![
@@ -274,7 +301,7 @@ fn bytes() -> impl Strategy<Value = u64> {
     ]
 }
 
-/// From 2^40 on, every magnitude as often.
+/// Numbers from 2^40, each magnitude equally often.
 fn huge() -> impl Strategy<Value = u64> {
     (40_u32..64, any::<u64>()).prop_map(|(power, low)| (1 << power) | (low >> (64 - power)))
 }
@@ -299,20 +326,21 @@ fn any_options() -> impl Strategy<Value = Options> {
     })
 }
 
-fn good_geometry() -> impl Strategy<Value = Geometry> {
+fn valid_geometry() -> impl Strategy<Value = Geometry> {
     (bytes(), 9_u32..22, prop_oneof![Just(8), Just(16)])
         .prop_map(|(size, bits, entry)| geometry(size, 1 << bits, entry))
 }
 
 fn any_geometry() -> impl Strategy<Value = Geometry> {
     prop_oneof![
-        4 => good_geometry(),
+        4 => valid_geometry(),
         1 => (bytes(), any::<u32>(), any::<u32>())
             .prop_map(|(size, cluster, entry)| geometry(size, cluster, entry)),
     ]
 }
 
-/// Bytes of the image's L2 tables, in 128 bits: independent of how `resolve` keeps within 64.
+/// Bytes of the image's L2 tables, computed in 128 bits: independent of how `resolve` avoids
+/// overflow in 64 bits.
 fn need(geometry: &Geometry) -> u128 {
     let cluster = u128::from(geometry.cluster_size);
     let entries = u128::from(geometry.virtual_size).div_ceil(cluster);
@@ -335,10 +363,10 @@ proptest! {
         ..ProptestConfig::default()
     })]
 
-    /// Never a panic; what comes out can be given to the caches, or the message fits a C caller's
-    /// 256 bytes.
+    /// `resolve` never panics. Its result is valid for the caches, or its message fits the 256
+    /// bytes of a C caller.
     #[test]
-    fn any_input_gives_a_usable_shape_or_a_short_message(
+    fn any_input_resolves_or_returns_short_message(
         options in any_options(), geometry in any_geometry(),
     ) {
         match options.resolve(&geometry) {
@@ -359,9 +387,12 @@ proptest! {
         }
     }
 
-    /// No cache is above its own option, nor both together above `cache-size`, but for the minimum.
+    /// No cache exceeds its own option, and both together do not exceed `cache-size`, except for
+    /// the minimum sizes.
     #[test]
-    fn caches_stay_within_what_was_set(options in any_options(), geometry in good_geometry()) {
+    fn cache_sizes_stay_within_configured_limits(
+        options in any_options(), geometry in valid_geometry(),
+    ) {
         let Ok(resolved) = options.resolve(&geometry) else { return Ok(()) };
         let (l2, refcount) = (l2_bytes(&resolved), refcount_bytes(&resolved));
         let (l2_least, refcount_least) = (resolved.l2_tables == 2, resolved.refcount_tables == 4);
@@ -377,7 +408,7 @@ proptest! {
                 prop_assert!(l2 + refcount <= u128::from(setting) || l2_least || refcount_least);
                 prop_assert!(l2 <= u128::from(setting) || l2_least);
                 prop_assert!(refcount <= u128::from(setting) || refcount_least);
-                // Less than one table and one block of it are lost to rounding.
+                // Rounding loses less than one table and one block.
                 let lost = u128::from(setting).saturating_sub(l2 + refcount);
                 let two = resolved.l2_table_size + resolved.refcount_table_size;
                 prop_assert!(lost < two as u128);
@@ -390,10 +421,10 @@ proptest! {
         }
     }
 
-    /// The L2 table size is the one asked for, or follows from whether the cache covers the disk.
+    /// The L2 table size is the configured one, or depends on whether the cache covers the disk.
     #[test]
-    fn tables_are_small_exactly_when_the_cache_does_not_cover_the_disk(
-        options in any_options(), geometry in good_geometry(),
+    fn l2_tables_are_small_iff_cache_does_not_cover_disk(
+        options in any_options(), geometry in valid_geometry(),
     ) {
         let Ok(resolved) = options.resolve(&geometry) else { return Ok(()) };
         let cluster = geometry.cluster_size as usize;
@@ -402,7 +433,7 @@ proptest! {
             None if l2_bytes(&resolved) < need(&geometry) => {
                 prop_assert_eq!(resolved.l2_table_size, cluster.min(4096));
             }
-            // Two small tables can cover a tiny disk by the minimum alone.
+            // The minimum of two small tables can cover a tiny disk.
             None if resolved.l2_tables == 2 => {
                 prop_assert!([cluster, cluster.min(4096)].contains(&resolved.l2_table_size));
             }
@@ -410,11 +441,11 @@ proptest! {
         }
     }
 
-    /// The range that the refusal of too many tables tells is true: its upper end is accepted, and
-    /// one more is not, unless the cache covers the disk there and gets larger tables.
+    /// If there are too many tables, the range in the error message is exact: its upper end is
+    /// accepted, and one more is not, unless the cache then covers the disk and gets larger tables.
     #[test]
-    fn the_range_of_a_refusal_ends_where_it_says(
-        geometry in good_geometry(), entry in maybe((9_u32..22).prop_map(|bits| 1 << bits)),
+    fn allowed_range_in_error_message_is_exact(
+        geometry in valid_geometry(), entry in maybe((9_u32..22).prop_map(|bits| 1 << bits)),
         which in 0..4, size in huge(),
         refcount in 0_u64..(1 << 40),
     ) {
@@ -430,7 +461,7 @@ proptest! {
         prop_assert!(most < size, "{}", error.message());
         match with(most).resolve(&geometry) {
             Ok(_) => {}
-            // One number cannot tell two ranges: a smaller `cache-size` may mean small L2 tables.
+            // One number cannot state two ranges: a smaller `cache-size` may mean small L2 tables.
             Err(next) if which == 2 && !l2_refused => {
                 prop_assert!(next.message().contains("L2 tables"), "{}", next.message());
             }
@@ -442,7 +473,7 @@ proptest! {
     }
 }
 
-/// The upper end that the refusal of too many tables tells.
+/// The upper end of the range in the error message for too many tables.
 fn most_allowed(message: &str) -> Option<u64> {
     let (_, range) = message.split_once(" allowed are 0 to ")?;
     let (most, tables) = range.split_once(" bytes (2147483647 ")?;

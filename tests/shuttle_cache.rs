@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The cache with many threads that do everything at once, on a few tables in fewer slots: no table is ever mistaken for another,
-//! no change is lost, nobody starves and nobody hangs. Memory ordering is loom's part; here are the long schedules.
+//! The cache with several threads that spawn all operations concurrently, on a few tables in fewer
+//! slots. No table is mistaken for another, no change is lost, no call starves or hangs. loom
+//! checks the memory ordering; shuttle runs the long schedules.
 #![cfg(shuttle)]
 
-mod checked;
+mod model_checking;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use checked::host::{Kind, ModelHost};
-use checked::storage::{ModelStorage, TABLE, fresh};
-use checked::sync::Mutex;
-use checked::{sample, thread};
-use qcow2cache::cache::{Cache, CacheOptions, Pinned};
+use model_checking::host::{Kind, ModelHost};
+use model_checking::storage::{ModelStorage, TABLE, cache_on, fresh};
+use model_checking::sync::Mutex;
+use model_checking::{join, sample, spawn, thread};
+use qcow2cache::cache::{Cache, Pinned};
 use qcow2cache::error::Errno;
 use qcow2cache::host::block_on;
 use shuttle::rand::{Rng, thread_rng};
@@ -21,9 +22,9 @@ struct Model {
     cache: Arc<Cache>,
     storage: Arc<ModelStorage>,
     host: Arc<ModelHost>,
-    /// In place of the state lock, for those who change tables.
+    /// Stands for the state lock. Threads that change tables hold it.
     writers: Mutex<()>,
-    /// Changes made to each table.
+    /// The number of changes of each table.
     changes: [AtomicUsize; 5],
 }
 
@@ -35,14 +36,8 @@ impl Model {
             ModelStorage::default()
         };
         let storage = Arc::new(storage);
-        let options = CacheOptions {
-            tables,
-            table_size: TABLE as usize,
-            kind: 0,
-            reserved,
-        };
         let host = ModelHost::new(Kind::Coroutines, false);
-        let cache = Cache::new(&options, storage.clone(), host.clone()).unwrap();
+        let cache = cache_on(&storage, &host, tables, reserved);
         Arc::new(Self {
             cache,
             storage,
@@ -56,18 +51,18 @@ impl Model {
         block_on(&*self.host, &[], future)
     }
 
-    /// Word 0 counts the changes, word 1 never changes.
+    /// Checks a table's words: word 0 counts the changes, word 1 never changes.
     fn check(&self, offset: u64, words: [u64; 2]) {
         let number = (offset / TABLE) as usize;
         assert_eq!(words[1], fresh(offset)[1], "another table's words");
-        // The change comes before its count.
+        // A change is stored before it is counted.
         let counted = self.changes[number].load(Relaxed) as u64;
         let found = words[0].checked_sub(fresh(offset)[0]);
         let found = found.expect("another table's words");
-        assert!(found <= counted + 1, "a change nobody made");
+        assert!(found <= counted + 1, "a change that no thread made");
     }
 
-    fn look(&self, pinned: &Pinned<'_>, offset: u64) {
+    fn check_pinned(&self, pinned: &Pinned<'_>, offset: u64) {
         self.check(offset, [pinned.load(0), pinned.load(8)]);
     }
 
@@ -80,7 +75,7 @@ impl Model {
             }
             Err(errno) => assert_eq!(errno, Errno::AGAIN),
         }
-        // One word is a way of its own.
+        // Single words have a separate code path.
         let mut word = [0; 8];
         match self.cache.read(offset, 8, &mut word) {
             Ok(()) => assert_eq!(u64::from_ne_bytes(word), fresh(offset)[1]),
@@ -91,7 +86,7 @@ impl Model {
     fn change(&self, offset: u64) -> Result<(), Errno> {
         let writer = self.writers.lock().unwrap();
         let pinned = self.wait(self.cache.get(offset))?;
-        self.look(&pinned, offset);
+        self.check_pinned(&pinned, offset);
         pinned.store(0, pinned.load(0) + 1).unwrap();
         self.changes[(offset / TABLE) as usize].fetch_add(1, Relaxed);
         pinned.mark_dirty().unwrap();
@@ -102,19 +97,19 @@ impl Model {
 
     fn get_unlocked(&self, offset: u64) {
         match self.wait(self.cache.get_unlocked(offset)) {
-            Ok(pinned) => self.look(&pinned, offset),
+            Ok(pinned) => self.check_pinned(&pinned, offset),
             Err(errno) => assert_eq!(errno, Errno::AGAIN),
         }
     }
 
     fn try_get(&self, offset: u64) {
         match self.cache.try_get(offset) {
-            Ok(pinned) => self.look(&pinned, offset),
+            Ok(pinned) => self.check_pinned(&pinned, offset),
             Err(errno) => assert_eq!(errno, Errno::AGAIN),
         }
     }
 
-    /// Whatever was changed is in the image after a last flush.
+    /// Asserts that every change is in the image after a last flush.
     fn end(&self) {
         while let Err(errno) = self.wait(self.cache.flush()) {
             assert!(self.storage.flaky);
@@ -133,43 +128,34 @@ impl Model {
     }
 }
 
-fn some_offset() -> u64 {
+fn random_offset() -> u64 {
     thread_rng().gen_range(1..5_u64) * TABLE
 }
 
-fn run(model: &Arc<Model>, body: impl FnOnce(&Model) + Send + 'static) -> thread::JoinHandle<()> {
-    let model = model.clone();
-    thread::spawn(move || body(&model))
-}
-
-fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
-    threads.into_iter().for_each(|t| t.join().unwrap());
-}
-
-/// Readers, writers, flushes and passes over each other.
-fn storm(tables: usize, reserved: usize, flaky: bool) {
+/// Readers, a writer, flushes and cleaning passes run concurrently.
+fn mixed_operations(tables: usize, reserved: usize, flaky: bool) {
     let model = Model::new(tables, reserved, flaky);
     let readers = [(), ()].map(|()| {
-        run(&model, |m| {
+        spawn(&model, |m| {
             for _ in 0..5 {
                 match thread_rng().gen_range(0..3_u8) {
-                    0 => m.try_get(some_offset()),
-                    1 => m.get_unlocked(some_offset()),
-                    _ => m.copy(some_offset()),
+                    0 => m.try_get(random_offset()),
+                    1 => m.get_unlocked(random_offset()),
+                    _ => m.copy(random_offset()),
                 }
             }
         })
     });
-    let writer = run(&model, |m| {
+    let writer = spawn(&model, |m| {
         for _ in 0..4 {
-            match m.change(some_offset()) {
+            match m.change(random_offset()) {
                 Ok(()) => {}
-                // Its victim's write failed.
+                // The write of the victim failed.
                 Err(errno) => assert!(m.storage.flaky && errno == Errno::IO, "{errno}"),
             }
         }
     });
-    let keeper = run(&model, |m| {
+    let maintenance = spawn(&model, |m| {
         for _ in 0..3 {
             m.cache.clean_unused();
             let flushed = m.wait(m.cache.flush());
@@ -177,33 +163,33 @@ fn storm(tables: usize, reserved: usize, flaky: bool) {
         }
     });
     join(readers);
-    join([writer, keeper]);
+    join([writer, maintenance]);
     model.end();
 }
 
 #[test]
-fn everything_at_once() {
-    // With more slots than threads that pin, no locked get may say EBUSY.
-    sample(3000, || storm(4, 0, false));
+fn mixed_operations_lose_no_change() {
+    // There are more slots than threads that pin, so no locked get may return EBUSY.
+    sample(3000, || mixed_operations(4, 0, false));
 }
 
 #[test]
-fn everything_at_once_with_a_reserve() {
-    // Two readers that pin without the lock, and one slot that they leave alone.
-    sample(3000, || storm(3, 1, false));
+fn mixed_operations_with_reserve_lose_no_change() {
+    // Two readers pin without the lock; they never use the one reserved slot.
+    sample(3000, || mixed_operations(3, 1, false));
 }
 
 #[test]
-fn everything_at_once_while_every_second_write_fails() {
-    sample(3000, || storm(3, 1, true));
+fn mixed_operations_with_failing_writes_lose_no_change() {
+    sample(3000, || mixed_operations(3, 1, true));
 }
 
 #[test]
-fn unlocked_callers_that_pin_all_they_can_never_starve_a_locked_one() {
+fn greedy_unlocked_pins_never_starve_locked_get() {
     sample(3000, || {
         let model = Model::new(3, 1, false);
         let greedy = [(), ()].map(|()| {
-            run(&model, |m| {
+            spawn(&model, |m| {
                 let mut pinned = Vec::new();
                 for number in 1..5 {
                     let offset = number * TABLE;
@@ -213,9 +199,9 @@ fn unlocked_callers_that_pin_all_they_can_never_starve_a_locked_one() {
                 thread::yield_now();
             })
         });
-        let locked = run(&model, |m| {
+        let locked = spawn(&model, |m| {
             for _ in 0..4 {
-                m.change(some_offset()).unwrap();
+                m.change(random_offset()).unwrap();
             }
         });
         join([locked]);
@@ -225,16 +211,16 @@ fn unlocked_callers_that_pin_all_they_can_never_starve_a_locked_one() {
 }
 
 #[test]
-fn one_load_each_and_different_tables_in_parallel() {
+fn each_table_loads_once_and_loads_run_in_parallel() {
     let parallel = Arc::new(AtomicUsize::new(0));
     sample(1000, {
         let parallel = parallel.clone();
         move || {
             let model = Model::new(4, 0, false);
             let getters = [1, 1, 2, 2].map(|number| {
-                run(&model, move |m| {
+                spawn(&model, move |m| {
                     let pinned = m.wait(m.cache.get(number * TABLE)).unwrap();
-                    m.look(&pinned, number * TABLE);
+                    m.check_pinned(&pinned, number * TABLE);
                 })
             });
             join(getters);
@@ -247,57 +233,60 @@ fn one_load_each_and_different_tables_in_parallel() {
 }
 
 #[test]
-fn discards_under_readers_leave_every_slot_free_or_resident() {
+fn discards_during_reads_leak_no_slot() {
     sample(3000, || {
         let model = Model::new(2, 0, false);
         let readers = [(), ()].map(|()| {
-            run(&model, |m| {
+            spawn(&model, |m| {
                 for _ in 0..4 {
-                    let offset = some_offset();
+                    let offset = random_offset();
                     match m.wait(m.cache.get(offset)) {
-                        Ok(pinned) => m.look(&pinned, offset),
-                        // Two slots, and discarded tables that are still read take them, too.
+                        Ok(pinned) => m.check_pinned(&pinned, offset),
+                        // There are two slots, and discarded tables that are still pinned occupy
+                        // slots.
                         Err(errno) => assert_eq!(errno, Errno::BUSY),
                     }
-                    m.copy(some_offset());
+                    m.copy(random_offset());
                 }
             })
         });
-        let discarder = run(&model, |m| {
+        let discarder = spawn(&model, |m| {
             for _ in 0..4 {
-                m.cache.discard_offset(some_offset()).unwrap();
-                let range = m.cache.discard_range(some_offset(), 2 * TABLE);
+                m.cache.discard_offset(random_offset()).unwrap();
+                let range = m.cache.discard_range(random_offset(), 2 * TABLE);
                 range.unwrap();
             }
         });
-        let keeper = run(&model, |m| {
+        let maintenance = spawn(&model, |m| {
             m.cache.clean_unused();
             m.cache.clean_unused();
         });
         join(readers);
-        join([discarder, keeper]);
-        // Every slot can be used.
-        let all: Vec<_> = (1..3).map(|number| m_get(&model, number * TABLE)).collect();
+        join([discarder, maintenance]);
+        // Every slot is usable.
+        let all: Vec<_> = (1..3)
+            .map(|number| get_checked(&model, number * TABLE))
+            .collect();
         assert_eq!(all.len(), 2);
         drop(all);
         model.end();
     });
 }
 
-fn m_get(model: &Model, offset: u64) -> Pinned<'_> {
+fn get_checked(model: &Model, offset: u64) -> Pinned<'_> {
     let pinned = model.wait(model.cache.get(offset)).unwrap();
-    model.look(&pinned, offset);
+    model.check_pinned(&pinned, offset);
     pinned
 }
 
 #[test]
-fn a_table_is_never_written_before_what_it_depends_on() {
+fn table_is_never_written_before_its_dependency() {
     sample(1000, || {
         let refcounts = Model::new(2, 0, false);
         let l2 = Model::new(2, 0, false);
-        // Whoever changes, flushes or gets with write-back holds the state lock; the others do not.
+        // Threads that change, flush or may write back hold the state lock; the others do not.
         let state_lock = Arc::new(Mutex::new(()));
-        let look = |refcounts: &Model, l2: &Model| {
+        let check_order = |refcounts: &Model, l2: &Model| {
             let refers = l2.storage.contents(TABLE)[0] - fresh(TABLE)[0];
             let counts = refcounts.storage.contents(TABLE)[0] - fresh(TABLE)[0];
             assert!(counts >= refers, "written before its dependency");
@@ -307,7 +296,8 @@ fn a_table_is_never_written_before_what_it_depends_on() {
             thread::spawn(move || {
                 for _ in 0..2 {
                     let held = lock.lock().unwrap();
-                    // As a driver allocates: the refcount first, then, dependent on it, the entry that refers to it.
+                    // As in an allocation of a driver: first the refcount, then the L2 entry, which
+                    // depends on it.
                     refcounts.change(TABLE).unwrap();
                     l2.wait(l2.cache.set_dependency(&refcounts.cache)).unwrap();
                     l2.change(TABLE).unwrap();
@@ -322,7 +312,7 @@ fn a_table_is_never_written_before_what_it_depends_on() {
                     let held = lock.lock().unwrap();
                     l2.wait(l2.cache.flush()).unwrap();
                     drop(held);
-                    look(&refcounts, &l2);
+                    check_order(&refcounts, &l2);
                 }
             })
         };
@@ -333,11 +323,11 @@ fn a_table_is_never_written_before_what_it_depends_on() {
                     let held = lock.lock().unwrap();
                     drop(l2.wait(l2.cache.get(number * TABLE)));
                     drop(held);
-                    look(&refcounts, &l2);
+                    check_order(&refcounts, &l2);
                 }
             })
         };
-        let unlocked = run(&l2, |m| {
+        let unlocked = spawn(&l2, |m| {
             for number in 1..5 {
                 m.get_unlocked(number * TABLE);
                 m.cache.clean_unused();
@@ -345,7 +335,7 @@ fn a_table_is_never_written_before_what_it_depends_on() {
         });
         join([changer, flusher, evictor, unlocked]);
         l2.end();
-        look(&refcounts, &l2);
+        check_order(&refcounts, &l2);
         refcounts.end();
     });
 }

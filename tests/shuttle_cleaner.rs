@@ -1,25 +1,23 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The cleaner's whole life, with many threads: start, sleep, pass and every kind of stop, on every kind of host. A hang is a
-//! deadlock that shuttle reports; the host asserts one wake for each sleep; whatever is touched after a stop fails.
+//! The whole life cycle of the cleaner with many threads: start, sleep, pass and every kind of
+//! stop, on every kind of host. shuttle reports a hang as a deadlock, the host asserts one wake-up
+//! for each sleep, and any use of a freed object after a stop fails.
 #![cfg(shuttle)]
 
-mod checked;
+mod model_checking;
 
 use std::sync::Arc;
-use std::sync::Mutex as Std;
+use std::sync::Mutex as StdMutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use checked::host::{Freed, Kind, ModelHost};
-use checked::sync::{Condvar, Mutex};
-use checked::{sample, thread, timeline};
+use model_checking::host::{Freed, Kind, ModelHost};
+use model_checking::sync::{Condvar, Mutex};
+use model_checking::{INTERVAL, join, sample, spawn, thread, timeline};
 use qcow2cache::cleaner::{CleanTarget, Cleaner};
 use qcow2cache::error::Errno;
 use qcow2cache::host::Context;
 
-const SECOND: u64 = 1_000_000_000;
-const INTERVAL: u64 = 600 * SECOND;
-
-/// Host kind, and whether a spawned coroutine runs to its first wait inside the call.
+/// The kind of host, and whether a spawned coroutine runs to its first wait inside the spawn call.
 const HOSTS: [(Kind, bool); 6] = [
     (Kind::Threads, false),
     (Kind::Coroutines, false),
@@ -43,25 +41,25 @@ fn on_every_host(iterations: usize, model: impl Fn(Kind, bool) + Copy + Send + S
     on_hosts(&HOSTS, iterations, model);
 }
 
-/// What the state lock protects: two at once fail.
+/// What the state lock protects. Two visitors at the same time fail the model.
 #[derive(Default)]
 struct Protected(AtomicBool);
 
 impl Protected {
     fn visit(&self) {
         if self.0.swap(true, Relaxed) {
-            timeline::fail("two hold the state lock");
+            timeline::fail("two threads hold the state lock");
         }
         thread::yield_now();
         self.0.store(false, Relaxed);
     }
 }
 
-/// A cache that counts its passes and may not be touched once it is freed.
+/// A cache that counts its passes and may not be used once it is freed.
 struct Target {
     freed: Arc<Freed>,
-    /// From now on no table may be dropped.
-    kept: Freed,
+    /// Once freed, no table may be dropped.
+    drops: Freed,
     protected: Arc<Protected>,
     passes: Mutex<u32>,
     condvar: Condvar,
@@ -71,7 +69,7 @@ impl Target {
     fn new(protected: &Arc<Protected>) -> Arc<Self> {
         Arc::new(Self {
             freed: Arc::default(),
-            kept: Freed::default(),
+            drops: Freed::default(),
             protected: protected.clone(),
             passes: Mutex::new(0),
             condvar: Condvar::new(),
@@ -87,12 +85,12 @@ impl Target {
 }
 
 impl CleanTarget for Target {
-    /// Two steps: between them, whoever wants the lock may have it, and a stop may come.
+    /// Drops in two steps. Between them other threads can take the lock, and a stop may come.
     fn drop_unused(&self, from: usize) -> (usize, Option<usize>) {
         self.freed.touch("a pass");
-        self.kept.touch("a pass");
+        self.drops.touch("a drop of tables");
         self.protected.visit();
-        self.kept.touch("a pass");
+        self.drops.touch("a drop of tables");
         self.freed.touch("a pass");
         if from == 0 {
             return (1, Some(1));
@@ -102,8 +100,8 @@ impl CleanTarget for Target {
         (1, None)
     }
 
-    /// Likewise, without the lock.
-    fn give_back(&self, from: usize) -> Option<usize> {
+    /// Releases memory in two steps, without the lock. Between them a stop may come.
+    fn release_memory(&self, from: usize) -> Option<usize> {
         self.freed.touch("a pass");
         thread::yield_now();
         self.freed.touch("a pass");
@@ -111,7 +109,7 @@ impl CleanTarget for Target {
     }
 
     fn poison(&self) {
-        timeline::fail("what a pass asserted failed");
+        timeline::fail("an assertion of a pass failed");
     }
 }
 
@@ -130,7 +128,7 @@ struct Model {
     protected: Arc<Protected>,
     target: Arc<Target>,
     /// The caches of the instances whose start has returned.
-    started: Std<Vec<Arc<Target>>>,
+    started: StdMutex<Vec<Arc<Target>>>,
 }
 
 impl Model {
@@ -145,7 +143,7 @@ impl Model {
             cleaner,
             protected,
             target,
-            started: Std::default(),
+            started: StdMutex::default(),
         })
     }
 
@@ -171,16 +169,17 @@ impl Model {
         }
     }
 
-    /// The only start has been stopped: everything is gone, and let go.
+    /// Called when the only instance has been stopped: it holds nothing any more.
     fn free(&self) {
-        // Ours, and the cleaner's for the next start.
+        // This model's reference, and the cleaner's for the next start.
         assert_eq!(Arc::strong_count(&self.target), 2, "a cache is still held");
         assert_eq!(Arc::strong_count(&self.host.clock), 1, "a clock is held");
         self.host.freed.free();
         self.target.freed.free();
     }
 
-    /// Starts another instance with a cache of its own; waits while one runs that nobody asked to stop.
+    /// Starts another instance with a new cache. Waits while an instance runs that no stop has
+    /// reached.
     fn start_another(&self) {
         let target = Target::new(&self.protected);
         self.cleaner.set_caches(vec![target.clone()]);
@@ -194,14 +193,14 @@ impl Model {
         self.started.lock().unwrap().push(target);
     }
 
-    /// Stops, and frees what was started before.
+    /// Stops the cleaner and frees the caches of all earlier starts.
     fn stop_and_free(&self, how: Stop) {
         let before = self.started.lock().unwrap().clone();
         self.stop(how);
         before.iter().for_each(|target| target.freed.free());
     }
 
-    /// All have returned: nothing is left.
+    /// Called when all calls have returned: asserts that nothing is left.
     fn end(&self) {
         self.host.join();
         assert_eq!(self.cleaner.stats().instances, 0);
@@ -209,17 +208,8 @@ impl Model {
     }
 }
 
-fn spawn(model: &Arc<Model>, body: impl FnOnce(&Model) + Send + 'static) -> thread::JoinHandle<()> {
-    let model = model.clone();
-    thread::spawn(move || body(&model))
-}
-
-fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
-    threads.into_iter().for_each(|t| t.join().unwrap());
-}
-
 #[test]
-fn a_stop_at_any_moment_returns_and_nothing_comes_after_it() {
+fn stop_at_any_moment_returns_and_nothing_is_touched_afterwards() {
     let stuck = (Kind::StuckTasks, false);
     for how in STOPS {
         for (kind, eager) in HOSTS.into_iter().chain([stuck]) {
@@ -227,7 +217,7 @@ fn a_stop_at_any_moment_returns_and_nothing_comes_after_it() {
                 let model = Model::new(kind, eager);
                 let stop = spawn(&model, move |m| {
                     m.stop(how);
-                    // It may have come before the start.
+                    // This stop may have come before the start.
                     if m.cleaner.stats().starts == 0 {
                         m.host.foreign_sleep();
                         m.stop(how);
@@ -244,7 +234,7 @@ fn a_stop_at_any_moment_returns_and_nothing_comes_after_it() {
 }
 
 #[test]
-fn three_stops_and_a_request_at_once_all_return() {
+fn three_concurrent_stops_and_a_request_all_return() {
     on_every_host(1400, |kind, eager| {
         let model = Model::started(kind, eager);
         let stops = STOPS.map(|how| {
@@ -261,7 +251,7 @@ fn three_stops_and_a_request_at_once_all_return() {
 }
 
 #[test]
-fn stops_while_timers_fire_and_passes_are_made() {
+fn stops_return_while_timers_fire_and_passes_run() {
     on_every_host(1400, |kind, eager| {
         let model = Model::started(kind, eager);
         let clock = spawn(&model, |m| {
@@ -282,11 +272,11 @@ fn stops_while_timers_fire_and_passes_are_made() {
 }
 
 #[test]
-fn a_timer_that_fires_ends_the_sleep() {
+fn timer_ends_sleep() {
     on_every_host(600, |kind, eager| {
         let model = Model::started(kind, eager);
         let driver = spawn(&model, |m| m.with_lock(thread::yield_now));
-        // The cleaner may not sleep yet; its deadline counts from when it does.
+        // The cleaner may not sleep yet. Its deadline counts from the start of its sleep.
         let clock = spawn(&model, |m| {
             while m.cleaner.stats().passes == 0 {
                 m.host.advance(INTERVAL);
@@ -302,7 +292,7 @@ fn a_timer_that_fires_ends_the_sleep() {
 }
 
 #[test]
-fn starts_that_overlap_instances_on_their_way_out() {
+fn starts_overlap_ending_instances() {
     on_every_host(1000, |kind, eager| {
         let model = Model::new(kind, eager);
         let starter = spawn(&model, |m| {
@@ -331,10 +321,10 @@ fn starts_that_overlap_instances_on_their_way_out() {
 }
 
 #[test]
-fn a_locked_stop_returns_with_the_lock_and_without_an_instance() {
+fn locked_stop_returns_with_lock_held_and_no_instance() {
     on_every_host(1000, |kind, eager| {
         let model = Model::started(kind, eager);
-        // Starts come under the lock, as a driver's do.
+        // Starts hold the lock, as in a driver.
         let starter = spawn(&model, |m| {
             for _ in 0..2 {
                 m.with_lock(|| match m.cleaner.start(Context::Default, INTERVAL) {
@@ -360,7 +350,7 @@ fn a_locked_stop_returns_with_the_lock_and_without_an_instance() {
 }
 
 #[test]
-fn no_lock_is_needed_to_end() {
+fn unlocked_stop_returns_while_lock_is_held() {
     for kind in [Kind::Threads, Kind::Coroutines, Kind::Tasks] {
         sample(1400, move || {
             let model = Model::started(kind, false);
@@ -379,7 +369,7 @@ fn no_lock_is_needed_to_end() {
 }
 
 #[test]
-fn after_a_request_under_the_lock_no_table_is_dropped() {
+fn stop_request_under_lock_prevents_further_drops() {
     on_every_host(600, |kind, eager| {
         let model = Model::started(kind, eager);
         let clock = spawn(&model, |m| {
@@ -388,7 +378,7 @@ fn after_a_request_under_the_lock_no_table_is_dropped() {
         });
         model.cleaner.lock().unwrap();
         model.cleaner.request_stop();
-        model.target.kept.free();
+        model.target.drops.free();
         model.cleaner.unlock().unwrap();
         join([clock]);
         model.stop(Stop::Mixed);
@@ -398,7 +388,7 @@ fn after_a_request_under_the_lock_no_table_is_dropped() {
 }
 
 #[test]
-fn of_two_starts_at_once_one_is_refused() {
+fn one_of_two_concurrent_starts_is_refused() {
     on_every_host(300, |kind, eager| {
         let model = Model::new(kind, eager);
         let start = |m: &Model| m.cleaner.start(Context::Default, INTERVAL);
@@ -418,7 +408,7 @@ fn of_two_starts_at_once_one_is_refused() {
 }
 
 #[test]
-fn a_stop_needs_no_progress_of_the_loop() {
+fn stop_returns_without_loop_progress() {
     for how in STOPS {
         sample(400, move || {
             let model = Model::started(Kind::StuckTasks, false);
@@ -435,15 +425,16 @@ fn a_stop_needs_no_progress_of_the_loop() {
 }
 
 #[test]
-fn a_new_interval_takes_effect_in_mid_sleep() {
-    // Not in an executor: whether the cleaner sleeps already cannot be seen there.
+fn new_interval_takes_effect_during_sleep() {
+    // Not on the executor: there the model cannot see whether the cleaner sleeps yet.
     on_hosts(&HOSTS[..5], 800, |kind, eager| {
         let model = Model::started(kind, eager);
         let change = spawn(&model, |m| {
             while m.host.clock.armed() == 0 {
                 thread::yield_now();
             }
-            // Half of the old interval, more than the new one. Nothing but what is due fires, however often that is looked at.
+            // Half of the old interval, which is more than the new one. Only due timers fire,
+            // however often the clock is advanced by 0.
             m.host.advance(INTERVAL / 2);
             m.cleaner.set_interval(INTERVAL / 4).unwrap();
             while m.cleaner.stats().passes == 0 {
@@ -460,12 +451,12 @@ fn a_new_interval_takes_effect_in_mid_sleep() {
 }
 
 #[test]
-fn changes_of_the_interval_against_stops() {
+fn interval_changes_and_stops_all_return() {
     on_every_host(1000, |kind, eager| {
         let model = Model::started(kind, eager);
         let changes = [2 * INTERVAL, 0].map(|interval| {
             spawn(&model, move |m| {
-                // ESRCH: the stop was first.
+                // ESRCH: the stop came first.
                 let changed = m.cleaner.set_interval(interval);
                 assert!(matches!(changed, Ok(()) | Err(Errno::SRCH)));
             })
@@ -481,7 +472,7 @@ fn changes_of_the_interval_against_stops() {
 }
 
 #[test]
-fn a_refused_start_leaves_nothing_to_wait_for() {
+fn refused_start_leaves_no_instance() {
     on_every_host(400, |kind, eager| {
         let model = Model::new(kind, eager);
         model.host.refuse.store(true, Relaxed);
@@ -496,7 +487,7 @@ fn a_refused_start_leaves_nothing_to_wait_for() {
 }
 
 #[test]
-fn a_dropped_handle_ends_its_instance() {
+fn dropped_handle_ends_its_instance() {
     on_every_host(400, |kind, eager| {
         let host = ModelHost::new(kind, eager);
         let protected = Arc::<Protected>::default();
@@ -511,6 +502,10 @@ fn a_dropped_handle_ends_its_instance() {
         drop(cleaner);
         join([clock]);
         host.join();
-        assert_eq!(Arc::strong_count(&target), 1, "its caches were let go");
+        assert_eq!(
+            Arc::strong_count(&target),
+            1,
+            "its caches were not released"
+        );
     });
 }

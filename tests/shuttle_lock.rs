@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The state lock with many threads: one holder, no wake-up lost, nobody overtaken for ever, requests that are given up, and
-//! cleaners, which never queue. With it the wait list and `poll_until_done`.
+//! The state lock with many threads: one holder, no lost wake-up, no starvation, cancelled
+//! requests, and cleaners, which never queue. Also the wait list and `poll_until_done`.
 #![cfg(shuttle)]
 
-mod checked;
+mod model_checking;
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker};
 
-use checked::host::{Kind, ModelHost};
-use checked::sync::Mutex;
-use checked::{sample, thread};
+use model_checking::host::{Kind, ModelHost};
+use model_checking::sync::Mutex;
+use model_checking::{join, sample, spawn, thread};
 use qcow2cache::host::{Event, block_on, poll_until_done};
 use qcow2cache::sync::lock::{Owner, StateLock};
 use qcow2cache::sync::wait_list::WaitList;
@@ -23,8 +23,8 @@ struct Model {
     host: Arc<ModelHost>,
     lock: StateLock,
     held: AtomicBool,
-    /// How often the lock was taken.
-    taken: AtomicUsize,
+    /// How often the lock was acquired.
+    acquired: AtomicUsize,
 }
 
 impl Model {
@@ -33,16 +33,16 @@ impl Model {
             host: ModelHost::new(Kind::Coroutines, false),
             lock: StateLock::new(),
             held: AtomicBool::new(false),
-            taken: AtomicUsize::new(0),
+            acquired: AtomicUsize::new(0),
         })
     }
 
     fn hold_and_unlock(&self, owner: Owner) {
-        assert!(!self.held.swap(true, Relaxed), "two hold the lock");
-        self.taken.fetch_add(1, Relaxed);
+        assert!(!self.held.swap(true, Relaxed), "two threads hold the lock");
+        self.acquired.fetch_add(1, Relaxed);
         assert!(self.lock.is_held_by(owner));
         thread::yield_now();
-        assert!(self.held.swap(false, Relaxed), "two hold the lock");
+        assert!(self.held.swap(false, Relaxed), "two threads hold the lock");
         assert!(self.lock.unlock(owner));
     }
 
@@ -52,7 +52,7 @@ impl Model {
         self.host.foreign_sleep();
     }
 
-    /// A cleaner's way to the lock.
+    /// Acquires the lock as a cleaner does.
     fn clean(&self, owner: Owner) {
         let take = poll_fn(|cx| self.lock.poll_lock_cleaner(owner, owner.0, cx));
         block_on(&*self.host, &[], take);
@@ -60,7 +60,7 @@ impl Model {
         self.host.foreign_sleep();
     }
 
-    /// A cleaner that looks once and then goes another way.
+    /// A cleaner that tries once and gives up if the lock is held.
     fn clean_or_leave(&self, owner: Owner) {
         let mut cx = Context::from_waker(Waker::noop());
         if self
@@ -72,12 +72,12 @@ impl Model {
         }
     }
 
-    /// A request that is dropped after `polls` polls, if it has not got the lock by then.
-    fn give_up(&self, owner: Owner, polls: usize) {
+    /// A request that is dropped after `polls` polls unless it has acquired the lock by then.
+    fn request_or_cancel(&self, owner: Owner, polls: usize) {
         let request = self.lock.lock(owner);
         let mut left = polls;
         let mut request = pin!(Some(request));
-        let got = block_on(
+        let is_acquired = block_on(
             &*self.host,
             &[],
             poll_fn(|cx| {
@@ -89,7 +89,7 @@ impl Model {
                 }
                 left -= 1;
                 if left == 0 {
-                    // Whatever was on its way to this request goes to another one.
+                    // A wake-up for this request must be passed on to another one.
                     thread::yield_now();
                     request.set(None);
                     return Poll::Ready(false);
@@ -97,16 +97,16 @@ impl Model {
                 Poll::Pending
             }),
         );
-        if got {
+        if is_acquired {
             self.hold_and_unlock(owner);
         }
     }
 
-    /// Waits as `request` does, and counts how often it is overtaken once the lock knows that it lost a race.
+    /// Requests the lock and counts how often it is overtaken after it lost its first race.
     fn request_fairly(&self, owner: Owner) {
         let mut request = pin!(self.lock.lock(owner));
         let mut pending = 0;
-        let mut taken_then = None;
+        let mut acquired_then = None;
         block_on(
             &*self.host,
             &[],
@@ -116,14 +116,14 @@ impl Model {
                 }
                 pending += 1;
                 if pending == 2 {
-                    taken_then = Some(self.taken.load(Relaxed));
+                    acquired_then = Some(self.acquired.load(Relaxed));
                 }
                 Poll::Pending
             }),
         );
-        if let Some(taken_then) = taken_then {
-            // Whoever holds it now may not have counted itself yet.
-            let overtaken = self.taken.load(Relaxed) - taken_then;
+        if let Some(acquired_then) = acquired_then {
+            // The current holder may not have counted itself yet.
+            let overtaken = self.acquired.load(Relaxed) - acquired_then;
             assert!(overtaken <= 1, "overtaken {overtaken} times");
         }
         self.hold_and_unlock(owner);
@@ -135,60 +135,51 @@ impl Model {
     }
 }
 
-fn run(model: &Arc<Model>, body: impl FnOnce(&Model) + Send + 'static) -> thread::JoinHandle<()> {
-    let model = model.clone();
-    thread::spawn(move || body(&model))
-}
-
-fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
-    threads.into_iter().for_each(|t| t.join().unwrap());
-}
-
 #[test]
-fn requests_and_cleaners_all_get_the_lock() {
+fn requests_and_cleaners_all_acquire_lock() {
     sample(6000, || {
         let model = Model::new();
         let requests = (1..=3).map(|n| {
-            run(&model, move |m| {
+            spawn(&model, move |m| {
                 m.request(Owner(n));
                 m.request(Owner(n));
             })
         });
         let requests: Vec<_> = requests.collect();
-        let cleaners = (4..=5).map(|n| run(&model, move |m| m.clean(Owner(n))));
+        let cleaners = (4..=5).map(|n| spawn(&model, move |m| m.clean(Owner(n))));
         let cleaners: Vec<_> = cleaners.collect();
         join(requests);
         join(cleaners);
-        assert_eq!(model.taken.load(Relaxed), 8);
+        assert_eq!(model.acquired.load(Relaxed), 8);
         model.end();
     });
 }
 
 #[test]
-fn requests_that_are_given_up_pass_their_wake_up_on() {
+fn cancelled_requests_pass_on_their_wake_up() {
     for polls in [1, 2, 3] {
         sample(4000, move || {
             let model = Model::new();
-            let leavers = (1..=2).map(|n| {
-                run(&model, move |m| {
-                    m.give_up(Owner(n), polls);
-                    m.give_up(Owner(n), polls);
+            let cancelled = (1..=2).map(|n| {
+                spawn(&model, move |m| {
+                    m.request_or_cancel(Owner(n), polls);
+                    m.request_or_cancel(Owner(n), polls);
                 })
             });
-            let leavers: Vec<_> = leavers.collect();
-            let stayers = (3..=5).map(|n| {
-                run(&model, move |m| {
+            let cancelled: Vec<_> = cancelled.collect();
+            let others = (3..=5).map(|n| {
+                spawn(&model, move |m| {
                     m.request(Owner(n));
                     m.request(Owner(n));
                 })
             });
-            let stayers: Vec<_> = stayers.collect();
-            let cleaner = run(&model, |m| {
+            let others: Vec<_> = others.collect();
+            let cleaner = spawn(&model, |m| {
                 m.clean_or_leave(Owner(6));
                 m.clean(Owner(6));
             });
-            join(leavers);
-            join(stayers);
+            join(cancelled);
+            join(others);
             join([cleaner]);
             model.end();
         });
@@ -196,36 +187,36 @@ fn requests_that_are_given_up_pass_their_wake_up_on() {
 }
 
 #[test]
-fn a_request_that_is_given_up_wakes_the_next_though_nobody_else_comes() {
+fn cancelled_request_wakes_last_waiter() {
     for polls in [1, 2] {
         sample(4000, move || {
             let model = Model::new();
-            let leaver = run(&model, move |m| m.give_up(Owner(1), polls));
-            let stayer = run(&model, |m| m.request(Owner(2)));
+            let cancelled = spawn(&model, move |m| m.request_or_cancel(Owner(1), polls));
+            let other = spawn(&model, |m| m.request(Owner(2)));
             model.request(Owner(3));
-            join([leaver, stayer]);
+            join([cancelled, other]);
             model.end();
         });
     }
 }
 
 #[test]
-fn nobody_is_overtaken_again_after_losing_once() {
+fn request_that_lost_a_race_is_not_overtaken_again() {
     sample(6000, || {
         let model = Model::new();
-        let fair = run(&model, |m| {
+        let fair = spawn(&model, |m| {
             m.request_fairly(Owner(1));
             m.request_fairly(Owner(1));
         });
         let others = (2..=4).map(|n| {
-            run(&model, move |m| {
+            spawn(&model, move |m| {
                 for _ in 0..3 {
                     m.request(Owner(n));
                 }
             })
         });
         let others: Vec<_> = others.collect();
-        let cleaner = run(&model, |m| m.clean(Owner(5)));
+        let cleaner = spawn(&model, |m| m.clean(Owner(5)));
         join([fair]);
         join(others);
         join([cleaner]);
@@ -233,7 +224,7 @@ fn nobody_is_overtaken_again_after_losing_once() {
     });
 }
 
-/// A condition under a lock, and those who wait for it.
+/// A condition under a lock, and its waiters.
 #[derive(Default)]
 struct Gate {
     open: bool,
@@ -241,25 +232,25 @@ struct Gate {
 }
 
 #[test]
-fn a_wait_list_wakes_everybody_whose_key_was_notified() {
+fn wait_list_wakes_every_waiter_of_notified_keys() {
     sample(4000, || {
         let host = ModelHost::new(Kind::Coroutines, false);
         let gate = Arc::new(Mutex::new(Gate::default()));
         let waiters = (0..3).map(|key| {
             let (host, gate) = (host.clone(), gate.clone());
             thread::spawn(move || {
-                // One of them drops its first ticket unawaited.
+                // One thread drops its first waiter without awaiting it.
                 let mut waits = key != 2;
                 loop {
-                    let ticket = {
+                    let waiter = {
                         let mut gate = gate.lock().unwrap();
                         if gate.open {
                             break;
                         }
-                        gate.waiting.enrol(key % 2)
+                        gate.waiting.register(key % 2)
                     };
                     if waits {
-                        block_on(&*host, &[], ticket);
+                        block_on(&*host, &[], waiter);
                     }
                     waits = true;
                 }
@@ -288,7 +279,7 @@ fn a_wait_list_wakes_everybody_whose_key_was_notified() {
 }
 
 #[test]
-fn poll_until_done_sees_a_condition_that_came_true_at_any_moment() {
+fn poll_until_done_sees_condition_set_at_any_moment() {
     sample(4000, || {
         let host = ModelHost::new(Kind::Coroutines, false);
         let event = Arc::new(Event::default());

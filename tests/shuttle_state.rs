@@ -1,23 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The state's transitions against each other: whoever detached last has no cleaner left, whatever else was under way; a change of
-//! options, an invalidation and a close always come back.
+//! Concurrent transitions of the state. After a detach no cleaner is left, whichever other
+//! transition ran meanwhile. A change of options, an invalidation and a close always return.
 #![cfg(shuttle)]
 
-mod checked;
+mod model_checking;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use checked::host::{Kind, ModelHost};
-use checked::storage::ModelStorage;
-use checked::{sample, thread};
+use model_checking::host::{Kind, ModelHost};
+use model_checking::storage::ModelStorage;
+use model_checking::{INTERVAL, join, sample, spawn};
 use qcow2cache::error::Errno;
 use qcow2cache::host::Context;
 use qcow2cache::options::{Geometry, Options};
 use qcow2cache::state::{Config, State};
 
 const KINDS: [Kind; 4] = [Kind::Threads, Kind::Coroutines, Kind::OwnLock, Kind::Tasks];
-const INTERVAL: u64 = 600_000_000_000;
 
 struct Model {
     host: Arc<ModelHost>,
@@ -65,7 +64,8 @@ impl Model {
         }
     }
 
-    /// Detached, once everything has come back: no cleaner but those on their way out.
+    /// Called when all transitions have returned and the state is detached: only ending instances
+    /// of the cleaner may be left.
     fn expect_none_running(&self) {
         assert!(
             !self.state.cleaner().is_running(),
@@ -80,22 +80,13 @@ impl Model {
     }
 }
 
-fn run(model: &Arc<Model>, body: impl FnOnce(&Model) + Send + 'static) -> thread::JoinHandle<()> {
-    let model = model.clone();
-    thread::spawn(move || body(&model))
-}
-
-fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
-    threads.into_iter().for_each(|t| t.join().unwrap());
-}
-
-/// A detach races `other`.
-fn detach_against(iterations: usize, other: impl Fn(&Model) + Copy + Send + Sync + 'static) {
+/// Runs a detach concurrently with `other`.
+fn detach_during(iterations: usize, other: impl Fn(&Model) + Copy + Send + Sync + 'static) {
     for kind in KINDS {
         sample(iterations, move || {
             let model = Model::open(kind);
-            let detach = run(&model, |m| m.state.detach());
-            let other = run(&model, move |m| other(m));
+            let detach = spawn(&model, |m| m.state.detach());
+            let other = spawn(&model, move |m| other(m));
             join([detach, other]);
             model.expect_none_running();
             model.close();
@@ -104,26 +95,26 @@ fn detach_against(iterations: usize, other: impl Fn(&Model) + Copy + Send + Sync
 }
 
 #[test]
-fn a_detach_against_a_change_of_options() {
-    detach_against(200, |m| m.change_options(false));
-    detach_against(200, |m| m.change_options(true));
+fn detach_during_options_change_leaves_no_cleaner() {
+    detach_during(200, |m| m.change_options(false));
+    detach_during(200, |m| m.change_options(true));
 }
 
 #[test]
-fn a_detach_against_an_invalidation() {
-    detach_against(200, |m| m.state.invalidate().unwrap());
+fn detach_during_invalidate_leaves_no_cleaner() {
+    detach_during(200, |m| m.state.invalidate().unwrap());
 }
 
 #[test]
-fn an_attach_against_a_detach_leaves_what_came_last() {
+fn last_of_attach_and_detach_takes_effect() {
     for kind in KINDS {
         sample(200, move || {
             let model = Model::open(kind);
             model.state.detach();
-            let attach = run(&model, |m| m.state.attach(Context::Default).unwrap());
-            let detach = run(&model, |m| m.state.detach());
+            let attach = spawn(&model, |m| m.state.attach(Context::Default).unwrap());
+            let detach = spawn(&model, |m| m.state.detach());
             join([attach, detach]);
-            // Attached still, or not: a second attach tells.
+            // Whether the state is attached is told by another attach.
             match model.state.attach(Context::Default) {
                 Err(Errno::ALREADY) => {}
                 Ok(()) => assert!(model.state.cleaner().is_running()),
@@ -141,16 +132,16 @@ fn an_attach_against_a_detach_leaves_what_came_last() {
 }
 
 #[test]
-fn changes_of_options_at_once_leave_one_cleaner() {
+fn concurrent_options_changes_leave_one_cleaner() {
     for kind in KINDS {
         sample(200, move || {
             let model = Model::open(kind);
             let changes =
-                [true, false].map(|locked| run(&model, move |m| m.change_options(locked)));
-            let clock = run(&model, |m| m.host.advance(INTERVAL));
+                [true, false].map(|locked| spawn(&model, move |m| m.change_options(locked)));
+            let clock = spawn(&model, |m| m.host.advance(INTERVAL));
             join(changes);
             join([clock]);
-            assert!(model.state.cleaner().is_running(), "the cleaner got lost");
+            assert!(model.state.cleaner().is_running(), "the cleaner was lost");
             assert!(model.state.cleaner().stats().starts >= 2);
             model.close();
         });
@@ -158,18 +149,18 @@ fn changes_of_options_at_once_leave_one_cleaner() {
 }
 
 #[test]
-fn a_change_of_options_against_an_invalidation_and_a_move() {
+fn options_change_during_invalidate_and_move_keeps_cleaner() {
     for kind in KINDS {
         sample(200, move || {
             let model = Model::open(kind);
-            let change = run(&model, |m| m.change_options(true));
-            let invalidate = run(&model, |m| m.state.invalidate().unwrap());
-            let moving = run(&model, |m| {
+            let change = spawn(&model, |m| m.change_options(true));
+            let invalidate = spawn(&model, |m| m.state.invalidate().unwrap());
+            let moving = spawn(&model, |m| {
                 m.state.detach();
                 m.state.attach(Context::Default).unwrap();
             });
             join([change, invalidate, moving]);
-            assert!(model.state.cleaner().is_running(), "the cleaner got lost");
+            assert!(model.state.cleaner().is_running(), "the cleaner was lost");
             assert_eq!(model.host.refuse.load(Relaxed), false);
             model.close();
         });

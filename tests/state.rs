@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! An open image's metadata, by the driver's events: open, detach and attach, invalidate, close; with their error paths, on the
-//! thread host and on event loops. Change of options has a file of its own.
+//! The state of an open image: open, detach, attach, invalidate and close, with their error paths,
+//! on the thread host and on event loops. For changes of options see `state_options.rs`.
 
 #[macro_use]
 mod support;
@@ -10,43 +10,46 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use qcow2cache::cleaner::{CleanTarget, Cleaner};
 use qcow2cache::error::Errno;
+use qcow2cache::host::Context;
 use qcow2cache::host::event_loop::{EventLoop, EventLoopHost};
-use qcow2cache::host::{Context, block_on};
 use qcow2cache::options::{Geometry, Options};
 use qcow2cache::state::{Config, State};
-use support::hosts::Fixture;
+use support::hosts::{Fixture, PLACES, run_at};
 use support::image::{
-    BLOCKS, BUSY, L2, NEVER, REFCOUNT, TABLE, config, dirty_both, geometry, open, options, shape,
+    BLOCKS, L2, REFCOUNT, TABLE, config, dirty_both, geometry, open, options, shape,
 };
-use support::{Io, Latch, TestStorage, edit, lock, pattern, until, watched};
+use support::{
+    BUSY, Io, Latch, NEVER, TestStorage, cache_on, edit, get, get_empty, lock, pattern, wait_until,
+    with_timeout,
+};
 
 on_every_host! {
-    open_starts_the_cleaner_with_every_option_set
-    open_refuses_what_it_cannot_do
-    without_an_interval_there_is_no_cleaner
-    the_caches_are_cleaned
-    close_writes_everything
-    close_loses_nothing_when_it_fails
-    detach_never_waits_and_attach_keeps_the_interval
-    attach_refuses_what_is_attached_or_foreign
-    invalidate_drops_everything
-    invalidate_drops_nothing_when_a_table_is_in_use
-    waiting_where_one_holds_the_lock_is_refused
-    polling_ends_when_it_is_done
+    open_applies_every_option_and_starts_cleaner
+    open_rejects_bad_options_geometry_and_context
+    interval_zero_runs_no_cleaner
+    cleaner_cleans_both_caches
+    close_writes_all_dirty_tables
+    failed_close_loses_no_dirty_table
+    detach_never_waits_and_attach_keeps_interval
+    attach_rejects_attached_state_and_foreign_context
+    invalidate_drops_all_tables
+    invalidate_drops_nothing_while_table_is_pinned
+    waiting_calls_return_edeadlk_while_caller_holds_lock
+    poll_until_done_returns_once_condition_holds
 }
 
-fn open_starts_the_cleaner_with_every_option_set(fixture: &dyn Fixture) {
+fn open_applies_every_option_and_starts_cleaner(fixture: &dyn Fixture) {
     let (storage, state) = open(fixture, 0);
     assert!(state.cleaner().is_running());
-    // 600 s, the default.
+    // The default is 600 s.
     assert_eq!(state.cleaner().stats().interval_ns, NEVER);
     assert_eq!(
         (shape(&state.l2_cache()), shape(&state.refcount_cache())),
         ((4, 4096), (5, 4096))
     );
-    assert!(state.l2_cache().belongs_to_state() && state.refcount_cache().belongs_to_state());
-    assert!(state.cleaner().belongs_to_state());
-    drop(block_on(&*fixture.host(), &[], state.l2_cache().get_empty(TABLE)).unwrap());
+    assert!(state.l2_cache().is_owned_by_state() && state.refcount_cache().is_owned_by_state());
+    assert!(state.cleaner().is_owned_by_state());
+    drop(get_empty(&state.l2_cache(), TABLE).unwrap());
     edit(&state.l2_cache(), TABLE, 1).unwrap();
     edit(&state.refcount_cache(), BLOCKS, 1).unwrap();
     state.close().unwrap();
@@ -77,7 +80,7 @@ fn open_starts_the_cleaner_with_every_option_set(fixture: &dyn Fixture) {
     state.close().unwrap();
 }
 
-fn open_refuses_what_it_cannot_do(fixture: &dyn Fixture) {
+fn open_rejects_bad_options_geometry_and_context(fixture: &dyn Fixture) {
     let storage = Arc::new(TestStorage::new(1 << 19));
     let config = || config(fixture.host(), &storage, fixture.context(0), 0);
     let bad = Options {
@@ -118,11 +121,11 @@ fn open_refuses_what_it_cannot_do(fixture: &dyn Fixture) {
     assert_eq!(
         Arc::strong_count(&storage),
         1,
-        "nothing is left of what was not opened"
+        "a failed open leaves no reference to the storage"
     );
 }
 
-fn without_an_interval_there_is_no_cleaner(fixture: &dyn Fixture) {
+fn interval_zero_runs_no_cleaner(fixture: &dyn Fixture) {
     let storage = Arc::new(TestStorage::new(1 << 19));
     let options = Options {
         cache_clean_interval: Some(0),
@@ -142,20 +145,13 @@ fn without_an_interval_there_is_no_cleaner(fixture: &dyn Fixture) {
     state.close().unwrap();
 }
 
-fn the_caches_are_cleaned(fixture: &dyn Fixture) {
+fn cleaner_cleans_both_caches(fixture: &dyn Fixture) {
     let (_storage, state) = open(fixture, BUSY);
     for n in 1..4 {
-        drop(block_on(&*fixture.host(), &[], state.l2_cache().get(n * TABLE)).unwrap());
-        drop(
-            block_on(
-                &*fixture.host(),
-                &[],
-                state.refcount_cache().get(BLOCKS + n * TABLE),
-            )
-            .unwrap(),
-        );
+        drop(get(&state.l2_cache(), n * TABLE).unwrap());
+        drop(get(&state.refcount_cache(), BLOCKS + n * TABLE).unwrap());
     }
-    until(|| {
+    wait_until(|| {
         state.l2_cache().stats().resident_tables + state.refcount_cache().stats().resident_tables
             == 0
     });
@@ -163,7 +159,7 @@ fn the_caches_are_cleaned(fixture: &dyn Fixture) {
     assert_eq!(state.cleaner().stats().tables_cleaned, 6);
 }
 
-fn close_writes_everything(fixture: &dyn Fixture) {
+fn close_writes_all_dirty_tables(fixture: &dyn Fixture) {
     let (storage, state) = open(fixture, NEVER);
     dirty_both(&state, 42);
     fixture.run_in(0, Box::new(|| state.close().unwrap()));
@@ -171,7 +167,7 @@ fn close_writes_everything(fixture: &dyn Fixture) {
     let log: Vec<_> = storage
         .log_from(0)
         .into_iter()
-        .filter(|io| matches!(io, Io::Write { .. } | Io::Flush))
+        .filter(|io| io.is_write() || *io == Io::Flush)
         .collect();
     let write = |offset| Io::Write {
         offset,
@@ -189,11 +185,11 @@ fn close_writes_everything(fixture: &dyn Fixture) {
     assert_eq!(Arc::strong_count(&storage), 1);
 }
 
-fn close_loses_nothing_when_it_fails(fixture: &dyn Fixture) {
+fn failed_close_loses_no_dirty_table(fixture: &dyn Fixture) {
     let (storage, state) = open(fixture, NEVER);
     dirty_both(&state, 43);
     let refcount = state.refcount_cache();
-    let pinned = block_on(&*fixture.host(), &[], refcount.get(BLOCKS + TABLE)).unwrap();
+    let pinned = get(&refcount, BLOCKS + TABLE).unwrap();
     assert_eq!(state.close(), Err(Errno::BUSY));
     assert!(!state.cleaner().is_running());
     drop(pinned);
@@ -213,7 +209,7 @@ fn close_loses_nothing_when_it_fails(fixture: &dyn Fixture) {
         assert_eq!(state.l2_cache().stats().dirty_tables, 1);
     }
     storage.clear_hook();
-    // What was there before is there still, and the image can be used on.
+    // All tables are still there, and the image is still usable.
     edit(&state.l2_cache(), 2 * TABLE, 44).unwrap();
     state.close().unwrap();
     assert_eq!(
@@ -226,12 +222,12 @@ fn close_loses_nothing_when_it_fails(fixture: &dyn Fixture) {
     );
 }
 
-fn detach_never_waits_and_attach_keeps_the_interval(fixture: &dyn Fixture) {
+fn detach_never_waits_and_attach_keeps_interval(fixture: &dyn Fixture) {
     let (_storage, state) = open(fixture, 50_000);
     for round in 0..30 {
         let passes = state.cleaner().stats().passes;
-        until(|| state.cleaner().stats().passes > passes);
-        // Where the driver detaches it holds whatever locks it holds.
+        wait_until(|| state.cleaner().stats().passes > passes);
+        // The driver may or may not hold the lock when it detaches.
         let locked = round % 2 == 0;
         if locked {
             state.cleaner().lock().unwrap();
@@ -243,7 +239,10 @@ fn detach_never_waits_and_attach_keeps_the_interval(fixture: &dyn Fixture) {
             state.cleaner().unlock().unwrap();
         }
         let stats = state.cleaner().stats();
-        assert_eq!(stats.interval_ns, 50_000, "stopping never changes it");
+        assert_eq!(
+            stats.interval_ns, 50_000,
+            "a stop never changes the interval"
+        );
         let which = (round + 1) % 2;
         fixture.run_in(
             which,
@@ -257,7 +256,7 @@ fn detach_never_waits_and_attach_keeps_the_interval(fixture: &dyn Fixture) {
     assert_eq!(state.cleaner().stats().instances, 0);
 }
 
-fn attach_refuses_what_is_attached_or_foreign(fixture: &dyn Fixture) {
+fn attach_rejects_attached_state_and_foreign_context(fixture: &dyn Fixture) {
     let (_storage, state) = open(fixture, NEVER);
     assert_eq!(state.attach(fixture.context(0)), Err(Errno::ALREADY));
     assert_eq!(state.attach(fixture.foreign_context()), Err(Errno::INVAL));
@@ -265,21 +264,17 @@ fn attach_refuses_what_is_attached_or_foreign(fixture: &dyn Fixture) {
     state.detach();
     assert_eq!(state.attach(fixture.foreign_context()), Err(Errno::INVAL));
     assert!(!state.cleaner().is_running());
-    // The refused one did not happen: it can still be attached.
+    // The refused attach had no effect: the state can still be attached.
     state.attach(fixture.context(0)).unwrap();
     assert!(state.cleaner().is_running());
     state.close().unwrap();
 }
 
-fn invalidate_drops_everything(fixture: &dyn Fixture) {
+fn invalidate_drops_all_tables(fixture: &dyn Fixture) {
     let (storage, state) = open(fixture, NEVER);
     dirty_both(&state, 9);
     lock(&storage.disk)[TABLE as usize..][..8].copy_from_slice(&77_u64.to_ne_bytes());
-    let writes = storage
-        .log_from(0)
-        .iter()
-        .filter(|io| matches!(io, Io::Write { .. }))
-        .count();
+    let writes = storage.write_count();
     fixture.run_in(0, Box::new(|| state.invalidate().unwrap()));
     for cache in [state.l2_cache(), state.refcount_cache()] {
         assert_eq!(
@@ -288,18 +283,14 @@ fn invalidate_drops_everything(fixture: &dyn Fixture) {
         );
     }
     assert_eq!(
-        storage
-            .log_from(0)
-            .iter()
-            .filter(|io| matches!(io, Io::Write { .. }))
-            .count(),
+        storage.write_count(),
         writes,
-        "nothing was written over it"
+        "invalidate wrote a dirty table"
     );
     assert!(state.cleaner().is_running());
     assert_eq!(state.cleaner().stats().starts, 2);
     let l2 = state.l2_cache();
-    assert_eq!(block_on(l2.host(), &[], l2.get(TABLE)).unwrap().load(0), 77);
+    assert_eq!(get(&l2, TABLE).unwrap().load(0), 77);
     drop(l2);
     state.close().unwrap();
     assert_eq!(
@@ -308,21 +299,21 @@ fn invalidate_drops_everything(fixture: &dyn Fixture) {
     );
 }
 
-fn invalidate_drops_nothing_when_a_table_is_in_use(fixture: &dyn Fixture) {
+fn invalidate_drops_nothing_while_table_is_pinned(fixture: &dyn Fixture) {
     let (storage, state) = open(fixture, NEVER);
     for which in 0..2 {
         dirty_both(&state, 10);
         let (l2, refcount) = (state.l2_cache(), state.refcount_cache());
         let pinned = if which == 0 {
-            block_on(l2.host(), &[], l2.get(3 * TABLE)).unwrap()
+            get(&l2, 3 * TABLE).unwrap()
         } else {
-            block_on(l2.host(), &[], refcount.get(BLOCKS + 3 * TABLE)).unwrap()
+            get(&refcount, BLOCKS + 3 * TABLE).unwrap()
         };
         assert_eq!(state.invalidate(), Err(Errno::BUSY));
         assert_eq!(
             (l2.stats().dirty_tables, refcount.stats().dirty_tables),
             (1, 1),
-            "in use: {which}"
+            "a table of cache {which} is pinned"
         );
         assert!(state.cleaner().is_running());
         drop(pinned);
@@ -331,7 +322,7 @@ fn invalidate_drops_nothing_when_a_table_is_in_use(fixture: &dyn Fixture) {
     assert_eq!((storage.word(TABLE), storage.word(BLOCKS)), (10, 10));
 }
 
-fn waiting_where_one_holds_the_lock_is_refused(fixture: &dyn Fixture) {
+fn waiting_calls_return_edeadlk_while_caller_holds_lock(fixture: &dyn Fixture) {
     let (_storage, state) = open(fixture, NEVER);
     state.cleaner().lock().unwrap();
     assert_eq!(state.close(), Err(Errno::DEADLK));
@@ -343,51 +334,47 @@ fn waiting_where_one_holds_the_lock_is_refused(fixture: &dyn Fixture) {
     assert!(state.cleaner().is_running());
     state.cleaner().unlock().unwrap();
     state.close().unwrap();
-    // Another thread's lock: somebody is still at work in it.
+    // Another thread holds the lock: it still uses the state.
     std::thread::scope(|scope| {
-        let (locked, go_on) = (Latch::default(), Latch::default());
+        let (locked, release) = (Latch::default(), Latch::default());
         let holder = scope.spawn({
-            let (locked, go_on, state) = (locked.clone(), go_on.clone(), &state);
+            let (locked, release, state) = (locked.clone(), release.clone(), &state);
             move || {
                 state.cleaner().lock().unwrap();
                 locked.open();
-                go_on.wait();
+                release.wait();
                 state.cleaner().unlock().unwrap();
             }
         });
         locked.wait();
         assert_eq!(state.close(), Err(Errno::BUSY));
-        go_on.open();
+        release.open();
         holder.join().unwrap();
     });
     state.close().unwrap();
 }
 
-fn polling_ends_when_it_is_done(fixture: &dyn Fixture) {
+fn poll_until_done_returns_once_condition_holds(fixture: &dyn Fixture) {
     let (_storage, state) = open(fixture, NEVER);
-    for place in 0..3 {
+    for place in PLACES {
         let done = AtomicBool::new(false);
-        let looked = AtomicUsize::new(0);
+        let checks = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                // It waits by now, or is about to: both must end.
-                until(|| looked.load(Ordering::SeqCst) > 0);
-                // A kick alone ends nothing.
+                // The poll waits by now or is about to wait. Both must end.
+                wait_until(|| checks.load(Ordering::SeqCst) > 0);
+                // A kick alone does not end the poll.
                 state.kick();
                 done.store(true, Ordering::SeqCst);
                 state.kick();
             });
-            let poll = || {
+            run_at(fixture, place, || {
                 state.poll_until_done(&|| {
-                    looked.fetch_add(1, Ordering::SeqCst);
+                    checks.fetch_add(1, Ordering::SeqCst);
                     done.load(Ordering::SeqCst)
                 });
                 assert!(done.load(Ordering::SeqCst));
-            };
-            match place {
-                0 | 1 => fixture.run_in(place, Box::new(poll)),
-                _ => poll(),
-            }
+            });
         });
     }
     let ran = Arc::new(AtomicBool::new(false));
@@ -400,9 +387,9 @@ fn polling_ends_when_it_is_done(fixture: &dyn Fixture) {
 }
 
 #[test]
-fn a_moved_cleaner_cleans_in_the_new_loop_alone() {
-    watched(|| {
-        // Two loops in this one thread, turned by hand.
+fn moved_cleaner_runs_only_in_new_loop() {
+    with_timeout(|| {
+        // Two loops in this thread, run by hand.
         let loops = [EventLoop::new().unwrap(), EventLoop::new().unwrap()];
         loops
             .iter()
@@ -411,29 +398,25 @@ fn a_moved_cleaner_cleans_in_the_new_loop_alone() {
         let context = |n: usize| Context::Loop(loops[n].clone());
         let state =
             State::open(config(EventLoopHost::shared(), &storage, context(0), 1000)).unwrap();
-        let turn = |n: usize| {
+        let run_loop = |n: usize| {
             loops[n].executor().step_clock(1000);
             while loops[n].dispatch().unwrap() > 0 {}
         };
         let passes = || state.cleaner().stats().passes;
         loops[0].dispatch().unwrap();
-        turn(0);
+        run_loop(0);
         assert_eq!(passes(), 1);
         state.detach();
         state.attach(context(1)).unwrap();
         loops[1].dispatch().unwrap();
-        turn(0);
-        assert_eq!(
-            passes(),
-            1,
-            "the old loop has nothing to do with it any more"
-        );
+        run_loop(0);
+        assert_eq!(passes(), 1, "the old loop still runs the cleaner");
         assert!(!loops[0].executor().has_tasks());
-        turn(1);
-        turn(1);
+        run_loop(1);
+        run_loop(1);
         assert_eq!(passes(), 3);
         state.close().unwrap();
-        turn(1);
+        run_loop(1);
         assert_eq!(passes(), 3);
         loops
             .iter()
@@ -442,19 +425,19 @@ fn a_moved_cleaner_cleans_in_the_new_loop_alone() {
 }
 
 #[test]
-fn the_cleaner_of_a_state_and_caches_alone_do_the_same() {
-    watched(|| {
-        // What the state offers is made of parts that work alone, too.
+fn cache_and_cleaner_work_without_state() {
+    with_timeout(|| {
+        // The parts of a state also work alone.
         let storage = Arc::new(TestStorage::new(1 << 19));
-        let cache = support::cache_on(&storage, 4, 4096, 1);
-        assert!(!cache.belongs_to_state());
+        let cache = cache_on(&storage, 4, 4096, 1);
+        assert!(!cache.is_owned_by_state());
         let cleaner = Cleaner::new(qcow2cache::host::threads::ThreadHost::shared());
-        assert!(!cleaner.belongs_to_state());
+        assert!(!cleaner.is_owned_by_state());
         let target: Arc<dyn CleanTarget> = cache.clone();
         cleaner.set_caches(vec![target]);
-        drop(block_on(cache.host(), &[], cache.get(TABLE)).unwrap());
+        drop(get(&cache, TABLE).unwrap());
         cleaner.start(Context::Default, BUSY).unwrap();
-        until(|| cache.stats().cleaned == 1);
+        wait_until(|| cache.stats().cleaned == 1);
         cleaner.del_and_wait().unwrap();
     });
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Change of options: prepare, commit with and without the state lock, abort, their error paths, and under load; on the
-//! thread host and on event loops.
+//! Changes of options: prepare, commit with and without the state lock, abort, their error paths,
+//! and changes under load, on the thread host and on event loops.
 
 #[macro_use]
 mod support;
@@ -9,27 +9,28 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use qcow2cache::error::Errno;
-use qcow2cache::host::block_on;
 use qcow2cache::options::{Geometry, Options};
 use qcow2cache::state::State;
-use support::hosts::Fixture;
+use support::hosts::{Fixture, PLACES, run_at};
 use support::image::{
-    BLOCKS, BUSY, L2, NEVER, TABLE, commit, dirty_both, geometry, open, options, prepared, shape,
+    BLOCKS, L2, TABLE, commit, commit_ok, dirty_both, geometry, open, options, prepared, shape,
 };
-use support::{Io, Rng, edit, lock, pattern, until};
+use support::{
+    BUSY, Io, NEVER, Rng, edit, get, get_unlocked, lock, pattern, set_dependency, wait_until,
+};
 
 on_every_host! {
-    prepare_flushes_the_old_caches_and_changes_nothing
-    prepare_changes_nothing_when_it_fails
-    commit_puts_every_option_into_effect
-    commit_gives_the_update_back_when_it_fails
-    a_change_can_switch_the_cleaner_off_and_on
-    a_dropped_update_changes_nothing
-    options_can_change_while_detached
+    prepare_flushes_old_caches_and_changes_nothing
+    failed_prepare_changes_nothing
+    commit_applies_every_option
+    failed_commit_returns_update_and_changes_nothing
+    commit_turns_cleaner_off_and_on
+    dropped_update_changes_nothing
+    options_change_while_detached
     options_change_under_load
 }
 
-fn prepare_flushes_the_old_caches_and_changes_nothing(fixture: &dyn Fixture) {
+fn prepare_flushes_old_caches_and_changes_nothing(fixture: &dyn Fixture) {
     let (storage, state) = open(fixture, NEVER);
     let old = state.l2_cache();
     dirty_both(&state, 5);
@@ -47,7 +48,7 @@ fn prepare_flushes_the_old_caches_and_changes_nothing(fixture: &dyn Fixture) {
     state.close().unwrap();
 }
 
-fn prepare_changes_nothing_when_it_fails(fixture: &dyn Fixture) {
+fn failed_prepare_changes_nothing(fixture: &dyn Fixture) {
     let (storage, state) = open(fixture, NEVER);
     dirty_both(&state, 6);
     let old = (state.l2_cache(), state.refcount_cache());
@@ -58,14 +59,7 @@ fn prepare_changes_nothing_when_it_fails(fixture: &dyn Fixture) {
     let error = state.prepare(&bad, None, 0).err().unwrap();
     assert_eq!(error.errno(), Errno::INVAL);
     assert!(error.message().contains("l2-cache-entry-size"), "{error}");
-    assert_eq!(
-        storage
-            .log_from(0)
-            .iter()
-            .filter(|io| matches!(io, Io::Write { .. }))
-            .count(),
-        0
-    );
+    assert_eq!(storage.write_count(), 0);
     let bad = Geometry {
         cluster_size: 1,
         ..geometry()
@@ -96,11 +90,11 @@ fn prepare_changes_nothing_when_it_fails(fixture: &dyn Fixture) {
     assert_eq!((storage.word(TABLE), storage.word(BLOCKS)), (6, 6));
 }
 
-fn commit_puts_every_option_into_effect(fixture: &dyn Fixture) {
+fn commit_applies_every_option(fixture: &dyn Fixture) {
     for locked in [false, true] {
-        for place in 0..3 {
+        for place in PLACES {
             let (storage, state) = open(fixture, NEVER);
-            let change = || {
+            run_at(fixture, place, || {
                 dirty_both(&state, 1);
                 let larger = Geometry {
                     virtual_size: 128 << 20,
@@ -109,42 +103,36 @@ fn commit_puts_every_option_into_effect(fixture: &dyn Fixture) {
                 let update = state
                     .prepare(&options(8, 9), Some(larger), 123_456_789)
                     .unwrap();
-                // Dirty again since: the commit writes it.
+                // Dirty again after the prepare: the commit writes the tables.
                 dirty_both(&state, 2);
                 let old = Arc::downgrade(&state.l2_cache());
-                commit(&state, update, locked)
-                    .map_err(|(errno, _)| errno)
-                    .unwrap();
+                commit_ok(&state, update, locked);
                 assert!(old.upgrade().is_none(), "the old cache is gone");
-            };
-            match place {
-                0 | 1 => fixture.run_in(place, Box::new(change)),
-                _ => change(),
-            }
+            });
             assert_eq!((storage.word(TABLE), storage.word(BLOCKS)), (2, 2));
             assert_eq!(
                 (shape(&state.l2_cache()), shape(&state.refcount_cache())),
                 ((8, 4096), (9, 4096))
             );
-            assert!(state.l2_cache().belongs_to_state());
+            assert!(state.l2_cache().is_owned_by_state());
             assert!(state.cleaner().is_running());
             let stats = state.cleaner().stats();
             assert_eq!(
                 (stats.interval_ns, stats.instances, stats.starts),
                 (123_456_789, 1, 2)
             );
-            // The new cache is the one that is used, and reads what the old one wrote.
+            // The state uses the new cache, which reads what the old one wrote.
             let l2 = state.l2_cache();
-            assert_eq!(block_on(l2.host(), &[], l2.get(TABLE)).unwrap().load(0), 2);
+            assert_eq!(get(&l2, TABLE).unwrap().load(0), 2);
             state.close().unwrap();
         }
     }
 }
 
-fn commit_gives_the_update_back_when_it_fails(fixture: &dyn Fixture) {
+fn failed_commit_returns_update_and_changes_nothing(fixture: &dyn Fixture) {
     let (storage, state) = open(fixture, NEVER);
     let old = state.l2_cache();
-    let unchanged = |when: &str| {
+    let assert_unchanged = |when: &str| {
         assert!(Arc::ptr_eq(&old, &state.l2_cache()), "{when}");
         assert_eq!(state.cleaner().stats().interval_ns, NEVER, "{when}");
         assert!(
@@ -157,21 +145,21 @@ fn commit_gives_the_update_back_when_it_fails(fixture: &dyn Fixture) {
 
     let (errno, update) = state.commit(update, true).err().unwrap();
     assert_eq!(errno, Errno::PERM);
-    unchanged("the lock is not held");
+    assert_unchanged("the lock is not held");
 
     state.cleaner().lock().unwrap();
     let (errno, mut update) = state.commit(update, false).err().unwrap();
     assert_eq!(errno, Errno::DEADLK);
     state.cleaner().unlock().unwrap();
-    unchanged("the lock is held");
+    assert_unchanged("the lock is held");
 
     for locked in [false, true] {
-        let pinned = block_on(old.host(), &[], old.get(5 * TABLE)).unwrap();
+        let pinned = get(&old, 5 * TABLE).unwrap();
         let result = commit(&state, update, locked);
         let (errno, back) = result.err().unwrap();
         assert_eq!(errno, Errno::BUSY);
         drop(pinned);
-        unchanged("a table is in use");
+        assert_unchanged("a table is in use");
 
         storage.set_hook(|_, io| match io {
             Io::Check { kind: L2, .. } => Err(Errno::NOSPC),
@@ -181,30 +169,26 @@ fn commit_gives_the_update_back_when_it_fails(fixture: &dyn Fixture) {
         let (errno, back) = commit(&state, back, locked).err().unwrap();
         assert_eq!(errno, Errno::NOSPC);
         storage.clear_hook();
-        unchanged("a write failed");
+        assert_unchanged("a write failed");
         assert_eq!(old.stats().dirty_tables, 1);
         update = back;
     }
     drop(old);
-    commit(&state, update, false)
-        .map_err(|(errno, _)| errno)
-        .unwrap();
+    commit_ok(&state, update, false);
     assert_eq!(storage.word(TABLE), 4);
     assert_eq!(shape(&state.l2_cache()), (8, 4096));
     assert_eq!(state.cleaner().stats().interval_ns, 5_000_000_000);
     state.close().unwrap();
 }
 
-fn a_change_can_switch_the_cleaner_off_and_on(fixture: &dyn Fixture) {
+fn commit_turns_cleaner_off_and_on(fixture: &dyn Fixture) {
     let (_storage, state) = open(fixture, NEVER);
     let off = Options {
         cache_clean_interval: Some(0),
         ..options(4, 4)
     };
     let update = prepared(&state, &off, 0);
-    commit(&state, update, false)
-        .map_err(|(errno, _)| errno)
-        .unwrap();
+    commit_ok(&state, update, false);
     assert!(!state.cleaner().is_running());
     assert_eq!(state.cleaner().stats().instances, 0);
     let on = Options {
@@ -212,15 +196,13 @@ fn a_change_can_switch_the_cleaner_off_and_on(fixture: &dyn Fixture) {
         ..options(4, 4)
     };
     let update = prepared(&state, &on, 0);
-    commit(&state, update, true)
-        .map_err(|(errno, _)| errno)
-        .unwrap();
+    commit_ok(&state, update, true);
     assert!(state.cleaner().is_running());
     assert_eq!(state.cleaner().stats().interval_ns, 9_000_000_000);
     state.close().unwrap();
 }
 
-fn a_dropped_update_changes_nothing(fixture: &dyn Fixture) {
+fn dropped_update_changes_nothing(fixture: &dyn Fixture) {
     let (storage, state) = open(fixture, NEVER);
     let holders = Arc::strong_count(&storage);
     let old = state.l2_cache();
@@ -245,30 +227,28 @@ fn a_dropped_update_changes_nothing(fixture: &dyn Fixture) {
     state.close().unwrap();
 }
 
-fn options_can_change_while_detached(fixture: &dyn Fixture) {
+fn options_change_while_detached(fixture: &dyn Fixture) {
     let (_storage, state) = open(fixture, NEVER);
     state.detach();
     let update = prepared(&state, &options(6, 6), 70_000);
-    commit(&state, update, false)
-        .map_err(|(errno, _)| errno)
-        .unwrap();
+    commit_ok(&state, update, false);
     assert!(!state.cleaner().is_running());
     assert_eq!(shape(&state.l2_cache()), (6, 4096));
     state.attach(fixture.context(1)).unwrap();
     assert_eq!(state.cleaner().stats().interval_ns, 70_000);
     let passes = state.cleaner().stats().passes;
-    until(|| state.cleaner().stats().passes > passes);
-    // Its caches are the new ones.
+    wait_until(|| state.cleaner().stats().passes > passes);
+    // The cleaner cleans the new caches.
     let l2 = state.l2_cache();
-    drop(block_on(l2.host(), &[], l2.get(TABLE)).unwrap());
-    until(|| l2.stats().cleaned == 1);
+    drop(get(&l2, TABLE).unwrap());
+    wait_until(|| l2.stats().cleaned == 1);
     drop(l2);
     state.close().unwrap();
 }
 
 const LOAD_TABLES: u64 = 30;
 
-/// Requests of a driver: with the state lock, tables are changed; without it, they are only looked at.
+/// A request of a driver. It changes tables under the state lock, or reads a table without it.
 fn request(state: &State, shadow: &Mutex<Vec<u64>>, rng: &mut Rng, n: u64) {
     let table = rng.below(LOAD_TABLES);
     let (l2_offset, block_offset) = ((table + 1) * TABLE, BLOCKS + table % 5 * TABLE);
@@ -278,8 +258,7 @@ fn request(state: &State, shadow: &Mutex<Vec<u64>>, rng: &mut Rng, n: u64) {
         let word = l2
             .read(l2_offset, 8, &mut buf)
             .map(|()| u64::from_ne_bytes(buf));
-        let word = word
-            .or_else(|_| block_on(l2.host(), &[], l2.get_unlocked(l2_offset)).map(|p| p.load(8)));
+        let word = word.or_else(|_| get_unlocked(&l2, l2_offset).map(|p| p.load(8)));
         match word {
             Ok(word) => assert_eq!(word, pattern(l2_offset + 8)),
             Err(error) => assert_eq!(error, Errno::AGAIN),
@@ -289,8 +268,8 @@ fn request(state: &State, shadow: &Mutex<Vec<u64>>, rng: &mut Rng, n: u64) {
     state.cleaner().lock().unwrap();
     let (l2, refcount) = (state.l2_cache(), state.refcount_cache());
     edit(&refcount, block_offset, n).unwrap();
-    block_on(l2.host(), &[], l2.set_dependency(&refcount)).unwrap();
-    let before = block_on(l2.host(), &[], l2.get(l2_offset)).unwrap().load(0);
+    set_dependency(&l2, &refcount).unwrap();
+    let before = get(&l2, l2_offset).unwrap().load(0);
     assert_eq!(before, lock(shadow)[table as usize]);
     edit(&l2, l2_offset, n).unwrap();
     lock(shadow)[table as usize] = n;
@@ -327,7 +306,7 @@ fn options_change_under_load(fixture: &dyn Fixture) {
             );
             let mut tries = 0;
             while let Err((errno, back)) = commit(&state, update, (round + tries) % 2 == 0) {
-                // A reader without the state lock has a table pinned.
+                // A reader without the state lock pins a table.
                 assert_eq!(errno, Errno::BUSY);
                 update = back;
                 tries += 1;
@@ -338,7 +317,7 @@ fn options_change_under_load(fixture: &dyn Fixture) {
                 state.attach(fixture.context(round % 2)).unwrap();
             }
             let seen = requests.load(Ordering::SeqCst);
-            until(|| requests.load(Ordering::SeqCst) > seen + 20);
+            wait_until(|| requests.load(Ordering::SeqCst) > seen + 20);
         }
         done.store(true, Ordering::SeqCst);
     });

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Puts the example driver under loads such as fio makes: usage: mixes IMAGE SECONDS-PER-MIX. One mix after the other, each by four threads:
- *   randrw   7 of 10 requests read, the others write, 4 KiB, zipf with exponent 1.1 over the disk
- *   backup   the same, and one of the threads reads the disk from front to back, 256 KiB at a time
- *   copy     two threads write different parts from front to back, 64 KiB at a time; two read at random, zipf again
- *   randread 4 KiB, all of the disk alike
+/* Puts the example driver under loads such as fio makes: usage: mixes IMAGE SECONDS-PER-MIX. One
+ * mix after the other, each by four threads: randrw   7 of 10 requests read, the others write, 4
+ * KiB, zipf with exponent 1.1 over the disk backup   the same, and one of the threads reads the
+ * disk from front to back, 256 KiB at a time copy     two threads write different parts from front
+ * to back, 64 KiB at a time; two read at random, zipf again randread 4 KiB, all of the disk alike
  * THE IMAGE'S CONTENTS ARE OVERWRITTEN. */
 #include <inttypes.h>
 #include <math.h>
@@ -17,8 +17,8 @@
 #include "qcow2.h"
 
 #define THREADS 4
-#define BLOCK UINT64_C(4096)
-#define CHUNK (UINT64_C(256) << 10)
+#define BLOCK   UINT64_C(4096)
+#define CHUNK   (UINT64_C(256) << 10)
 
 enum kind { ZIPF_READ, ZIPF_READ_WRITE, UNIFORM_READ, SEQUENTIAL_READ, SEQUENTIAL_WRITE };
 
@@ -33,7 +33,7 @@ static const struct {
 };
 
 typedef struct worker {
-    qd *image;
+    qcow2drv *image;
     enum kind kind;
     uint64_t random, size, at, done;
     double until;
@@ -56,7 +56,8 @@ static uint64_t next_random(worker *w)
     return w->random;
 }
 
-/* A block by zipf's law with exponent 1.1, by inverting the continuous distribution; a popular one's place is random. */
+/* A block by zipf's law with exponent 1.1, by inverting the continuous distribution; a popular
+ * one's place is random. */
 static uint64_t zipf_block(worker *w)
 {
     const double exponent = 1.1, blocks = (double)(w->size / BLOCK);
@@ -75,18 +76,18 @@ static int request(worker *w)
     case ZIPF_READ_WRITE:
         offset = zipf_block(w) * BLOCK;
         if (w->kind == ZIPF_READ_WRITE && next_random(w) % 10 < 3)
-            return qd_pwrite(w->image, offset, w->buf, BLOCK);
-        return qd_pread(w->image, offset, w->buf, BLOCK);
+            return qcow2drv_pwrite(w->image, offset, w->buf, BLOCK);
+        return qcow2drv_pread(w->image, offset, w->buf, BLOCK);
     case UNIFORM_READ:
-        return qd_pread(w->image, next_random(w) % (w->size / BLOCK) * BLOCK, w->buf, BLOCK);
+        return qcow2drv_pread(w->image, next_random(w) % (w->size / BLOCK) * BLOCK, w->buf, BLOCK);
     case SEQUENTIAL_READ:
         offset = w->at;
         w->at = (w->at + CHUNK) % w->size;
-        return qd_pread(w->image, offset, w->buf, CHUNK);
+        return qcow2drv_pread(w->image, offset, w->buf, CHUNK);
     case SEQUENTIAL_WRITE:
         offset = w->at;
         w->at = (w->at + CHUNK / 4) % w->size;
-        return qd_pwrite(w->image, offset, w->buf, CHUNK / 4);
+        return qcow2drv_pwrite(w->image, offset, w->buf, CHUNK / 4);
     }
     return 0;
 }
@@ -107,7 +108,7 @@ static void *work(void *arg)
     return NULL;
 }
 
-static uint64_t run(qd *image, uint64_t size, size_t mix, double length)
+static uint64_t run(qcow2drv *image, uint64_t size, size_t mix, double length)
 {
     worker workers[THREADS];
     pthread_t threads[THREADS];
@@ -139,10 +140,10 @@ static uint64_t run(qd *image, uint64_t size, size_t mix, double length)
 int main(int argc, char **argv)
 {
     q2c_options cache;
-    qd_open_options options = { .writable = true, .cache = &cache };
-    qd_error error;
-    qd_info info;
-    qd *image;
+    qcow2drv_open_options options = { .writable = true, .cache = &cache };
+    qcow2drv_error error;
+    qcow2drv_info info;
+    qcow2drv *image;
     int r;
 
     if (argc != 3) {
@@ -150,18 +151,20 @@ int main(int argc, char **argv)
         return 2;
     }
     q2c_options_init(&cache);
-    /* Small slices: many of them in a small image. Which table is asked for does not depend on the cache. */
+    /* Small slices: many of them in a small image. Which table is asked for does not depend on the
+     * cache. */
     cache.set = Q2C_OPTION_L2_CACHE_ENTRY_SIZE | Q2C_OPTION_L2_CACHE_SIZE;
     cache.l2_cache_entry_size = 512;
     cache.l2_cache_size = UINT64_C(256) << 10;
-    if (qd_open(argv[1], &options, &image, &error) < 0) {
+    if (qcow2drv_open(argv[1], &options, &image, &error) < 0) {
         fprintf(stderr, "mixes: %s\n", error.message);
         return 1;
     }
-    qd_get_info(image, &info);
+    qcow2drv_get_info(image, &info);
     for (size_t i = 0; i < sizeof(mixes) / sizeof(mixes[0]); i++)
-        printf("%s: %" PRIu64 " requests\n", mixes[i].name, run(image, info.virtual_size, i, strtod(argv[2], NULL)));
-    r = qd_close(&image);
+        printf("%s: %" PRIu64 " requests\n", mixes[i].name,
+               run(image, info.virtual_size, i, strtod(argv[2], NULL)));
+    r = qcow2drv_close(&image);
     if (r < 0)
         fprintf(stderr, "mixes: close: %s\n", strerror(-r));
     return r < 0;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* A library for LD_PRELOAD that records which tables a program asks libqcow2cache for, to the end of the file that QCOW2CACHE_TRACE names:
- * eight bytes a request, in the order in which the requests were answered: the cache's number (1 for the first one seen, …) in the top byte,
- * the table's offset below. A read that finds nothing is not recorded: a get follows it. */
+/* A library for LD_PRELOAD that records which tables a program asks libqcow2cache for, to the end
+ * of the file that QCOW2CACHE_TRACE names: eight bytes a request, in the order in which the
+ * requests were answered: the cache's number (1 for the first one seen, …) in the top byte, the
+ * table's offset below. A read that finds nothing is not recorded: a get follows it. */
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -15,7 +16,7 @@
 #include "qcow2cache.h"
 
 #define REQUESTS (UINT64_C(1) << 23) /* what comes after so many is left out */
-#define CACHES 255
+#define CACHES   255
 
 static uint64_t *requests; /* the file's pages */
 static _Atomic uint64_t count;
@@ -84,20 +85,20 @@ static void *next(const char *name)
     return function;
 }
 
-#define RECORD_GET(name) \
-    int name(q2c_cache *cache, uint64_t offset, void **table) \
-    { \
-        static _Atomic(int (*)(q2c_cache *, uint64_t, void **)) real; \
-        int (*call)(q2c_cache *, uint64_t, void **) = atomic_load(&real); \
-        int r; \
-        if (!call) { \
-            *(void **)&call = next(#name); \
-            atomic_store(&real, call); \
-        } \
-        r = call(cache, offset, table); \
-        if (r == 0) \
-            record(cache, offset); \
-        return r; \
+#define RECORD_GET(name)                                                                           \
+    int name(q2c_cache *cache, uint64_t offset, void **table)                                      \
+    {                                                                                              \
+        static _Atomic(int (*)(q2c_cache *, uint64_t, void **)) real;                              \
+        int (*call)(q2c_cache *, uint64_t, void **) = atomic_load(&real);                          \
+        int r;                                                                                     \
+        if (!call) {                                                                               \
+            *(void **)&call = next(#name);                                                         \
+            atomic_store(&real, call);                                                             \
+        }                                                                                          \
+        r = call(cache, offset, table);                                                            \
+        if (r == 0)                                                                                \
+            record(cache, offset);                                                                 \
+        return r;                                                                                  \
     }
 
 RECORD_GET(q2c_cache_get)

@@ -18,7 +18,8 @@ void complain(const char *format, ...)
     fputc('\n', stderr);
 }
 
-static int parse_number(const char *what, const char *text, bool size, uint64_t min, uint64_t max, uint64_t *to)
+static int parse_number(const char *what, const char *text, bool size, uint64_t min, uint64_t max,
+                        uint64_t *to)
 {
     uint64_t value;
     int r = size_parse(text, &value);
@@ -26,7 +27,8 @@ static int parse_number(const char *what, const char *text, bool size, uint64_t 
     if (r == 0 && !size && strspn(text, "0123456789") != strlen(text))
         r = -EINVAL;
     if (r == -EINVAL) {
-        complain("%s: '%s' is not a %s", what, text, size ? "size: digits, then K, M, G or T if wanted" : "number");
+        complain("%s: '%s' is not a %s", what, text,
+                 size ? "size: digits, then K, M, G or T if wanted" : "number");
         return EXIT_USAGE;
     }
     if (r < 0 || value < min || (max != 0 && value > max)) {
@@ -34,7 +36,8 @@ static int parse_number(const char *what, const char *text, bool size, uint64_t 
             complain("%s: %s is not between %llu and %llu", what, text, (unsigned long long)min,
                      (unsigned long long)max);
         else
-            complain("%s: %s is out of range; the least is %llu", what, text, (unsigned long long)min);
+            complain("%s: %s is out of range; the least is %llu", what, text,
+                     (unsigned long long)min);
         return EXIT_USAGE;
     }
     *to = value;
@@ -52,9 +55,12 @@ static int parse_cache(const char *text, q2c_options *options)
     } keys[] = {
         { "cache-size", Q2C_OPTION_CACHE_SIZE, true, &options->cache_size },
         { "l2-cache-size", Q2C_OPTION_L2_CACHE_SIZE, true, &options->l2_cache_size },
-        { "refcount-cache-size", Q2C_OPTION_REFCOUNT_CACHE_SIZE, true, &options->refcount_cache_size },
-        { "l2-cache-entry-size", Q2C_OPTION_L2_CACHE_ENTRY_SIZE, true, &options->l2_cache_entry_size },
-        { "cache-clean-interval", Q2C_OPTION_CACHE_CLEAN_INTERVAL, false, &options->cache_clean_interval },
+        { "refcount-cache-size", Q2C_OPTION_REFCOUNT_CACHE_SIZE, true,
+          &options->refcount_cache_size },
+        { "l2-cache-entry-size", Q2C_OPTION_L2_CACHE_ENTRY_SIZE, true,
+          &options->l2_cache_entry_size },
+        { "cache-clean-interval", Q2C_OPTION_CACHE_CLEAN_INTERVAL, false,
+          &options->cache_clean_interval },
     };
     const size_t n = sizeof(keys) / sizeof(keys[0]);
 
@@ -65,8 +71,10 @@ static int parse_cache(const char *text, q2c_options *options)
         while (i < n && !(strlen(keys[i].name) == name && strncmp(keys[i].name, text, name) == 0))
             i++;
         if (i == n) {
-            complain("-o: unknown option '%.*s'; known are cache-size, l2-cache-size, refcount-cache-size, "
-                     "l2-cache-entry-size and cache-clean-interval", (int)name, text);
+            complain("-o: unknown option '%.*s'; known are cache-size, l2-cache-size, "
+                     "refcount-cache-size, "
+                     "l2-cache-entry-size and cache-clean-interval",
+                     (int)name, text);
             return EXIT_USAGE;
         }
         if (name == length || length - name - 1 >= sizeof(value)) {
@@ -92,8 +100,9 @@ static int parse_mix(const char *name, const char *text, unsigned mix[4])
 
     if (sscanf(text, "%3u:%3u:%3u:%3u%c", &value[0], &value[1], &value[2], &value[3], &end) != 4 ||
         value[0] + value[1] + value[2] + value[3] != 100) {
-        complain("%s: '%s' is not four percentages READ:WRITE:DISCARD:ZERO that make 100, such as 50:30:10:10", name,
-                 text);
+        complain("%s: '%s' is not four percentages READ:WRITE:DISCARD:ZERO that make 100, such as "
+                 "50:30:10:10",
+                 name, text);
         return EXIT_USAGE;
     }
     memcpy(mix, value, sizeof(value));
@@ -130,7 +139,8 @@ static int parse_option(const char *command, int argc, char **argv, int *i, cons
     while (a->name && !(strlen(a->name) == length && strncmp(a->name, word, length) == 0))
         a++;
     if (!a->name) {
-        complain("%s: unknown option '%.*s'; see 'qcow2drv %s --help'", command, (int)length, word, command);
+        complain("%s: unknown option '%.*s'; see 'qcow2drv %s --help'", command, (int)length, word,
+                 command);
         return EXIT_USAGE;
     }
     if (a->kind == ARG_FLAG) {
@@ -150,7 +160,8 @@ static int parse_option(const char *command, int argc, char **argv, int *i, cons
     return parse_value(a, argv[++*i]);
 }
 
-int args_parse(const char *command, int argc, char **argv, const cli_arg *table, const char **words, int wanted)
+int args_parse(const char *command, int argc, char **argv, const cli_arg *table, const char **words,
+               int wanted)
 {
     bool options = true;
     int n = 0;
@@ -164,13 +175,14 @@ int args_parse(const char *command, int argc, char **argv, const cli_arg *table,
         } else if (n < wanted) {
             words[n++] = argv[i];
         } else {
-            complain("%s: '%s' is one word too many; see 'qcow2drv %s --help'", command, argv[i], command);
+            complain("%s: '%s' is one word too many; see 'qcow2drv %s --help'", command, argv[i],
+                     command);
             return EXIT_USAGE;
         }
     }
     if (n < wanted) {
-        complain("%s: wants %d word%s besides options, got %d; see 'qcow2drv %s --help'", command, wanted,
-                 wanted == 1 ? "" : "s", n, command);
+        complain("%s: wants %d word%s besides options, got %d; see 'qcow2drv %s --help'", command,
+                 wanted, wanted == 1 ? "" : "s", n, command);
         return EXIT_USAGE;
     }
     return EXIT_OK;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Subcommand bench: how long a read takes, through the driver or as plain pread(2) of the same host bytes. */
+/* Subcommand bench: how long a read takes, through the driver or as plain pread(2) of the same host
+ * bytes. */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -13,11 +14,12 @@
 #define SECOND UINT64_C(1000000000)
 
 typedef struct bench {
-    qd *image;
-    struct rt *rt;
-    const uint64_t *hosts; /* host offset of every cluster, or of every block; NULL: through the driver */
-    uint64_t unit;         /* bytes of guest for each of these */
-    int fd;                /* of the image, with hosts */
+    qcow2drv *image;
+    struct runtime *rt;
+    const uint64_t
+        *hosts;    /* host offset of every cluster, or of every block; NULL: through the driver */
+    uint64_t unit; /* bytes of guest for each of these */
+    int fd;        /* of the image, with hosts */
     uint64_t blocks, block;
     uint64_t deadline_ns, seed;
     uint64_t threads;
@@ -32,7 +34,7 @@ static int read_block(bench *b, uint64_t block, char *buf)
     uint64_t offset = block * b->block, host;
 
     if (!b->hosts)
-        return qd_pread(b->image, offset, buf, (size_t)b->block);
+        return qcow2drv_pread(b->image, offset, buf, (size_t)b->block);
     host = b->hosts[offset / b->unit];
     if (host == UINT64_MAX) {
         memset(buf, 0, (size_t)b->block);
@@ -51,7 +53,7 @@ static void work(void *arg)
     int r = buf ? 0 : -ENOMEM;
 
     random |= random == 0;
-    while (r == 0 && (n % 16 != 0 || rt_now_ns() < b->deadline_ns)) {
+    while (r == 0 && (n % 16 != 0 || runtime_now_ns() < b->deadline_ns)) {
         random ^= random << 13; /* xorshift64 */
         random ^= random >> 7;
         random ^= random << 17;
@@ -65,19 +67,20 @@ static void work(void *arg)
     atomic_fetch_add(&b->done, n);
 }
 
-/* Host offset of every unit that lies in one piece; the others count as not there. As few as can be: the loop without the driver is
- * not to wait for its own list. */
-static uint64_t *map_units(bench *b, const qd_info *info)
+/* Host offset of every unit that lies in one piece; the others count as not there. As few as can
+ * be: the loop without the driver is not to wait for its own list. */
+static uint64_t *map_units(bench *b, const qcow2drv_info *info)
 {
     uint64_t *hosts, units;
 
-    b->unit = info->cluster_size % b->block == 0 ? info->cluster_size : b->block; /* a block lies in one unit */
+    b->unit = info->cluster_size % b->block == 0 ? info->cluster_size
+                                                 : b->block; /* a block lies in one unit */
     units = (b->blocks * b->block + b->unit - 1) / b->unit;
     hosts = malloc((size_t)units * sizeof(*hosts));
     for (uint64_t i = 0; hosts && i < units; i++) {
         uint64_t left = info->virtual_size - i * b->unit, run;
         uint64_t wanted = b->unit < left ? b->unit : left;
-        int r = qd_map(b->image, i * b->unit, wanted, &hosts[i], &run);
+        int r = qcow2drv_map(b->image, i * b->unit, wanted, &hosts[i], &run);
 
         if (r < 0) {
             atomic_store(&b->error, r);
@@ -103,41 +106,43 @@ static int warm(bench *b)
 
 static int run(bench *b, uint64_t seconds, bool warm_first)
 {
-    qd_stats before, after;
+    qcow2drv_stats before, after;
     uint64_t begun, ns;
     int r = warm_first ? warm(b) : 0;
 
     if (r == 0)
-        r = qd_get_stats(b->image, &before);
-    begun = rt_now_ns();
+        r = qcow2drv_get_stats(b->image, &before);
+    begun = runtime_now_ns();
     b->deadline_ns = begun + seconds * SECOND;
     for (unsigned i = 0; i < b->threads && r == 0; i++)
         r = b->rt->ops->spawn(b->rt, i, work, b);
     b->rt->ops->wait_workers(b->rt, SECOND, NULL, NULL);
-    ns = rt_now_ns() - begun;
+    ns = runtime_now_ns() - begun;
     r = r < 0 ? r : atomic_load(&b->error);
     if (r == 0)
-        r = qd_get_stats(b->image, &after);
+        r = qcow2drv_get_stats(b->image, &after);
     if (r < 0 || b->done == 0) {
         complain("cannot read: %s", r < 0 ? strerror(-r) : "no request was made");
         return EXIT_FAILED;
     }
     printf("requests: %" PRIu64 "\n", atomic_load(&b->done));
     printf("requests_per_second: %.0f\n", (double)b->done * 1e9 / (double)ns);
-    printf("ns_per_request: %.1f\n", (double)ns / (double)b->done); /* wall clock, all workers together */
+    printf("ns_per_request: %.1f\n",
+           (double)ns / (double)b->done); /* wall clock, all workers together */
     printf("latency_ns: %.1f\n", (double)ns * (double)b->threads / (double)b->done);
     printf("l2_loads: %" PRIu64 "\n", after.l2.loads - before.l2.loads);
     printf("l2_evictions: %" PRIu64 "\n", after.l2.evictions - before.l2.evictions);
     return EXIT_OK;
 }
 
-static int run_on(bench *b, const char *name, uint64_t area, uint64_t seconds, bool bare, bool warm_first)
+static int run_on(bench *b, const char *name, uint64_t area, uint64_t seconds, bool bare,
+                  bool warm_first)
 {
     uint64_t *hosts = NULL;
-    qd_info info;
+    qcow2drv_info info;
     int code;
 
-    qd_get_info(b->image, &info);
+    qcow2drv_get_info(b->image, &info);
     b->blocks = (area && area < info.virtual_size ? area : info.virtual_size) / b->block;
     if (b->blocks == 0) {
         complain("%s: smaller than one block", name);

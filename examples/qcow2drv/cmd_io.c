@@ -11,7 +11,7 @@
 
 #define CHUNK ((size_t)1 << 20)
 
-static void print_info(const qd_info *info, const qd_stats *stats)
+static void print_info(const qcow2drv_info *info, const qcow2drv_stats *stats)
 {
     printf("virtual_size: %" PRIu64 "\n", info->virtual_size);
     printf("file_size: %" PRIu64 "\n", info->file_size);
@@ -34,10 +34,10 @@ static void print_info(const qd_info *info, const qd_stats *stats)
 int cmd_info(int argc, char **argv)
 {
     const char *name;
-    struct rt *rt;
-    qd_stats stats;
-    qd_info info;
-    qd *image;
+    struct runtime *rt;
+    qcow2drv_stats stats;
+    qcow2drv_info info;
+    qcow2drv *image;
     common c;
     int code, r;
 
@@ -48,8 +48,8 @@ int cmd_info(int argc, char **argv)
         code = common_open(&c, name, false, &rt, &image);
     if (code != EXIT_OK)
         return code;
-    qd_get_info(image, &info);
-    r = qd_get_stats(image, &stats);
+    qcow2drv_get_info(image, &info);
+    r = qcow2drv_get_stats(image, &stats);
     if (r < 0) {
         complain("%s: no statistics: %s", name, strerror(-r));
         code = EXIT_FAILED;
@@ -67,7 +67,8 @@ static int parse_place(const char *command, const char *what, const char *text, 
     return EXIT_USAGE;
 }
 
-static int copy_out(const common *c, qd *image, const char *name, uint64_t offset, uint64_t bytes)
+static int copy_out(const common *c, qcow2drv *image, const char *name, uint64_t offset,
+                    uint64_t bytes)
 {
     char *buf = malloc(CHUNK);
     int code = EXIT_OK;
@@ -78,11 +79,11 @@ static int copy_out(const common *c, qd *image, const char *name, uint64_t offse
     }
     while (bytes > 0 && code == EXIT_OK) {
         size_t step = bytes < CHUNK ? (size_t)bytes : CHUNK;
-        int r = qd_pread(image, offset, buf, step);
+        int r = qcow2drv_pread(image, offset, buf, step);
 
         if (r < 0) {
-            COMPLAIN_UNLESS_REPORTED(c, "%s: cannot read %zu bytes at %" PRIu64 ": %s", name, step, offset,
-                                     strerror(-r));
+            COMPLAIN_UNLESS_REPORTED(c, "%s: cannot read %zu bytes at %" PRIu64 ": %s", name, step,
+                                     offset, strerror(-r));
             code = EXIT_FAILED;
         } else if (fwrite(buf, 1, step, stdout) != step) {
             complain("cannot write to standard output: %s", strerror(errno));
@@ -103,9 +104,9 @@ int cmd_read(int argc, char **argv)
 {
     const char *words[3];
     uint64_t offset = 0, bytes = 0;
-    struct rt *rt;
-    qd_info info;
-    qd *image;
+    struct runtime *rt;
+    qcow2drv_info info;
+    qcow2drv *image;
     common c;
     int code;
 
@@ -120,10 +121,11 @@ int cmd_read(int argc, char **argv)
         code = common_open(&c, words[0], false, &rt, &image);
     if (code != EXIT_OK)
         return code;
-    qd_get_info(image, &info);
+    qcow2drv_get_info(image, &info);
     if (offset > info.virtual_size || bytes > info.virtual_size - offset) {
-        complain("%s: %" PRIu64 " bytes at %" PRIu64 " run past the end of the disk (%" PRIu64 " bytes)", words[0],
-                 bytes, offset, info.virtual_size);
+        complain("%s: %" PRIu64 " bytes at %" PRIu64 " run past the end of the disk (%" PRIu64
+                 " bytes)",
+                 words[0], bytes, offset, info.virtual_size);
         code = EXIT_FAILED;
     } else {
         code = copy_out(&c, image, words[0], offset, bytes);
@@ -149,7 +151,7 @@ static ssize_t read_input(char *buf, size_t bytes)
     return (ssize_t)have;
 }
 
-static int copy_in(const common *c, qd *image, const char *name, uint64_t offset)
+static int copy_in(const common *c, qcow2drv *image, const char *name, uint64_t offset)
 {
     char *buf = malloc(CHUNK);
     ssize_t n = 0;
@@ -160,9 +162,10 @@ static int copy_in(const common *c, qd *image, const char *name, uint64_t offset
         return EXIT_FAILED;
     }
     while (r == 0 && (n = read_input(buf, CHUNK)) > 0) {
-        r = qd_pwrite(image, offset, buf, (size_t)n);
+        r = qcow2drv_pwrite(image, offset, buf, (size_t)n);
         if (r < 0)
-            COMPLAIN_UNLESS_REPORTED(c, "%s: cannot write %zd bytes at %" PRIu64 ": %s", name, n, offset,
+            COMPLAIN_UNLESS_REPORTED(c, "%s: cannot write %zd bytes at %" PRIu64 ": %s", name, n,
+                                     offset,
                                      r == -EINVAL ? "past the end of the disk" : strerror(-r));
         offset += (uint64_t)n;
     }
@@ -170,7 +173,7 @@ static int copy_in(const common *c, qd *image, const char *name, uint64_t offset
     if (n < 0)
         complain("cannot read standard input: %s", strerror((int)-n));
     if (r == 0) {
-        r = qd_flush(image);
+        r = qcow2drv_flush(image);
         if (r < 0)
             complain("%s: cannot flush: %s", name, strerror(-r));
     }
@@ -181,8 +184,8 @@ int cmd_write(int argc, char **argv)
 {
     const char *words[2];
     uint64_t offset = 0;
-    struct rt *rt;
-    qd *image;
+    struct runtime *rt;
+    qcow2drv *image;
     common c;
     int code;
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The command qcow2drv: what its subcommands share. Plain code, one thread, unless it says otherwise. */
+/* The command qcow2drv: what its subcommands share. Plain code, one thread, unless it says
+ * otherwise. */
 #ifndef QCOW2DRV_COMMAND_H
 #define QCOW2DRV_COMMAND_H
 
@@ -9,12 +10,12 @@
 #include "runtime.h"
 
 /* Exit codes. */
-#define EXIT_OK 0
+#define EXIT_OK     0
 #define EXIT_FAILED 1 /* I/O error, refused image, wrong byte */
-#define EXIT_USAGE 2
+#define EXIT_USAGE  2
 
-/* size.c: a number with an optional K, M, G or T (powers of 1024), as QEMU writes sizes. 0, or -EINVAL: no such
- * number; -ERANGE: over 2^63 - 1. */
+/* size.c: a number with an optional K, M, G or T (powers of 1024), as QEMU writes sizes. 0, or
+ * -EINVAL: no such number; -ERANGE: over 2^63 - 1. */
 int size_parse(const char *text, uint64_t *value);
 
 typedef enum arg_kind {
@@ -33,9 +34,10 @@ typedef struct cli_arg {
     uint64_t min, max; /* of numbers and sizes; max 0 = no limit */
 } cli_arg;
 
-/* args.c: takes argv apart: options by the table (ended by name NULL), and exactly `wanted` other words into
- * `words`. Prints what is wrong and returns EXIT_USAGE, or EXIT_OK. */
-int args_parse(const char *command, int argc, char **argv, const cli_arg *table, const char **words, int wanted);
+/* args.c: takes argv apart: options by the table (ended by name NULL), and exactly `wanted` other
+ * words into `words`. Prints what is wrong and returns EXIT_USAGE, or EXIT_OK. */
+int args_parse(const char *command, int argc, char **argv, const cli_arg *table, const char **words,
+               int wanted);
 
 /* What every subcommand that opens an image takes. */
 typedef struct common {
@@ -44,26 +46,29 @@ typedef struct common {
     q2c_options cache;
     uint64_t cleaner_interval_ms;
     const char *write_log;
-    _Atomic bool damage_reported; /* the driver has said what is wrong with the image; no second line is needed */
+    _Atomic bool damage_reported; /* the driver has said what is wrong with the image; no second
+                                     line is needed */
 } common;
 
-#define COMMON_ARGS(c)                                                              \
-    { "-o", ARG_CACHE, &(c).cache, 0, 0 },                                          \
-    { "--host", ARG_STRING, &(c).host, 0, 0 },                                      \
-    { "--contexts", ARG_NUMBER, &(c).contexts, 1, 64 },                             \
-    { "--cleaner-interval-ms", ARG_NUMBER, &(c).cleaner_interval_ms, 0, UINT32_MAX }
+#define COMMON_ARGS(c)                                                                             \
+    { "-o", ARG_CACHE, &(c).cache, 0, 0 }, { "--host", ARG_STRING, &(c).host, 0, 0 },              \
+        { "--contexts", ARG_NUMBER, &(c).contexts, 1, 64 },                                        \
+    {                                                                                              \
+        "--cleaner-interval-ms", ARG_NUMBER, &(c).cleaner_interval_ms, 0, UINT32_MAX               \
+    }
 
 void common_init(common *c);
 /* The runtime, then the image in it. Prints what is wrong; returns an exit code. */
-int common_open(common *c, const char *name, bool writable, struct rt **rt, qd **image);
-/* Closes both; prints what is wrong. Returns `code`, or EXIT_FAILED if it was EXIT_OK and closing failed. */
-int common_close(struct rt *rt, qd **image, int code);
+int common_open(common *c, const char *name, bool writable, struct runtime **rt, qcow2drv **image);
+/* Closes both; prints what is wrong. Returns `code`, or EXIT_FAILED if it was EXIT_OK and closing
+ * failed. */
+int common_close(struct runtime *rt, qcow2drv **image, int code);
 
 /* A request has failed: "qcow2drv: " and the message, unless the driver has said why. */
-#define COMPLAIN_UNLESS_REPORTED(c, ...)          \
-    do {                                          \
-        if (!atomic_load(&(c)->damage_reported))  \
-            complain(__VA_ARGS__);                \
+#define COMPLAIN_UNLESS_REPORTED(c, ...)                                                           \
+    do {                                                                                           \
+        if (!atomic_load(&(c)->damage_reported))                                                   \
+            complain(__VA_ARGS__);                                                                 \
     } while (0)
 
 /* "qcow2drv: " and the message on standard error. */

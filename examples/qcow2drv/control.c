@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: MIT */
-/* What happens to an open image besides requests: options, contexts, hand-over to another process, figures. */
+/* What happens to an open image besides requests: options, contexts, hand-over to another process,
+ * figures. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "qcow2_int.h"
 
-/* Gate shut. prepare runs under the lock; commit with it or without, as asked. */
-static int change_options(qd *s, const q2c_options *options, uint64_t clean_interval_ns, bool locked,
-                          q2c_error *why)
+/* Gate closed. prepare runs under the lock; commit with it or without, as asked. */
+static int change_options(qcow2drv *s, const q2c_options *options, uint64_t clean_interval_ns,
+                          bool locked, q2c_error *why)
 {
     q2c_update *update = NULL;
     int r = q2c_state_lock(s->state);
@@ -26,29 +27,32 @@ static int change_options(qd *s, const q2c_options *options, uint64_t clean_inte
     return r < 0 ? r : 0;
 }
 
-int qd_set_options(qd *s, const q2c_options *options, uint64_t clean_interval_ns, bool locked, qd_error *error)
+int qcow2drv_set_options(qcow2drv *s, const q2c_options *options, uint64_t clean_interval_ns,
+                         bool locked, qcow2drv_error *error)
 {
     q2c_error why = { 0 };
     int r;
 
     if (atomic_load(&s->inactive))
-        return qdi_fail(error, EBUSY, "%s: inactive; call qd_invalidate first", s->name);
-    qdi_gate_shut(s);
+        return drv_fail(error, EBUSY, "%s: inactive; call qcow2drv_invalidate first", s->name);
+    drv_gate_close(s);
     r = change_options(s, options, clean_interval_ns, locked, &why);
     if (r == 0)
-        r = qdi_refresh_caches(s);
-    qdi_gate_open(s);
-    return r < 0 ? qdi_fail(error, -r, "%s: %s", s->name, why.message[0] ? why.message : strerror(-r)) : 0;
+        r = drv_refresh_caches(s);
+    drv_gate_open(s);
+    return r < 0
+               ? drv_fail(error, -r, "%s: %s", s->name, why.message[0] ? why.message : strerror(-r))
+               : 0;
 }
 
-int qd_check_options(qd *s, const q2c_options *options, qd_error *error)
+int qcow2drv_check_options(qcow2drv *s, const q2c_options *options, qcow2drv_error *error)
 {
     q2c_update *update = NULL;
     q2c_error why = { 0 };
     int r;
 
     if (atomic_load(&s->inactive))
-        return qdi_fail(error, EBUSY, "%s: inactive; call qd_invalidate first", s->name);
+        return drv_fail(error, EBUSY, "%s: inactive; call qcow2drv_invalidate first", s->name);
     r = q2c_state_lock(s->state);
     if (r == 0) {
         r = q2c_update_options_prepare(s->state, options, NULL, 0, &update, &why);
@@ -56,91 +60,95 @@ int qd_check_options(qd *s, const q2c_options *options, qd_error *error)
     }
     if (r == 0)
         r = q2c_update_options_abort(s->state, &update);
-    return r < 0 ? qdi_fail(error, -r, "%s: %s", s->name, why.message[0] ? why.message : strerror(-r)) : 0;
+    return r < 0
+               ? drv_fail(error, -r, "%s: %s", s->name, why.message[0] ? why.message : strerror(-r))
+               : 0;
 }
 
-int qd_detach(qd *s)
+int qcow2drv_detach(qcow2drv *s)
 {
     return q2c_state_detach_context(s->state);
 }
 
-int qd_attach(qd *s, void *context)
+int qcow2drv_attach(qcow2drv *s, void *context)
 {
     return q2c_state_attach_context(s->state, context);
 }
 
-int qd_inactivate(qd *s, qd_error *error)
+int qcow2drv_inactivate(qcow2drv *s, qcow2drv_error *error)
 {
     int r = 0;
 
     if (atomic_load(&s->inactive))
-        return qdi_fail(error, EALREADY, "%s: inactive already", s->name);
-    qdi_gate_shut(s);
+        return drv_fail(error, EALREADY, "%s: inactive already", s->name);
+    drv_gate_close(s);
     if (s->writable && !atomic_load(&s->broken))
-        r = qdi_flush_all(s);
+        r = drv_flush_all(s);
     if (r < 0) {
-        qdi_gate_open(s);
-        return qdi_fail(error, -r, "%s: cannot flush: %s", s->name, strerror(-r));
+        drv_gate_open(s);
+        return drv_fail(error, -r, "%s: cannot flush: %s", s->name, strerror(-r));
     }
     atomic_store(&s->inactive, true);
     return 0;
 }
 
-/* Gate shut: everything that was read from the image is read again. */
-static int reload(qd *s, qd_error *error)
+/* Gate closed: everything that was read from the image is read again. */
+static int reload(qcow2drv *s, qcow2drv_error *error)
 {
     _Atomic uint64_t *l1;
     uint64_t *reftable, file_size;
-    qdi_header header;
-    int dropped = q2c_state_invalidate(s->state), r = qdi_refresh_caches(s);
+    drv_header header;
+    int dropped = q2c_state_invalidate(s->state), r = drv_refresh_caches(s);
 
     if (dropped < 0)
-        return qdi_fail(error, -dropped, "%s: cannot drop the caches: %s", s->name, strerror(-dropped));
+        return drv_fail(error, -dropped, "%s: cannot drop the caches: %s", s->name,
+                        strerror(-dropped));
     if (r == 0)
         r = s->file->ops->size(s->file, &file_size);
     if (r < 0)
-        return qdi_fail(error, -r, "%s: cannot tell the size: %s", s->name, strerror(-r));
-    r = qdi_header_read(s->file, s->name, file_size, s->writable, &header, error);
+        return drv_fail(error, -r, "%s: cannot tell the size: %s", s->name, strerror(-r));
+    r = drv_header_read(s->file, s->name, file_size, s->writable, &header, error);
     if (r < 0)
         return r;
     if (header.cluster_bits != s->header.cluster_bits)
-        return qdi_fail(error, EINVAL, "%s: the cluster size has changed; open the image anew", s->name);
-    r = qdi_load_roots(s, &header, file_size, &l1, &reftable, error);
+        return drv_fail(error, EINVAL, "%s: the cluster size has changed; open the image anew",
+                        s->name);
+    r = drv_load_roots(s, &header, file_size, &l1, &reftable, error);
     if (r < 0)
         return r;
     free((void *)(uintptr_t)s->l1);
     free(s->reftable);
     s->l1 = l1;
     s->reftable = reftable;
-    qdi_set_header(s, &header);
+    drv_set_header(s, &header);
     atomic_store(&s->file_end, file_size);
     s->free_hint = 0;
     s->header_unwritten = false;
     s->reftable_unwritten = false;
-    qdi_quarantine_clear(s);
-    return qdi_clear_autoclear(s, error);
+    drv_quarantine_clear(s);
+    return drv_clear_autoclear(s, error);
 }
 
-int qd_invalidate(qd *s, qd_error *error)
+int qcow2drv_invalidate(qcow2drv *s, qcow2drv_error *error)
 {
     int r;
 
     if (!atomic_load(&s->inactive))
-        qdi_gate_shut(s);
+        drv_gate_close(s);
     r = reload(s, error);
     atomic_store(&s->broken, r < 0);
     atomic_store(&s->inactive, false);
-    qdi_gate_open(s);
+    drv_gate_open(s);
     return r;
 }
 
-void qd_get_info(qd *s, qd_info *info)
+void qcow2drv_get_info(qcow2drv *s, qcow2drv_info *info)
 {
-    const qdi_header *h = &s->header;
-    qdi_request request;
+    const drv_header *h = &s->header;
+    drv_request request;
 
-    qdi_enter(s, &request);
-    *info = (qd_info){
+    drv_enter(s, &request);
+    *info = (qcow2drv_info){
         .virtual_size = h->size,
         .file_size = atomic_load(&s->file_end),
         .cluster_size = (uint32_t)s->cluster_size,
@@ -153,20 +161,20 @@ void qd_get_info(qd *s, qd_info *info)
         .compatible_features = h->compatible,
         .autoclear_features = h->autoclear,
     };
-    qdi_leave(s, &request);
+    drv_leave(s, &request);
 }
 
-int qd_get_stats(qd *s, qd_stats *stats)
+int qcow2drv_get_stats(qcow2drv *s, qcow2drv_stats *stats)
 {
-    qd_stats now = {
+    qcow2drv_stats now = {
         .l2 = { .struct_size = sizeof(now.l2) },
         .refcounts = { .struct_size = sizeof(now.refcounts) },
         .cleaner = { .struct_size = sizeof(now.cleaner) },
     };
-    qdi_request request;
+    drv_request request;
     int r;
 
-    qdi_enter(s, &request);
+    drv_enter(s, &request);
     r = q2c_cache_get_stats(s->l2, &now.l2);
     if (r >= 0)
         r = q2c_cache_get_stats(s->refcounts, &now.refcounts);
@@ -180,7 +188,7 @@ int qd_get_stats(qd *s, qd_stats *stats)
         now.quarantined_clusters = s->quarantine.clusters;
         q2c_state_unlock(s->state);
     }
-    qdi_leave(s, &request);
+    drv_leave(s, &request);
     if (r < 0)
         return r;
     *stats = now;

@@ -7,39 +7,41 @@
 #define CHUNK 1024 /* clusters dealt with under one hold of the lock */
 
 /* Clears the entries of one pinned slice. *changed: there was something to clear. */
-static int clear_entries(qd *s, void *table, size_t index, uint64_t guest, uint64_t wanted, bool zero_flag,
-                         bool *changed)
+static int clear_entries(qcow2drv *s, void *table, size_t index, uint64_t guest, uint64_t wanted,
+                         bool zero_flag, bool *changed)
 {
-    uint64_t cleared = zero_flag ? htobe64(QDI_ZERO) : 0;
+    uint64_t cleared = zero_flag ? htobe64(DRV_ZERO) : 0;
 
     *changed = false;
     for (uint64_t i = 0; i < wanted; i++) {
-        qdi_cluster c;
-        int r = qdi_decode(s, guest + (i << s->header.cluster_bits), qdi_table_entry(table, index + i), &c);
+        drv_cluster c;
+        int r = drv_decode(s, guest + (i << s->header.cluster_bits),
+                           drv_table_entry(table, index + i), &c);
 
         if (r < 0)
             return r;
         if (c.host == 0)
             continue; /* reads as zero, owns nothing */
         if (!c.copied)
-            return qdi_refuse_shared(s, guest + (i << s->header.cluster_bits));
+            return drv_refuse_shared(s, guest + (i << s->header.cluster_bits));
         r = q2c_cache_store(s->l2, table, (index + i) * 8, cleared);
         if (r < 0)
             return r;
         *changed = true;
-        qdi_quarantine_add(s, c.host, 1);
+        drv_quarantine_add(s, c.host, 1);
     }
     return 0;
 }
 
 /* Lock held. */
-static int free_in_slice(qd *s, uint64_t l2_offset, uint64_t guest, uint64_t clusters, bool zero_flag)
+static int free_in_slice(qcow2drv *s, uint64_t l2_offset, uint64_t guest, uint64_t clusters,
+                         bool zero_flag)
 {
     size_t index;
-    uint64_t slice = qdi_slice_of(s, l2_offset, guest, &index);
+    uint64_t slice = drv_slice_of(s, l2_offset, guest, &index);
     bool changed;
     void *table;
-    int r = qdi_quarantine_reserve(s, clusters), dirty = 0;
+    int r = drv_quarantine_reserve(s, clusters), dirty = 0;
 
     if (r < 0)
         return r;
@@ -54,10 +56,11 @@ static int free_in_slice(qd *s, uint64_t l2_offset, uint64_t guest, uint64_t clu
 }
 
 /* One hold of the lock; *next: where to go on. */
-static int free_some(qd *s, uint64_t start, uint64_t end, bool zero_flag, uint64_t *next)
+static int free_some(qcow2drv *s, uint64_t start, uint64_t end, bool zero_flag, uint64_t *next)
 {
     uint64_t entry = start >> s->header.cluster_bits;
-    uint64_t in_slice = (UINT64_C(1) << s->slice_bits) - (entry & ((UINT64_C(1) << s->slice_bits) - 1));
+    uint64_t in_slice =
+        (UINT64_C(1) << s->slice_bits) - (entry & ((UINT64_C(1) << s->slice_bits) - 1));
     uint64_t clusters = (end - start) >> s->header.cluster_bits, l2_offset;
     int r = q2c_state_lock(s->state);
 
@@ -66,12 +69,12 @@ static int free_some(qd *s, uint64_t start, uint64_t end, bool zero_flag, uint64
     clusters = clusters < in_slice ? clusters : in_slice;
     clusters = clusters < CHUNK ? clusters : CHUNK;
     end = start + (clusters << s->header.cluster_bits);
-    if (qdi_inflight_overlaps(s, start, end)) {
-        qdi_inflight_wait_unlock(s);
+    if (drv_in_flight_overlaps(s, start, end)) {
+        drv_in_flight_wait_unlock(s);
         *next = start;
         return 0;
     }
-    r = qdi_l2_table(s, start, &l2_offset);
+    r = drv_l2_table(s, start, &l2_offset);
     if (r == 0 && l2_offset != 0)
         r = free_in_slice(s, l2_offset, start, clusters, zero_flag);
     q2c_state_unlock(s->state);
@@ -79,15 +82,15 @@ static int free_some(qd *s, uint64_t start, uint64_t end, bool zero_flag, uint64
     return r;
 }
 
-int qdi_free_range(qd *s, uint64_t start, uint64_t end, bool zero_flag)
+int drv_free_range(qcow2drv *s, uint64_t start, uint64_t end, bool zero_flag)
 {
     uint64_t covered = s->cluster_size << s->l2_bits;
     int r = 0;
 
     while (start < end && r == 0) {
-        uint64_t l1 = atomic_load_explicit(&s->l1[qdi_l1_index(s, start)], memory_order_acquire);
+        uint64_t l1 = atomic_load_explicit(&s->l1[drv_l1_index(s, start)], memory_order_acquire);
 
-        if ((l1 & QDI_OFFSET_MASK) == 0)
+        if ((l1 & DRV_OFFSET_MASK) == 0)
             start = (start | (covered - 1)) + 1; /* no L2 table: nothing to free */
         else
             r = free_some(s, start, end, zero_flag, &start);

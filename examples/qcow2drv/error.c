@@ -5,7 +5,7 @@
 
 #include "qcow2_int.h"
 
-int qdi_fail(qd_error *error, int code, const char *format, ...)
+int drv_fail(qcow2drv_error *error, int code, const char *format, ...)
 {
     if (error) {
         va_list args;
@@ -18,7 +18,7 @@ int qdi_fail(qd_error *error, int code, const char *format, ...)
     return -code;
 }
 
-void qdi_report(qd *s, const char *format, ...)
+void drv_report(qcow2drv *s, const char *format, ...)
 {
     unsigned left = atomic_load(&s->reports_left);
     char text[400], line[512];

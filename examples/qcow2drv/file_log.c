@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A back end over another one that records every write and flush, for tests of what a crash leaves behind.
+ * A back end over another one that records every write and flush, for tests of what a crash leaves
+ * behind.
  *
- * The log is a sequence of records, little machine-dependent as it is read on the machine that wrote it:
- * kind (1 byte, 7 of padding), id, offset, bytes (8 each); a WRITE_BEGIN is followed by its data. A write that
- * had ended before a flush began is stable when that flush ends.
+ * The log is a sequence of records, little machine-dependent as it is read on the machine that
+ * wrote it: kind (1 byte, 7 of padding), id, offset, bytes (8 each); a WRITE_BEGIN is followed by
+ * its data. A write that had ended before a flush began is stable when that flush ends.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -23,20 +24,21 @@ struct record {
 };
 
 typedef struct log_file {
-    qd_file file;
-    qd_file *below;
+    qcow2drv_file file;
+    qcow2drv_file *below;
     FILE *log;
     pthread_mutex_t lock; /* the log alone; not held across the calls below */
     uint64_t last_id;
 } log_file;
 
-static log_file *of(qd_file *file)
+static log_file *of(qcow2drv_file *file)
 {
     return (log_file *)file;
 }
 
 /* id 0: takes a new one. Returns the record's id. */
-static uint64_t record(log_file *f, uint8_t kind, uint64_t id, uint64_t offset, const struct iovec *iov, int n)
+static uint64_t record(log_file *f, uint8_t kind, uint64_t id, uint64_t offset,
+                       const struct iovec *iov, int n)
 {
     struct record r = { .kind = kind, .offset = offset };
 
@@ -51,12 +53,12 @@ static uint64_t record(log_file *f, uint8_t kind, uint64_t id, uint64_t offset, 
     return r.id;
 }
 
-static int log_preadv(qd_file *file, uint64_t offset, const struct iovec *iov, int n)
+static int log_preadv(qcow2drv_file *file, uint64_t offset, const struct iovec *iov, int n)
 {
     return of(file)->below->ops->preadv(of(file)->below, offset, iov, n);
 }
 
-static int log_pwritev(qd_file *file, uint64_t offset, const struct iovec *iov, int n)
+static int log_pwritev(qcow2drv_file *file, uint64_t offset, const struct iovec *iov, int n)
 {
     log_file *f = of(file);
     uint64_t id = record(f, WRITE_BEGIN, 0, offset, iov, n);
@@ -66,12 +68,13 @@ static int log_pwritev(qd_file *file, uint64_t offset, const struct iovec *iov, 
     return r;
 }
 
-static int log_zero(qd_file *file, uint64_t offset, uint64_t bytes)
+static int log_zero(qcow2drv_file *file, uint64_t offset, uint64_t bytes)
 {
     int r = 0;
 
     while (bytes && r >= 0) {
-        struct iovec iov = { .iov_base = qd_file_zeros(), .iov_len = bytes < QD_FILE_ZEROS ? bytes : QD_FILE_ZEROS };
+        struct iovec iov = { .iov_base = qcow2drv_file_zeros(),
+                             .iov_len = bytes < QCOW2DRV_FILE_ZEROS ? bytes : QCOW2DRV_FILE_ZEROS };
 
         r = log_pwritev(file, offset, &iov, 1);
         offset += iov.iov_len;
@@ -80,7 +83,7 @@ static int log_zero(qd_file *file, uint64_t offset, uint64_t bytes)
     return r;
 }
 
-static int log_flush(qd_file *file)
+static int log_flush(qcow2drv_file *file)
 {
     log_file *f = of(file);
     uint64_t id = record(f, FLUSH_BEGIN, 0, 0, NULL, 0);
@@ -91,12 +94,12 @@ static int log_flush(qd_file *file)
     return r;
 }
 
-static int log_size(qd_file *file, uint64_t *bytes)
+static int log_size(qcow2drv_file *file, uint64_t *bytes)
 {
     return of(file)->below->ops->size(of(file)->below, bytes);
 }
 
-static void log_close(qd_file *file)
+static void log_close(qcow2drv_file *file)
 {
     log_file *f = of(file);
 
@@ -107,7 +110,7 @@ static void log_close(qd_file *file)
     free(f);
 }
 
-static const qd_file_ops log_ops = {
+static const qcow2drv_file_ops log_ops = {
     .preadv = log_preadv,
     .pwritev = log_pwritev,
     .zero = log_zero,
@@ -116,18 +119,18 @@ static const qd_file_ops log_ops = {
     .close = log_close,
 };
 
-int qd_file_log(qd_file **file, const char *path, qd_error *error)
+int qcow2drv_file_log(qcow2drv_file **file, const char *path, qcow2drv_error *error)
 {
     log_file *f = calloc(1, sizeof(*f));
 
     if (!f)
-        return qdi_fail(error, ENOMEM, "%s: no memory", path);
+        return drv_fail(error, ENOMEM, "%s: no memory", path);
     f->log = fopen(path, "wb");
     if (!f->log) {
         int code = errno;
 
         free(f);
-        return qdi_fail(error, code, "%s: the write log cannot be made: %s", path, strerror(code));
+        return drv_fail(error, code, "%s: the write log cannot be made: %s", path, strerror(code));
     }
     pthread_mutex_init(&f->lock, NULL);
     f->below = *file;

@@ -2,9 +2,9 @@
 /*
  * Storage behind an NBD server, through libnbd's blocking calls.
  *
- * One connection carries one request at a time, so that each request in flight has a connection of its own: a
- * request takes an idle one, the most recently used first, or makes another. A thread that does one request after
- * the other keeps coming back to the same connection.
+ * One connection carries one request at a time, so that each request in flight has a connection of
+ * its own: a request takes an idle one, the most recently used first, or makes another. A thread
+ * that does one request after the other keeps coming back to the same connection.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -24,12 +24,12 @@ struct connection {
 };
 
 struct file_nbd {
-    qd_file file;
+    qcow2drv_file file;
     char *uri;
     bool can_zero;
     bool can_flush;
     uint64_t size;
-    pthread_mutex_t mutex;   /* guards the list; never held over I/O */
+    pthread_mutex_t mutex; /* guards the list; never held over I/O */
     struct connection *idle;
 };
 
@@ -41,7 +41,7 @@ struct io {
     int n;
 };
 
-static struct file_nbd *to_nbd(qd_file *file)
+static struct file_nbd *to_nbd(qcow2drv_file *file)
 {
     return (struct file_nbd *)file; /* file is the first member */
 }
@@ -97,7 +97,7 @@ static int take(struct file_nbd *f, struct connection **connection)
 }
 
 /* A connection that failed is closed: the next request makes a new one. */
-static void give_back(struct file_nbd *f, struct connection *c, int r)
+static void free_clusters(struct file_nbd *f, struct connection *c, int r)
 {
     if (r < 0 && nbd_aio_is_ready(c->nbd) != 1) {
         disconnect(c);
@@ -112,7 +112,9 @@ static void give_back(struct file_nbd *f, struct connection *c, int r)
 /* The part of a read inside the export; the rest of the buffer is zeroed. */
 static size_t clip(const struct file_nbd *f, uint64_t offset, char *buf, size_t bytes)
 {
-    size_t inside = offset >= f->size ? 0 : f->size - offset < bytes ? (size_t)(f->size - offset) : bytes;
+    size_t inside = offset >= f->size          ? 0
+                    : f->size - offset < bytes ? (size_t)(f->size - offset)
+                                               : bytes;
 
     memset(buf + inside, 0, bytes - inside);
     return inside;
@@ -165,9 +167,10 @@ static int zero_on(struct io *io, struct nbd_handle *nbd)
     uint64_t offset = io->offset, left = io->bytes;
 
     while (left > 0) {
-        size_t most = io->f->can_zero ? MAX_REQUEST : QD_FILE_ZEROS;
+        size_t most = io->f->can_zero ? MAX_REQUEST : QCOW2DRV_FILE_ZEROS;
         size_t step = left < most ? (size_t)left : most;
-        int r = io->f->can_zero ? nbd_zero(nbd, step, offset, 0) : nbd_pwrite(nbd, qd_file_zeros(), step, offset, 0);
+        int r = io->f->can_zero ? nbd_zero(nbd, step, offset, 0)
+                                : nbd_pwrite(nbd, qcow2drv_file_zeros(), step, offset, 0);
 
         if (r < 0)
             return last_error();
@@ -191,7 +194,7 @@ static int with_connection(struct io *io, int (*fn)(struct io *io, struct nbd_ha
     if (r < 0)
         return r;
     r = fn(io, c->nbd);
-    give_back(io->f, c, r);
+    free_clusters(io->f, c, r);
     return r;
 }
 
@@ -215,41 +218,41 @@ static int do_flush(void *arg)
     return with_connection(arg, flush_on);
 }
 
-static int nbd_file_preadv(qd_file *file, uint64_t offset, const struct iovec *iov, int n)
+static int nbd_file_preadv(qcow2drv_file *file, uint64_t offset, const struct iovec *iov, int n)
 {
     struct io io = { .f = to_nbd(file), .offset = offset, .iov = iov, .n = n };
 
-    return rt_blocking(file->rt, do_read, &io);
+    return runtime_blocking(file->rt, do_read, &io);
 }
 
-static int nbd_file_pwritev(qd_file *file, uint64_t offset, const struct iovec *iov, int n)
+static int nbd_file_pwritev(qcow2drv_file *file, uint64_t offset, const struct iovec *iov, int n)
 {
     struct io io = { .f = to_nbd(file), .offset = offset, .iov = iov, .n = n };
 
-    return rt_blocking(file->rt, do_write, &io);
+    return runtime_blocking(file->rt, do_write, &io);
 }
 
-static int nbd_file_zero(qd_file *file, uint64_t offset, uint64_t bytes)
+static int nbd_file_zero(qcow2drv_file *file, uint64_t offset, uint64_t bytes)
 {
     struct io io = { .f = to_nbd(file), .offset = offset, .bytes = bytes };
 
-    return rt_blocking(file->rt, do_zero, &io);
+    return runtime_blocking(file->rt, do_zero, &io);
 }
 
-static int nbd_file_flush(qd_file *file)
+static int nbd_file_flush(qcow2drv_file *file)
 {
     struct io io = { .f = to_nbd(file) };
 
-    return to_nbd(file)->can_flush ? rt_blocking(file->rt, do_flush, &io) : 0;
+    return to_nbd(file)->can_flush ? runtime_blocking(file->rt, do_flush, &io) : 0;
 }
 
-static int nbd_file_size(qd_file *file, uint64_t *bytes)
+static int nbd_file_size(qcow2drv_file *file, uint64_t *bytes)
 {
     *bytes = to_nbd(file)->size;
     return 0;
 }
 
-static void nbd_file_close(qd_file *file)
+static void nbd_file_close(qcow2drv_file *file)
 {
     struct file_nbd *f = to_nbd(file);
 
@@ -264,7 +267,7 @@ static void nbd_file_close(qd_file *file)
     free(f);
 }
 
-static const qd_file_ops nbd_ops = {
+static const qcow2drv_file_ops nbd_ops = {
     .preadv = nbd_file_preadv,
     .pwritev = nbd_file_pwritev,
     .zero = nbd_file_zero,
@@ -274,24 +277,27 @@ static const qd_file_ops nbd_ops = {
 };
 
 /* What the server can do, from its first connection. */
-static int ask(struct file_nbd *f, struct nbd_handle *nbd, bool writable, qd_error *error)
+static int ask(struct file_nbd *f, struct nbd_handle *nbd, bool writable, qcow2drv_error *error)
 {
     int64_t size = nbd_get_size(nbd);
 
     if (size < 0)
-        return qdi_fail(error, EIO, "%s: no size: %s", f->uri, nbd_get_error());
+        return drv_fail(error, EIO, "%s: no size: %s", f->uri, nbd_get_error());
     if (writable && nbd_is_read_only(nbd) != 0)
-        return qdi_fail(error, EROFS, "%s: the server exports it read-only", f->uri);
+        return drv_fail(error, EROFS, "%s: the server exports it read-only", f->uri);
     if (writable && nbd_can_multi_conn(nbd) != 1)
-        return qdi_fail(error, ENOTSUP, "%s: the server does not allow several connections to write; open it "
-                        "read-only, or use a server that does (nbdkit file)", f->uri);
+        return drv_fail(error, ENOTSUP,
+                        "%s: the server does not allow several connections to write; open it "
+                        "read-only, or use a server that does (nbdkit file)",
+                        f->uri);
     f->size = (uint64_t)size;
     f->can_zero = nbd_can_zero(nbd) == 1;
     f->can_flush = nbd_can_flush(nbd) == 1;
     return 0;
 }
 
-int qd_file_open_nbd(const char *uri, bool writable, struct rt *rt, qd_file **file, qd_error *error)
+int qcow2drv_file_open_nbd(const char *uri, bool writable, struct runtime *rt, qcow2drv_file **file,
+                           qcow2drv_error *error)
 {
     struct file_nbd *f = calloc(1, sizeof(*f));
     struct connection *c = NULL;
@@ -299,13 +305,15 @@ int qd_file_open_nbd(const char *uri, bool writable, struct rt *rt, qd_file **fi
 
     if (!f || !(f->uri = strdup(uri))) {
         free(f);
-        return qdi_fail(error, ENOMEM, "%s: out of memory", uri);
+        return drv_fail(error, ENOMEM, "%s: out of memory", uri);
     }
-    f->file = (qd_file){ .ops = &nbd_ops, .rt = rt, .writable = writable, .fixed_size = true };
+    f->file =
+        (qcow2drv_file){ .ops = &nbd_ops, .rt = rt, .writable = writable, .fixed_size = true };
     pthread_mutex_init(&f->mutex, NULL);
     r = connect_new(uri, &c);
     if (r < 0) {
-        r = qdi_fail(error, -r, "%s: cannot connect: %s", uri, nbd_get_error() ? nbd_get_error() : strerror(-r));
+        r = drv_fail(error, -r, "%s: cannot connect: %s", uri,
+                     nbd_get_error() ? nbd_get_error() : strerror(-r));
     } else {
         f->idle = c;
         r = ask(f, c->nbd, writable, error);

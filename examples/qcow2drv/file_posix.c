@@ -15,7 +15,7 @@
 #include "qcow2_int.h"
 
 struct file_posix {
-    qd_file file;
+    qcow2drv_file file;
     int fd;
 };
 
@@ -28,7 +28,7 @@ struct io {
     int n;
 };
 
-static int fd_of(qd_file *file)
+static int fd_of(qcow2drv_file *file)
 {
     return ((struct file_posix *)file)->fd; /* file is the first member */
 }
@@ -113,7 +113,8 @@ static int do_pwritev(void *arg)
     for (int i = 0; i < io->n; i++) {
         size_t length = io->iov[i].iov_len;
         size_t have = skip < length ? skip : length;
-        int r = write_all(io->fd, offset + have, (const char *)io->iov[i].iov_base + have, length - have);
+        int r = write_all(io->fd, offset + have, (const char *)io->iov[i].iov_base + have,
+                          length - have);
 
         if (r < 0)
             return r;
@@ -126,8 +127,8 @@ static int do_pwritev(void *arg)
 static int zero_by_writing(int fd, uint64_t offset, uint64_t bytes)
 {
     while (bytes > 0) {
-        size_t step = bytes < QD_FILE_ZEROS ? (size_t)bytes : QD_FILE_ZEROS;
-        int r = write_all(fd, offset, qd_file_zeros(), step);
+        size_t step = bytes < QCOW2DRV_FILE_ZEROS ? (size_t)bytes : QCOW2DRV_FILE_ZEROS;
+        int r = write_all(fd, offset, qcow2drv_file_zeros(), step);
 
         if (r < 0)
             return r;
@@ -143,8 +144,10 @@ static int do_zero(void *arg)
 
     if (fallocate(io->fd, FALLOC_FL_ZERO_RANGE, (off_t)io->offset, (off_t)io->bytes) == 0)
         return 0;
-    /* A hole never makes the file longer; the last byte does. ftruncate could cut off what others append. */
-    if (fallocate(io->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)io->offset, (off_t)io->bytes) == 0)
+    /* A hole never makes the file longer; the last byte does. ftruncate could cut off what others
+     * append. */
+    if (fallocate(io->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)io->offset,
+                  (off_t)io->bytes) == 0)
         return zero_by_writing(io->fd, io->offset + io->bytes - 1, 1);
     return zero_by_writing(io->fd, io->offset, io->bytes);
 }
@@ -156,35 +159,35 @@ static int do_flush(void *arg)
     return fdatasync(io->fd) == 0 ? 0 : -errno;
 }
 
-static int posix_preadv(qd_file *file, uint64_t offset, const struct iovec *iov, int n)
+static int posix_preadv(qcow2drv_file *file, uint64_t offset, const struct iovec *iov, int n)
 {
     struct io io = { .fd = fd_of(file), .offset = offset, .iov = iov, .n = n };
 
-    return rt_blocking(file->rt, do_preadv, &io);
+    return runtime_blocking(file->rt, do_preadv, &io);
 }
 
-static int posix_pwritev(qd_file *file, uint64_t offset, const struct iovec *iov, int n)
+static int posix_pwritev(qcow2drv_file *file, uint64_t offset, const struct iovec *iov, int n)
 {
     struct io io = { .fd = fd_of(file), .offset = offset, .iov = iov, .n = n };
 
-    return rt_blocking(file->rt, do_pwritev, &io);
+    return runtime_blocking(file->rt, do_pwritev, &io);
 }
 
-static int posix_zero(qd_file *file, uint64_t offset, uint64_t bytes)
+static int posix_zero(qcow2drv_file *file, uint64_t offset, uint64_t bytes)
 {
     struct io io = { .fd = fd_of(file), .offset = offset, .bytes = bytes };
 
-    return bytes == 0 ? 0 : rt_blocking(file->rt, do_zero, &io);
+    return bytes == 0 ? 0 : runtime_blocking(file->rt, do_zero, &io);
 }
 
-static int posix_flush(qd_file *file)
+static int posix_flush(qcow2drv_file *file)
 {
     struct io io = { .fd = fd_of(file) };
 
-    return rt_blocking(file->rt, do_flush, &io);
+    return runtime_blocking(file->rt, do_flush, &io);
 }
 
-static int posix_size(qd_file *file, uint64_t *bytes)
+static int posix_size(qcow2drv_file *file, uint64_t *bytes)
 {
     struct stat st;
 
@@ -196,13 +199,13 @@ static int posix_size(qd_file *file, uint64_t *bytes)
     return 0;
 }
 
-static void posix_close(qd_file *file)
+static void posix_close(qcow2drv_file *file)
 {
     close(fd_of(file));
     free(file);
 }
 
-static const qd_file_ops posix_ops = {
+static const qcow2drv_file_ops posix_ops = {
     .preadv = posix_preadv,
     .pwritev = posix_pwritev,
     .zero = posix_zero,
@@ -211,26 +214,31 @@ static const qd_file_ops posix_ops = {
     .close = posix_close,
 };
 
-int qd_file_open_posix(const char *name, bool writable, struct rt *rt, qd_file **file, qd_error *error)
+int qcow2drv_file_open_posix(const char *name, bool writable, struct runtime *rt,
+                             qcow2drv_file **file, qcow2drv_error *error)
 {
     struct file_posix *f = calloc(1, sizeof(*f));
     struct stat st;
 
     if (!f)
-        return qdi_fail(error, ENOMEM, "%s: out of memory", name);
+        return drv_fail(error, ENOMEM, "%s: out of memory", name);
     f->fd = open(name, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
     if (f->fd < 0) {
         int code = errno;
 
         free(f);
-        return qdi_fail(error, code, "%s: cannot open%s: %s", name, writable ? " for writing" : "", strerror(code));
+        return drv_fail(error, code, "%s: cannot open%s: %s", name, writable ? " for writing" : "",
+                        strerror(code));
     }
     if (fstat(f->fd, &st) < 0 || !(S_ISREG(st.st_mode) || S_ISBLK(st.st_mode))) {
         close(f->fd);
         free(f);
-        return qdi_fail(error, EINVAL, "%s: not a file or block device; name the image itself", name);
+        return drv_fail(error, EINVAL, "%s: not a file or block device; name the image itself",
+                        name);
     }
-    f->file = (qd_file){ .ops = &posix_ops, .rt = rt, .writable = writable, .fixed_size = S_ISBLK(st.st_mode) };
+    f->file = (qcow2drv_file){
+        .ops = &posix_ops, .rt = rt, .writable = writable, .fixed_size = S_ISBLK(st.st_mode)
+    };
     *file = &f->file;
     return 0;
 }

@@ -2,15 +2,19 @@
 /*
  * Inside of the driver. Three rules hold it together:
  *
- * 1. Requests. Every request runs between qdi_enter and qdi_leave (request.c). The borrowed cache pointers, the
- *    geometry and the L1 array are replaced only while the gate is shut and no request is inside.
- * 2. The state lock (q2c_state_lock) guards everything that changes tables: slices' contents and which clusters
- *    are free, the refcount table, the list of allocations in flight, the quarantine. It may be held over I/O.
- *    Lookups and writes in place do not take it. It is never held over guest data's I/O.
- * 3. A crash leaves leaked clusters at most. The order of writes that this needs stands at each place: new
- *    data and refcounts before L2 entries (alloc.c), L2 tables before L1 entries (alloc.c), refcount blocks
- *    before the refcount table's entries and a new refcount table before the header (reftable.c), cleared L2
- *    entries before the clusters are free to be used again (quarantine.c).
+ * 1. Requests. Every request runs between drv_enter and drv_leave (request.c). The borrowed cache
+ *    pointers, the geometry and the L1 array are replaced only while the gate is closed and no
+ *    request is inside.
+ *
+ * 2. The state lock (q2c_state_lock) guards what changes tables: the contents of slices, which
+ *    clusters are free, the refcount table, the list of allocations in flight, the quarantine. It
+ *    may be held over metadata I/O, never over I/O of guest data. Lookups and writes in place do
+ *    not take it.
+ *
+ * 3. A crash leaks clusters at most. Each file says which order of writes that takes: new data and
+ *    refcounts before L2 entries (alloc.c), L2 tables before L1 entries (alloc.c), refcount blocks
+ *    before the entries of the refcount table, and a new refcount table before the header
+ *    (reftable.c), cleared L2 entries before their clusters are reused (quarantine.c).
  */
 #ifndef QCOW2DRV_QCOW2_INT_H
 #define QCOW2DRV_QCOW2_INT_H
@@ -22,24 +26,24 @@
 #include "qcow2.h"
 #include "runtime.h"
 
-#define QDI_OFFSET_MASK UINT64_C(0x00fffffffffffe00) /* of an L1 or L2 entry: host offset */
-#define QDI_COPIED (UINT64_C(1) << 63)               /* refcount is exactly one: may be written in place */
-#define QDI_COMPRESSED (UINT64_C(1) << 62)
-#define QDI_ZERO UINT64_C(1)                         /* version 3: reads as zero, whatever the offset says */
-#define QDI_L1_RESERVED (~(QDI_OFFSET_MASK | QDI_COPIED))
-#define QDI_L2_RESERVED (~(QDI_OFFSET_MASK | QDI_COPIED | QDI_COMPRESSED | QDI_ZERO))
-#define QDI_REFTABLE_RESERVED UINT64_C(0x1ff)
+#define DRV_OFFSET_MASK UINT64_C(0x00fffffffffffe00) /* of an L1 or L2 entry: host offset */
+#define DRV_COPIED      (UINT64_C(1) << 63) /* refcount is exactly one: may be written in place */
+#define DRV_COMPRESSED  (UINT64_C(1) << 62)
+#define DRV_ZERO        UINT64_C(1) /* version 3: reads as zero, whatever the offset says */
+#define DRV_L1_RESERVED (~(DRV_OFFSET_MASK | DRV_COPIED))
+#define DRV_L2_RESERVED (~(DRV_OFFSET_MASK | DRV_COPIED | DRV_COMPRESSED | DRV_ZERO))
+#define DRV_REFTABLE_RESERVED UINT64_C(0x1ff)
 
-/* Limits that other users of the format have, so that they can open what we write. */
-#define QDI_MAX_L1_BYTES (UINT64_C(32) << 20)
-#define QDI_MAX_REFTABLE_BYTES (UINT64_C(8) << 20)
+/* QEMU's limits: it can open what this driver writes. */
+#define DRV_MAX_L1_BYTES       (UINT64_C(32) << 20)
+#define DRV_MAX_REFTABLE_BYTES (UINT64_C(8) << 20)
 
-/* The caller's own numbers that the library hands back. */
-#define QDI_KIND_L2 1
-#define QDI_KIND_REFCOUNTS 2
+/* `kind` of the two caches: the library passes it back to the callbacks. */
+#define DRV_KIND_L2        1
+#define DRV_KIND_REFCOUNTS 2
 
 /* ---- header.c ---- */
-typedef struct qdi_header {
+typedef struct drv_header {
     uint32_t version;
     unsigned cluster_bits;
     unsigned refcount_order; /* log2 of a refcount's bits */
@@ -50,50 +54,50 @@ typedef struct qdi_header {
     uint32_t reftable_clusters;
     uint32_t snapshots;
     uint64_t incompatible, compatible, autoclear;
-} qdi_header;
+} drv_header;
 
 /* Where fields that we write lie in the header. */
-#define QDI_HEADER_REFTABLE 48 /* offset (8 bytes) and clusters (4): one write, inside one sector */
-#define QDI_HEADER_AUTOCLEAR 88
+#define DRV_HEADER_REFTABLE  48 /* offset (8 bytes), clusters (4): one write inside one sector */
+#define DRV_HEADER_AUTOCLEAR 88
 
 /* Reads and checks the header of a file of file_size bytes. Writes nothing. error is filled. */
-int qdi_header_read(qd_file *file, const char *name, uint64_t file_size, bool writable, qdi_header *header,
-                    qd_error *error);
+int drv_header_read(qcow2drv_file *file, const char *name, uint64_t file_size, bool writable,
+                    drv_header *header, qcow2drv_error *error);
 
 /* ---- requests (request.c) ---- */
-#define QDI_SHARDS 16
-typedef struct qdi_shard {
+#define DRV_SHARDS 16
+typedef struct drv_shard {
     _Alignas(64) _Atomic uint32_t active[3]; /* requests inside, by epoch modulo 3 */
-} qdi_shard;
+} drv_shard;
 
-typedef struct qdi_request {
+typedef struct drv_request {
     _Atomic uint32_t *active;
-} qdi_request;
+} drv_request;
 
-/* ---- clusters freed and not yet reusable (quarantine.c) ---- */
-typedef struct qdi_freed {
-    uint64_t host;     /* offset of the first cluster */
+/* ---- clusters that were freed and may not be reused yet (quarantine.c) ---- */
+typedef struct drv_freed {
+    uint64_t host; /* offset of the first cluster */
     uint64_t clusters;
-    uint64_t epoch;    /* when its L2 entry was cleared */
-    uint64_t flush;    /* number of the flush that makes the clearing stable */
-} qdi_freed;
+    uint64_t epoch; /* when its L2 entry was cleared */
+    uint64_t flush; /* number of the flush that makes the clearing stable */
+} drv_freed;
 
-typedef struct qdi_quarantine {
-    qdi_freed *entries; /* [head, end): oldest first; epoch and flush never fall */
+typedef struct drv_quarantine {
+    drv_freed *entries; /* [head, end): oldest first; epoch and flush never fall */
     size_t head, end, capacity;
     uint64_t clusters;
-} qdi_quarantine;
+} drv_quarantine;
 
-/* ---- an allocating write on its way (alloc.c): lives on the stack of its request ---- */
-typedef struct qdi_inflight {
+/* ---- an allocating write in flight (alloc.c): lives on the stack of its request ---- */
+typedef struct drv_in_flight {
     uint64_t start, end; /* guest bytes, whole clusters */
-    struct qdi_inflight *next;
-} qdi_inflight;
+    struct drv_in_flight *next;
+} drv_in_flight;
 
-struct qd {
-    struct rt *rt;
-    struct rt *own_rt; /* to free at the end; NULL if the caller's */
-    qd_file *file;
+struct qcow2drv {
+    struct runtime *rt;
+    struct runtime *own_rt; /* to free at the end; NULL if the caller's */
+    qcow2drv_file *file;
     char *name;
     bool writable;
     void (*report)(void *opaque, const char *message);
@@ -101,160 +105,167 @@ struct qd {
     _Atomic unsigned reports_left;
 
     q2c_state *state;
-    /* Replaced while the gate is shut. */
+    /* Replaced while the gate is closed. */
     q2c_cache *l2, *refcounts; /* borrowed from state */
     unsigned slice_bits;       /* log2 of entries per slice */
-    qdi_header header;
+    drv_header header;
     uint64_t cluster_size;
-    unsigned l2_bits;          /* log2 of entries per L2 table */
-    unsigned block_bits;       /* log2 of refcounts per refcount block */
-    _Atomic uint64_t *l1;      /* host byte order; entries change under the state lock, readers take none */
+    unsigned l2_bits;    /* log2 of entries per L2 table */
+    unsigned block_bits; /* log2 of refcounts per refcount block */
+    /* Host byte order. Entries change under the state lock; readers take no lock. */
+    _Atomic uint64_t *l1;
 
     _Atomic uint64_t file_end; /* bytes; grows */
 
     /* Under the state lock. */
-    uint64_t *reftable;        /* host byte order */
+    uint64_t *reftable; /* host byte order */
     uint64_t reftable_entries;
-    uint64_t free_hint;        /* no free cluster has a lower index */
-    bool header_unwritten;     /* the new refcount table is in memory, but the header may not point to it */
-    bool reftable_unwritten;   /* entry reftable_unwritten_index may be missing on disk */
+    uint64_t free_hint;      /* no free cluster has a lower index */
+    bool header_unwritten;   /* the header on disk may not point to the new refcount table yet */
+    bool reftable_unwritten; /* entry reftable_unwritten_index may be missing on disk */
     uint64_t reftable_unwritten_index;
-    qdi_inflight *inflight;
-    qdi_quarantine quarantine;
-    uint64_t flushes_begun;    /* of the L2 cache and storage */
-    uint64_t flushes_done;     /* highest number of one that succeeded */
+    drv_in_flight *in_flight;
+    drv_quarantine quarantine;
+    uint64_t flushes_begun; /* of the L2 cache and storage */
+    uint64_t flushes_done;  /* highest number of one that succeeded */
     uint64_t clusters_allocated, clusters_freed;
 
-    _Atomic uint32_t inflight_ends; /* counts allocations that ended; what those who wait for one watch */
+    /* Number of allocations that ended. Requests that wait for one watch it. */
+    _Atomic uint32_t in_flight_ends;
 
-    _Atomic uint64_t epoch;    /* changes under the state lock */
-    _Atomic bool gate_shut;
-    _Atomic bool broken;       /* an invalidate failed half-way: only another one helps */
-    _Atomic bool inactive;     /* qd_inactivate, or a close that failed, holds the gate */
-    _Atomic bool abandoned;    /* what is unwritten does not matter any more */
-    qdi_shard shards[QDI_SHARDS];
+    _Atomic uint64_t epoch; /* changes under the state lock */
+    _Atomic bool gate_closed;
+    _Atomic bool broken;    /* an invalidate failed half-way: only another one repairs it */
+    _Atomic bool inactive;  /* qcow2drv_inactivate, or a close that failed, holds the gate */
+    _Atomic bool abandoned; /* what is not written yet is given up */
+    drv_shard shards[DRV_SHARDS];
 };
 
 /* ---- error.c ---- */
 /* Fills error (may be NULL) and returns -code. */
-int qdi_fail(qd_error *error, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));
-/* One line about damage; limited per image. Any thread, any lock. */
-void qdi_report(qd *s, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int drv_fail(qcow2drv_error *error, int code, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+/* Reports damage in one line; a limited number per image. Any thread, any lock held. */
+void drv_report(qcow2drv *s, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* ---- request.c ---- */
-/* Waits while the gate is shut; then the request counts as in flight. */
-void qdi_enter(qd *s, qdi_request *request);
-void qdi_leave(qd *s, qdi_request *request);
+/* Waits while the gate is closed; then the request counts as in flight. */
+void drv_enter(qcow2drv *s, drv_request *request);
+void drv_leave(qcow2drv *s, drv_request *request);
 /* Holds new requests back and waits for those in flight; one caller at a time. */
-void qdi_gate_shut(qd *s);
-void qdi_gate_open(qd *s);
-/* State lock held: begins new epochs as far as the requests in flight allow; returns the current one. All
- * requests that began in epoch e or earlier have ended when this is e + 2 or more. */
-uint64_t qdi_epoch_advance(qd *s);
+void drv_gate_close(qcow2drv *s);
+void drv_gate_open(qcow2drv *s);
+/* Begins new epochs as far as the requests in flight allow; returns the current epoch. State lock
+ * held. All requests that began in epoch e or earlier have ended when this is e + 2 or more. */
+uint64_t drv_epoch_advance(qcow2drv *s);
 
 /* ---- map.c ---- */
-typedef enum qdi_type { QDI_UNALLOCATED, QDI_ZERO_PLAIN, QDI_ZERO_ALLOCATED, QDI_DATA } qdi_type;
+typedef enum drv_type { DRV_UNALLOCATED, DRV_ZERO_PLAIN, DRV_ZERO_ALLOCATED, DRV_DATA } drv_type;
 
-typedef struct qdi_cluster {
-    qdi_type type;
+typedef struct drv_cluster {
+    drv_type type;
     bool copied;
     uint64_t host; /* of the cluster; 0 if none */
-} qdi_cluster;
+} drv_cluster;
 
-typedef struct qdi_extent {
-    qdi_type type;
+typedef struct drv_extent {
+    drv_type type;
     bool copied;
     uint64_t host;  /* of the first byte; 0 if none */
     uint64_t bytes; /* how far this holds: 1 .. what was asked for */
-} qdi_extent;
+} drv_extent;
 
 /* Checks an L2 entry as stored (big-endian) and takes it apart. Reports damage. */
-int qdi_decode(qd *s, uint64_t guest, uint64_t stored, qdi_cluster *cluster);
-/* Inside a request, no lock held: looks up as many clusters of one slice as belong together. */
-int qdi_map(qd *s, uint64_t guest, uint64_t bytes, qdi_extent *extent);
+int drv_decode(qcow2drv *s, uint64_t guest, uint64_t stored, drv_cluster *cluster);
+/* Looks up as many clusters of one slice as have one type and lie in a row. Inside a request, no
+ * lock held. */
+int drv_map(qcow2drv *s, uint64_t guest, uint64_t bytes, drv_extent *extent);
 /* Entry of a pinned table, as stored. */
-uint64_t qdi_table_entry(const void *table, size_t index);
-/* The host offset of the slice that maps `guest`, in the L2 table at l2_offset, and the entry's index in it. */
-uint64_t qdi_slice_of(const qd *s, uint64_t l2_offset, uint64_t guest, size_t *index);
+uint64_t drv_table_entry(const void *table, size_t index);
+/* The host offset of the slice that maps `guest`, in the L2 table at l2_offset, and the entry's
+ * index in it. */
+uint64_t drv_slice_of(const qcow2drv *s, uint64_t l2_offset, uint64_t guest, size_t *index);
 
-static inline uint64_t qdi_l1_index(const qd *s, uint64_t guest)
+static inline uint64_t drv_l1_index(const qcow2drv *s, uint64_t guest)
 {
     return guest >> (s->header.cluster_bits + s->l2_bits);
 }
 
-static inline uint64_t qdi_round_up(uint64_t value, uint64_t power_of_two)
+static inline uint64_t drv_round_up(uint64_t value, uint64_t power_of_two)
 {
     return (value + power_of_two - 1) & ~(power_of_two - 1);
 }
 
 /* ---- refcount.c; all under the state lock ---- */
-uint64_t qdi_refcount_get(const void *block, unsigned order, uint64_t index);
-void qdi_refcount_set(void *block, unsigned order, uint64_t index, uint64_t value);
+uint64_t drv_refcount_get(const void *block, unsigned order, uint64_t index);
+void drv_refcount_set(void *block, unsigned order, uint64_t index, uint64_t value);
 /* Finds 1 .. want free clusters in a row and sets their refcounts to one, in the cache. */
-int qdi_alloc_clusters(qd *s, uint64_t want, uint64_t *host, uint64_t *got);
-/* Lowers refcounts; *done counts the clusters dealt with, also on an error. The caller has made sure that
- * nothing on disk refers to them any more. */
-int qdi_refcount_drop(qd *s, uint64_t host, uint64_t clusters, uint64_t *done);
+int drv_alloc_clusters(qcow2drv *s, uint64_t want, uint64_t *host, uint64_t *got);
+/* Decrements refcounts; *done counts the clusters that were, also on an error. Nothing on disk may
+ * refer to them any more. */
+int drv_refcount_drop(qcow2drv *s, uint64_t host, uint64_t clusters, uint64_t *done);
 
 /* ---- reftable.c; all under the state lock ---- */
-/* Makes the refcount block that covers the free cluster `index`, and keeps its own refcount, in that cluster. */
-int qdi_reftable_add_block(qd *s, uint64_t index);
-/* Writes again what of the refcount table or the header may not have reached the disk. */
-int qdi_reftable_settle(qd *s);
+/* Makes the refcount block that covers the free cluster `index` in that very cluster; the block
+ * holds its own refcount. */
+int drv_reftable_add_block(qcow2drv *s, uint64_t index);
+/* Writes the parts of the refcount table and the header that may not have reached the disk. */
+int drv_reftable_settle(qcow2drv *s);
 
 /* ---- alloc.c; under the state lock unless it says otherwise ---- */
-/* Inside a request, lock not held. Writes buf to unallocated or zero clusters from `guest` on. *done: bytes
- * written; 0 = things have changed, look again. */
-int qdi_write_alloc(qd *s, uint64_t guest, const void *buf, uint64_t bytes, uint64_t *done);
+/* Inside a request, lock not held. Writes buf to unallocated or zero clusters from `guest` on.
+ * *done: bytes written; 0 = the mapping has changed, look it up again. */
+int drv_write_alloc(qcow2drv *s, uint64_t guest, const void *buf, uint64_t bytes, uint64_t *done);
 /* An allocation in flight overlaps [start, end). */
-bool qdi_inflight_overlaps(const qd *s, uint64_t start, uint64_t end);
-/* Lets the lock go, waits until an allocation has ended. The caller begins again. */
-void qdi_inflight_wait_unlock(qd *s);
-/* Host offset of the L2 table that maps `guest`; 0: there is none. -ENOTSUP: it must not be written. */
-int qdi_l2_table(qd *s, uint64_t guest, uint64_t *l2_offset);
-/* Says that the cluster must not be written; -ENOTSUP. */
-int qdi_refuse_shared(qd *s, uint64_t guest);
-/* The L2 cache must not write before refcounts and data are stable. */
-int qdi_order_l2(qd *s);
+bool drv_in_flight_overlaps(const qcow2drv *s, uint64_t start, uint64_t end);
+/* Releases the lock and waits until an allocation has ended. The caller starts over. */
+void drv_in_flight_wait_unlock(qcow2drv *s);
+/* Host offset of the L2 table that maps `guest`; 0: there is none. -ENOTSUP: it must not be
+ * written. */
+int drv_l2_table(qcow2drv *s, uint64_t guest, uint64_t *l2_offset);
+/* Reports that the cluster must not be written, as a snapshot shares it. -ENOTSUP. */
+int drv_refuse_shared(qcow2drv *s, uint64_t guest);
+/* Has the L2 cache write nothing before refcounts and data are stable. */
+int drv_order_l2(qcow2drv *s);
 
 /* ---- discard.c; inside a request, lock not held ---- */
 /* Frees the whole clusters [start, end), leaving entries that read as zero. */
-int qdi_free_range(qd *s, uint64_t start, uint64_t end, bool zero_flag);
+int drv_free_range(qcow2drv *s, uint64_t start, uint64_t end, bool zero_flag);
 
 /* ---- quarantine.c; under the state lock ---- */
 /* Room for `ranges` more; -ENOMEM. */
-int qdi_quarantine_reserve(qd *s, size_t ranges);
+int drv_quarantine_reserve(qcow2drv *s, size_t ranges);
 /* The clusters' L2 entry has been cleared in the cache. Room was reserved. */
-void qdi_quarantine_add(qd *s, uint64_t host, uint64_t clusters);
-/* Frees what is due; false: nothing was. */
-bool qdi_quarantine_release(qd *s);
-/* As release; flushes the L2 cache first if too much has piled up, or if it is urgent. */
-bool qdi_quarantine_relieve(qd *s, bool urgent);
-/* Forgets everything: the image is read anew. */
-void qdi_quarantine_clear(qd *s);
+void drv_quarantine_add(qcow2drv *s, uint64_t host, uint64_t clusters);
+/* Frees the clusters that are due; false: there were none. */
+bool drv_quarantine_release(qcow2drv *s);
+/* drv_quarantine_release, after a flush of the L2 cache if the quarantine is large or `urgent`. */
+bool drv_quarantine_relieve(qcow2drv *s, bool urgent);
+/* Empties it: the image is about to be read anew. */
+void drv_quarantine_clear(qcow2drv *s);
 
 /* ---- flush.c ---- */
-/* Inside a request or with the gate shut, lock not held. */
-int qdi_flush(qd *s);
-/* Gate shut: flushes until nothing is in quarantine. */
-int qdi_flush_all(qd *s);
+/* Inside a request or with the gate closed; lock not held. */
+int drv_flush(qcow2drv *s);
+/* Flushes until the quarantine is empty. Gate closed. */
+int drv_flush_all(qcow2drv *s);
 
-/* ---- storage.c: the driver's storage as the library wants it ---- */
-void qdi_storage_fill(qd *s, q2c_storage *storage);
-/* What of the header, the L1 and the refcount table lies in that part of the file, in words; NULL = nothing.
- * State lock held or gate shut. */
-const char *qdi_metadata_at(const qd *s, uint64_t offset, uint64_t bytes);
+/* ---- storage.c: the library's storage callbacks ---- */
+void drv_storage_fill(qcow2drv *s, q2c_storage *storage);
+/* Names what of the header, the L1 table and the refcount table lies in that part of the file, for
+ * a message; NULL = nothing. State lock held or gate closed. */
+const char *drv_metadata_at(const qcow2drv *s, uint64_t offset, uint64_t bytes);
 /* The file is known to reach to `end`. */
-void qdi_file_reaches(qd *s, uint64_t end);
+void drv_file_reaches(qcow2drv *s, uint64_t end);
 
 /* ---- open.c ---- */
-/* Gate shut: takes the borrowed caches from the state again. */
-int qdi_refresh_caches(qd *s);
-void qdi_set_header(qd *s, const qdi_header *header);
+/* Borrows the caches from the state again. Gate closed. */
+int drv_refresh_caches(qcow2drv *s);
+void drv_set_header(qcow2drv *s, const drv_header *header);
 /* Reads L1 and refcount table into new arrays and checks them. error is filled. */
-int qdi_load_roots(qd *s, const qdi_header *header, uint64_t file_size, _Atomic uint64_t **l1,
-                   uint64_t **reftable, qd_error *error);
+int drv_load_roots(qcow2drv *s, const drv_header *header, uint64_t file_size, _Atomic uint64_t **l1,
+                   uint64_t **reftable, qcow2drv_error *error);
 /* Writable images: clears the autoclear bits in the header. error is filled. */
-int qdi_clear_autoclear(qd *s, qd_error *error);
+int drv_clear_autoclear(qcow2drv *s, qcow2drv_error *error);
 
 #endif

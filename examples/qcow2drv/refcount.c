@@ -6,10 +6,12 @@
 
 #include "qcow2_int.h"
 
-uint64_t qdi_refcount_get(const void *block, unsigned order, uint64_t index)
+uint64_t drv_refcount_get(const void *block, unsigned order, uint64_t index)
 {
     switch (order) {
-    case 0: case 1: case 2: { /* several in a byte, the first in its low bits */
+    case 0:
+    case 1:
+    case 2: { /* several in a byte, the first in its low bits */
         uint64_t bit = index << order;
         unsigned mask = (1u << (1u << order)) - 1;
 
@@ -26,10 +28,12 @@ uint64_t qdi_refcount_get(const void *block, unsigned order, uint64_t index)
     }
 }
 
-void qdi_refcount_set(void *block, unsigned order, uint64_t index, uint64_t value)
+void drv_refcount_set(void *block, unsigned order, uint64_t index, uint64_t value)
 {
     switch (order) {
-    case 0: case 1: case 2: {
+    case 0:
+    case 1:
+    case 2: {
         uint64_t bit = index << order;
         unsigned mask = ((1u << (1u << order)) - 1) << (bit % 8);
         uint8_t *byte = (uint8_t *)block + bit / 8;
@@ -52,31 +56,33 @@ void qdi_refcount_set(void *block, unsigned order, uint64_t index, uint64_t valu
 }
 
 /* One past the last cluster that can ever be allocated. */
-static uint64_t cluster_limit(const qd *s)
+static uint64_t cluster_limit(const qcow2drv *s)
 {
     if (s->file->fixed_size)
         return atomic_load(&s->file_end) >> s->header.cluster_bits;
-    return QDI_OFFSET_MASK >> s->header.cluster_bits;
+    return DRV_OFFSET_MASK >> s->header.cluster_bits;
 }
 
-/* Looks in one pinned block, from *cluster to the end of the block, for free clusters in a row. *found is set
- * if there is one, *cluster to the first, *run to how many (at most want). */
-static bool free_in_block(const qd *s, const void *block, uint64_t *cluster, uint64_t want, uint64_t *run)
+/* Looks in one pinned block, from *cluster to the end of the block, for free clusters in a row.
+ * *found is set if there is one, *cluster to the first, *run to how many (at most want). */
+static bool free_in_block(const qcow2drv *s, const void *block, uint64_t *cluster, uint64_t want,
+                          uint64_t *run)
 {
     uint64_t per_block = UINT64_C(1) << s->block_bits;
     uint64_t i = *cluster & (per_block - 1), base = *cluster - i;
     unsigned order = s->header.refcount_order;
 
-    while (i < per_block && qdi_refcount_get(block, order, i) != 0)
+    while (i < per_block && drv_refcount_get(block, order, i) != 0)
         i++;
     *cluster = base + i;
-    for (*run = 0; i < per_block && *run < want && qdi_refcount_get(block, order, i) == 0; i++)
+    for (*run = 0; i < per_block && *run < want && drv_refcount_get(block, order, i) == 0; i++)
         ++*run;
     return *run != 0;
 }
 
-/* Finds the first free clusters from the hint on. *run 0: *cluster is free, but has no refcount block yet. */
-static int find_free(qd *s, uint64_t want, uint64_t *cluster, uint64_t *run)
+/* Finds the first free clusters from the hint on. *run 0: *cluster is free, but has no refcount
+ * block yet. */
+static int find_free(qcow2drv *s, uint64_t want, uint64_t *cluster, uint64_t *run)
 {
     uint64_t c = s->free_hint;
 
@@ -112,7 +118,7 @@ static int find_free(qd *s, uint64_t want, uint64_t *cluster, uint64_t *run)
 }
 
 /* Sets refcounts from zero to one, all in one block. */
-static int take(qd *s, uint64_t cluster, uint64_t n)
+static int take(qcow2drv *s, uint64_t cluster, uint64_t n)
 {
     void *block;
     int r = q2c_cache_get(s->refcounts, s->reftable[cluster >> s->block_bits], &block);
@@ -120,35 +126,38 @@ static int take(qd *s, uint64_t cluster, uint64_t n)
     if (r < 0)
         return r;
     for (uint64_t i = 0; i < n; i++)
-        qdi_refcount_set(block, s->header.refcount_order, (cluster + i) & ((UINT64_C(1) << s->block_bits) - 1), 1);
+        drv_refcount_set(block, s->header.refcount_order,
+                         (cluster + i) & ((UINT64_C(1) << s->block_bits) - 1), 1);
     r = q2c_cache_mark_dirty(s->refcounts, block);
     q2c_cache_put(s->refcounts, &block);
     return r < 0 ? r : 0;
 }
 
 /* Refcounts of a damaged image may call free what is not. */
-static int check_free(qd *s, uint64_t host, uint64_t bytes)
+static int check_free(qcow2drv *s, uint64_t host, uint64_t bytes)
 {
-    const char *used = qdi_metadata_at(s, host, bytes);
+    const char *used = drv_metadata_at(s, host, bytes);
 
     if (!used)
         return 0;
-    qdi_report(s, "the refcounts from %#" PRIx64 " on say free, but %s is there; run 'qemu-img check -r all'", host,
-               used);
+    drv_report(s,
+               "the refcounts from %#" PRIx64
+               " on say free, but %s is there; run 'qemu-img check -r all'",
+               host, used);
     return -EINVAL;
 }
 
-int qdi_alloc_clusters(qd *s, uint64_t want, uint64_t *host, uint64_t *got)
+int drv_alloc_clusters(qcow2drv *s, uint64_t want, uint64_t *host, uint64_t *got)
 {
     uint64_t cluster, run;
-    int r = qdi_reftable_settle(s);
+    int r = drv_reftable_settle(s);
 
     if (r < 0)
         return r;
-    (void)qdi_quarantine_relieve(s, false);
+    (void)drv_quarantine_relieve(s, false);
     for (;;) {
         r = find_free(s, want, &cluster, &run);
-        if (r == -ENOSPC && qdi_quarantine_relieve(s, true))
+        if (r == -ENOSPC && drv_quarantine_relieve(s, true))
             continue;
         if (r < 0)
             return r;
@@ -156,7 +165,7 @@ int qdi_alloc_clusters(qd *s, uint64_t want, uint64_t *host, uint64_t *got)
             break;
         r = check_free(s, cluster << s->header.cluster_bits, s->cluster_size);
         if (r == 0)
-            r = qdi_reftable_add_block(s, cluster);
+            r = drv_reftable_add_block(s, cluster);
         if (r < 0)
             return r;
     }
@@ -173,7 +182,7 @@ int qdi_alloc_clusters(qd *s, uint64_t want, uint64_t *host, uint64_t *got)
 }
 
 /* Lowers one block's refcounts. */
-static int drop_in_block(qd *s, uint64_t cluster, uint64_t n)
+static int drop_in_block(qcow2drv *s, uint64_t cluster, uint64_t n)
 {
     uint64_t index = cluster >> s->block_bits, mask = (UINT64_C(1) << s->block_bits) - 1;
     unsigned order = s->header.refcount_order;
@@ -181,22 +190,24 @@ static int drop_in_block(qd *s, uint64_t cluster, uint64_t n)
     int r;
 
     if (index >= s->reftable_entries || s->reftable[index] == 0) {
-        qdi_report(s, "cluster at %#" PRIx64 " is in use but has no refcount block; run 'qemu-img check'",
-                   cluster << s->header.cluster_bits);
+        drv_report(
+            s, "cluster at %#" PRIx64 " is in use but has no refcount block; run 'qemu-img check'",
+            cluster << s->header.cluster_bits);
         return 0;
     }
     r = q2c_cache_get(s->refcounts, s->reftable[index], &block);
     if (r < 0)
         return r;
     for (uint64_t i = 0; i < n; i++) {
-        uint64_t value = qdi_refcount_get(block, order, (cluster + i) & mask);
+        uint64_t value = drv_refcount_get(block, order, (cluster + i) & mask);
 
         if (value == 0) {
-            qdi_report(s, "cluster at %#" PRIx64 " is in use but its refcount is 0; run 'qemu-img check'",
-                       (cluster + i) << s->header.cluster_bits);
+            drv_report(
+                s, "cluster at %#" PRIx64 " is in use but its refcount is 0; run 'qemu-img check'",
+                (cluster + i) << s->header.cluster_bits);
             continue;
         }
-        qdi_refcount_set(block, order, (cluster + i) & mask, value - 1);
+        drv_refcount_set(block, order, (cluster + i) & mask, value - 1);
         if (value == 1 && cluster + i < s->free_hint)
             s->free_hint = cluster + i;
     }
@@ -205,7 +216,7 @@ static int drop_in_block(qd *s, uint64_t cluster, uint64_t n)
     return r < 0 ? r : 0;
 }
 
-int qdi_refcount_drop(qd *s, uint64_t host, uint64_t clusters, uint64_t *done)
+int drv_refcount_drop(qcow2drv *s, uint64_t host, uint64_t clusters, uint64_t *done)
 {
     uint64_t cluster = host >> s->header.cluster_bits;
     uint64_t per_block = UINT64_C(1) << s->block_bits;

@@ -2,10 +2,11 @@
 /*
  * The refcount table: which refcount blocks there are. Everything here holds the state lock.
  *
- * The table is in memory and written through. A new block is stable before the table points to it, a new table
- * before the header does. A write of such a pointer that fails may have reached the disk or not, so memory takes
- * the new state over at once, and nothing is allocated until the pointer has been written again with success
- * (qdi_reftable_settle): both states on disk are then good ones.
+ * The table is in memory and written through. A new block is stable before the table points to it,
+ * a new table before the header does. A write of such a pointer that fails may have reached the
+ * disk or not, so memory takes the new state over at once, and nothing is allocated until the
+ * pointer has been written again with success (drv_reftable_settle): both states on disk are then
+ * good ones.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -13,10 +14,11 @@
 
 #include "qcow2_int.h"
 
-static int write_entry(qd *s, uint64_t index)
+static int write_entry(qcow2drv *s, uint64_t index)
 {
     uint64_t stored = htobe64(s->reftable[index]);
-    int r = qd_file_write(s->file, s->header.reftable_offset + index * 8, &stored, sizeof(stored));
+    int r = qcow2drv_file_write(s->file, s->header.reftable_offset + index * 8, &stored,
+                                sizeof(stored));
 
     s->reftable_unwritten = r < 0;
     s->reftable_unwritten_index = index;
@@ -24,13 +26,13 @@ static int write_entry(qd *s, uint64_t index)
 }
 
 /* Points the header to the table of s->header. */
-static int write_header(qd *s)
+static int write_header(qcow2drv *s)
 {
     struct __attribute__((packed)) {
         uint64_t offset;
         uint32_t clusters;
     } field = { htobe64(s->header.reftable_offset), htobe32(s->header.reftable_clusters) };
-    int r = qd_file_write(s->file, QDI_HEADER_REFTABLE, &field, sizeof(field));
+    int r = qcow2drv_file_write(s->file, DRV_HEADER_REFTABLE, &field, sizeof(field));
 
     if (r == 0)
         r = s->file->ops->flush(s->file);
@@ -38,7 +40,7 @@ static int write_header(qd *s)
     return r;
 }
 
-int qdi_reftable_settle(qd *s)
+int drv_reftable_settle(qcow2drv *s)
 {
     int r = 0;
 
@@ -49,15 +51,17 @@ int qdi_reftable_settle(qd *s)
     return r;
 }
 
-/* How large a new table must be, and how many refcount blocks it brings along to cover them and itself. They
- * lie one after the other from the first cluster on that the old table does not cover. */
-static int plan_growth(const qd *s, uint64_t *entries, uint64_t *blocks, uint64_t *table_clusters)
+/* How large a new table must be, and how many refcount blocks it brings along to cover them and
+ * itself. They lie one after the other from the first cluster on that the old table does not cover.
+ */
+static int plan_growth(const qcow2drv *s, uint64_t *entries, uint64_t *blocks,
+                       uint64_t *table_clusters)
 {
     uint64_t per_cluster = s->cluster_size / 8, old = s->reftable_entries;
     uint64_t per_block = UINT64_C(1) << s->block_bits;
-    uint64_t most = QDI_MAX_REFTABLE_BYTES / 8;
+    uint64_t most = DRV_MAX_REFTABLE_BYTES / 8;
 
-    *entries = qdi_round_up(old + old / 2 + 1, per_cluster);
+    *entries = drv_round_up(old + old / 2 + 1, per_cluster);
     *entries = *entries < most ? *entries : most;
     *table_clusters = *entries / per_cluster;
     *blocks = 1;
@@ -66,8 +70,8 @@ static int plan_growth(const qd *s, uint64_t *entries, uint64_t *blocks, uint64_
     return old + *blocks <= *entries ? 0 : -EFBIG;
 }
 
-static int write_growth(qd *s, uint64_t start, const uint64_t *table, uint64_t entries, uint64_t blocks,
-                        uint64_t table_clusters)
+static int write_growth(qcow2drv *s, uint64_t start, const uint64_t *table, uint64_t entries,
+                        uint64_t blocks, uint64_t table_clusters)
 {
     uint64_t blocks_bytes = blocks << s->header.cluster_bits, table_bytes = entries * 8;
     uint64_t per_block = UINT64_C(1) << s->block_bits;
@@ -78,34 +82,36 @@ static int write_growth(qd *s, uint64_t start, const uint64_t *table, uint64_t e
     if (!area)
         return -ENOMEM;
     for (uint64_t i = 0; i < blocks + table_clusters; i++)
-        qdi_refcount_set(area + ((i / per_block) << s->header.cluster_bits), s->header.refcount_order,
-                         i % per_block, 1);
+        drv_refcount_set(area + ((i / per_block) << s->header.cluster_bits),
+                         s->header.refcount_order, i % per_block, 1);
     stored = (uint64_t *)(void *)(area + blocks_bytes);
     for (uint64_t i = 0; i < entries; i++)
         stored[i] = htobe64(table[i]);
     /* Nothing of an earlier use of these clusters may come out of the cache later. */
     r = q2c_cache_discard_range(s->refcounts, start, blocks_bytes + table_bytes);
     if (r >= 0)
-        r = qd_file_write(s->file, start, area, blocks_bytes + table_bytes);
+        r = qcow2drv_file_write(s->file, start, area, blocks_bytes + table_bytes);
     if (r >= 0)
         r = s->file->ops->flush(s->file);
     free(area);
     return r < 0 ? r : 0;
 }
 
-/* Makes a larger table and switches to it. A crash before the switch leaks the new one, after it the old one. */
-static int grow(qd *s)
+/* Makes a larger table and switches to it. A crash before the switch leaks the new one, after it
+ * the old one. */
+static int grow(qcow2drv *s)
 {
     uint64_t first = s->reftable_entries << s->block_bits; /* not covered by the old table */
     uint64_t start = first << s->header.cluster_bits, old_offset = s->header.reftable_offset;
-    uint64_t old_clusters = s->header.reftable_clusters, entries, blocks, table_clusters, end, dropped;
+    uint64_t old_clusters = s->header.reftable_clusters, entries, blocks, table_clusters, end,
+             dropped;
     uint64_t *table;
     int r = plan_growth(s, &entries, &blocks, &table_clusters);
 
     if (r < 0)
         return r;
     end = start + ((blocks + table_clusters) << s->header.cluster_bits);
-    if (end > QDI_OFFSET_MASK)
+    if (end > DRV_OFFSET_MASK)
         return -EFBIG;
     if (s->file->fixed_size && end > atomic_load(&s->file_end))
         return -ENOSPC;
@@ -120,7 +126,7 @@ static int grow(qd *s)
         free(table);
         return r;
     }
-    qdi_file_reaches(s, end);
+    drv_file_reaches(s, end);
     free(s->reftable);
     s->reftable = table;
     s->reftable_entries = entries;
@@ -130,11 +136,11 @@ static int grow(qd *s)
     r = write_header(s);
     if (r < 0)
         return r; /* the old table leaks: the header on disk may still mean it */
-    (void)qdi_refcount_drop(s, old_offset, old_clusters, &dropped); /* fails: the rest leaks */
+    (void)drv_refcount_drop(s, old_offset, old_clusters, &dropped); /* fails: the rest leaks */
     return 0;
 }
 
-int qdi_reftable_add_block(qd *s, uint64_t cluster)
+int drv_reftable_add_block(qcow2drv *s, uint64_t cluster)
 {
     uint64_t index = cluster >> s->block_bits, host = cluster << s->header.cluster_bits;
     void *block;
@@ -147,16 +153,18 @@ int qdi_reftable_add_block(qd *s, uint64_t cluster)
         r = q2c_cache_get_empty(s->refcounts, host, &block);
     if (r < 0)
         return r;
-    qdi_refcount_set(block, s->header.refcount_order, cluster & ((UINT64_C(1) << s->block_bits) - 1), 1);
+    drv_refcount_set(block, s->header.refcount_order,
+                     cluster & ((UINT64_C(1) << s->block_bits) - 1), 1);
     r = q2c_cache_mark_dirty(s->refcounts, block);
     q2c_cache_put(s->refcounts, &block);
     if (r >= 0)
         r = q2c_cache_flush(s->refcounts);
     if (r < 0) {
-        q2c_cache_discard_offset(s->refcounts, host); /* nothing points to it yet: as if it had never been */
+        q2c_cache_discard_offset(s->refcounts,
+                                 host); /* nothing points to it yet: as if it had never been */
         return r;
     }
-    qdi_file_reaches(s, host + s->cluster_size);
+    drv_file_reaches(s, host + s->cluster_size);
     s->reftable[index] = host;
     s->clusters_allocated++;
     return write_entry(s, index);

@@ -9,16 +9,16 @@
 
 static const struct {
     const char *name;
-    struct rt *(*create)(unsigned contexts);
+    struct runtime *(*create)(unsigned contexts);
 } hosts[] = {
-    { "threads", rt_threads_new },
-    { "loops", rt_loops_new },
+    { "threads", runtime_threads_new },
+    { "loops", runtime_loops_new },
 #ifdef HAVE_COROUTINES
-    { "coroutines", rt_coroutines_new },
+    { "coroutines", runtime_coroutines_new },
 #endif
 };
 
-struct rt *rt_new(const char *host, unsigned contexts)
+struct runtime *runtime_new(const char *host, unsigned contexts)
 {
     for (size_t i = 0; i < sizeof(hosts) / sizeof(hosts[0]); i++) {
         if (strcmp(hosts[i].name, host) == 0)
@@ -28,7 +28,7 @@ struct rt *rt_new(const char *host, unsigned contexts)
     return NULL;
 }
 
-const char *rt_names(void)
+const char *runtime_names(void)
 {
 #ifdef HAVE_COROUTINES
     return "threads, loops, coroutines";
@@ -37,7 +37,7 @@ const char *rt_names(void)
 #endif
 }
 
-uint64_t rt_now_ns(void)
+uint64_t runtime_now_ns(void)
 {
     struct timespec now;
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The coroutine host: the QEMU-like one of c-tests/host. A worker is a stackful coroutine that begins in an I/O thread's
- * event loop; a blocking call is made in a thread of a small pool, where its coroutine moves for it, and from where it
- * goes on in any of the I/O threads. Plain code is the main thread, which turns an event loop of its own.
+ * The coroutine host: the QEMU-like one of c-tests/host. A worker is a stackful coroutine that
+ * begins in an I/O thread's event loop; a blocking call is made in a thread of a small pool, where
+ * its coroutine moves for it, and from where it goes on in any of the I/O threads. Plain code is
+ * the main thread, which turns an event loop of its own.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -20,8 +21,8 @@ struct waiter {
     host_context *context;
 };
 
-struct rt_coroutines {
-    struct rt rt;
+struct runtime_coroutines {
+    struct runtime rt;
     host_program *program;
     host_context *main;
     host_adapter *host;
@@ -35,31 +36,31 @@ struct rt_coroutines {
 };
 
 struct worker {
-    struct rt_coroutines *rt;
+    struct runtime_coroutines *rt;
     void (*entry)(void *arg);
     void *arg;
 };
 
-static struct rt_coroutines *to_coroutines(struct rt *rt)
+static struct runtime_coroutines *to_coroutines(struct runtime *rt)
 {
-    return (struct rt_coroutines *)rt; /* rt is the first member */
+    return (struct runtime_coroutines *)rt; /* rt is the first member */
 }
 
-static const q2c_host *coroutines_host(struct rt *rt)
+static const q2c_host *coroutines_host(struct runtime *rt)
 {
     return host_adapter_vtable(to_coroutines(rt)->host);
 }
 
-static void *coroutines_context(struct rt *rt, unsigned index)
+static void *coroutines_context(struct runtime *rt, unsigned index)
 {
-    struct rt_coroutines *c = to_coroutines(rt);
+    struct runtime_coroutines *c = to_coroutines(rt);
 
     return host_iothread_context(c->io[index % c->contexts]);
 }
 
 static void worker_ended(void *arg)
 {
-    struct rt_coroutines *c = arg;
+    struct runtime_coroutines *c = arg;
 
     c->running--;
 }
@@ -73,7 +74,7 @@ static void worker_main(void *arg)
     free(worker);
 }
 
-static int coroutines_spawn(struct rt *rt, unsigned index, void (*entry)(void *arg), void *arg)
+static int coroutines_spawn(struct runtime *rt, unsigned index, void (*entry)(void *arg), void *arg)
 {
     struct worker *worker = malloc(sizeof(*worker));
 
@@ -101,10 +102,13 @@ static void tick_again(void *arg)
     host_timer_mod(t->timer, (int64_t)t->next);
 }
 
-static void coroutines_wait_workers(struct rt *rt, uint64_t tick_ns, void (*tick)(void *arg), void *arg)
+static void coroutines_wait_workers(struct runtime *rt, uint64_t tick_ns, void (*tick)(void *arg),
+                                    void *arg)
 {
-    struct rt_coroutines *c = to_coroutines(rt);
-    struct ticking t = { .next = rt_now_ns() + tick_ns, .every = tick_ns, .tick = tick, .arg = arg };
+    struct runtime_coroutines *c = to_coroutines(rt);
+    struct ticking t = {
+        .next = runtime_now_ns() + tick_ns, .every = tick_ns, .tick = tick, .arg = arg
+    };
 
     if (tick) {
         t.timer = host_timer_new(true, tick_again, &t);
@@ -119,9 +123,10 @@ static void coroutines_wait_workers(struct rt *rt, uint64_t tick_ns, void (*tick
     }
 }
 
-static void coroutines_sleep_ns(struct rt *rt, uint64_t ns)
+static void coroutines_sleep_ns(struct runtime *rt, uint64_t ns)
 {
-    struct timespec left = { .tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u) };
+    struct timespec left = { .tv_sec = (time_t)(ns / 1000000000u),
+                             .tv_nsec = (long)(ns % 1000000000u) };
 
     (void)rt;
     if (host_in_coroutine()) {
@@ -137,9 +142,9 @@ static void unlock(void *arg)
     pthread_mutex_unlock(arg);
 }
 
-static void coroutines_wait_while(struct rt *rt, bool (*cond)(void *arg), void *arg)
+static void coroutines_wait_while(struct runtime *rt, bool (*cond)(void *arg), void *arg)
 {
-    struct rt_coroutines *c = to_coroutines(rt);
+    struct runtime_coroutines *c = to_coroutines(rt);
 
     atomic_fetch_add(&rt->waiters, 1);
     if (!host_in_coroutine()) {
@@ -159,9 +164,9 @@ static void coroutines_wait_while(struct rt *rt, bool (*cond)(void *arg), void *
     atomic_fetch_sub(&rt->waiters, 1);
 }
 
-static void coroutines_notify(struct rt *rt)
+static void coroutines_notify(struct runtime *rt)
 {
-    struct rt_coroutines *c = to_coroutines(rt);
+    struct runtime_coroutines *c = to_coroutines(rt);
     struct waiter *waiting;
 
     pthread_mutex_lock(&c->mutex);
@@ -177,9 +182,9 @@ static void coroutines_notify(struct rt *rt)
     host_kick(c->program);
 }
 
-static int coroutines_blocking(struct rt *rt, int (*fn)(void *arg), void *arg)
+static int coroutines_blocking(struct runtime *rt, int (*fn)(void *arg), void *arg)
 {
-    struct rt_coroutines *c = to_coroutines(rt);
+    struct runtime_coroutines *c = to_coroutines(rt);
     int r;
 
     if (!host_in_coroutine())
@@ -190,9 +195,9 @@ static int coroutines_blocking(struct rt *rt, int (*fn)(void *arg), void *arg)
     return r;
 }
 
-static void coroutines_forbid_waits(struct rt *rt, bool forbid)
+static void coroutines_forbid_waits(struct runtime *rt, bool forbid)
 {
-    struct rt_coroutines *c = to_coroutines(rt);
+    struct runtime_coroutines *c = to_coroutines(rt);
 
     if (forbid)
         host_graph_wrlock(c->program);
@@ -200,9 +205,9 @@ static void coroutines_forbid_waits(struct rt *rt, bool forbid)
         host_graph_wrunlock(c->program);
 }
 
-static void coroutines_free(struct rt *rt)
+static void coroutines_free(struct runtime *rt)
 {
-    struct rt_coroutines *c = to_coroutines(rt);
+    struct runtime_coroutines *c = to_coroutines(rt);
 
     host_adapter_free(c->host);
     for (unsigned i = 0; i < c->contexts; i++)
@@ -216,7 +221,7 @@ static void coroutines_free(struct rt *rt)
     free(c);
 }
 
-static const rt_ops coroutines_ops = {
+static const runtime_ops coroutines_ops = {
     .name = "coroutines",
     .host = coroutines_host,
     .context = coroutines_context,
@@ -230,9 +235,9 @@ static const rt_ops coroutines_ops = {
     .free = coroutines_free,
 };
 
-struct rt *rt_coroutines_new(unsigned contexts)
+struct runtime *runtime_coroutines_new(unsigned contexts)
 {
-    struct rt_coroutines *c;
+    struct runtime_coroutines *c;
 
     if (contexts == 0)
         contexts = 1;
@@ -250,6 +255,7 @@ struct rt *rt_coroutines_new(unsigned contexts)
         c->io[i] = host_iothread_new(c->program);
     for (unsigned i = 0; i < POOL; i++)
         c->pool[i] = host_iothread_new(c->program);
-    c->host = host_adapter_new(&(host_adapter_config){ .program = c->program, .wake = HOST_RUN_AFTER, .spawn = HOST_RUN_AFTER });
+    c->host = host_adapter_new(&(host_adapter_config){
+        .program = c->program, .wake = HOST_RUN_AFTER, .spawn = HOST_RUN_AFTER });
     return &c->rt;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* The event loop host: each context is an I/O thread that turns a loop of the library's, in which cleaners live; workers are
- * threads beside them, so that an image is used from all while its cleaner lives in one. */
+/* The event loop host: each context is an I/O thread that turns a loop of the library's, in which
+ * cleaners live; workers are threads beside them, so that an image is used from all while its
+ * cleaner lives in one. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,16 +19,16 @@ struct io_thread {
     bool kicked; /* for the last time */
 };
 
-struct rt_loops {
-    struct rt_threads threads; /* first */
+struct runtime_loops {
+    struct runtime_threads threads; /* first */
     q2c_host host;
     unsigned contexts;
     struct io_thread io[];
 };
 
-static struct rt_loops *to_loops(struct rt *rt)
+static struct runtime_loops *to_loops(struct runtime *rt)
 {
-    return (struct rt_loops *)rt;
+    return (struct runtime_loops *)rt;
 }
 
 static void *io_main(void *arg)
@@ -95,39 +96,39 @@ static void io_stop(struct io_thread *io)
     pthread_mutex_destroy(&io->mutex);
 }
 
-static const q2c_host *loops_host(struct rt *rt)
+static const q2c_host *loops_host(struct runtime *rt)
 {
     return &to_loops(rt)->host;
 }
 
-static void *loops_context(struct rt *rt, unsigned index)
+static void *loops_context(struct runtime *rt, unsigned index)
 {
-    struct rt_loops *l = to_loops(rt);
+    struct runtime_loops *l = to_loops(rt);
 
     return l->io[index % l->contexts].loop;
 }
 
-static void loops_free(struct rt *rt)
+static void loops_free(struct runtime *rt)
 {
-    struct rt_loops *l = to_loops(rt);
+    struct runtime_loops *l = to_loops(rt);
 
     for (unsigned i = 0; i < l->contexts; i++)
         io_stop(&l->io[i]);
-    rt_threads_destroy(&l->threads);
+    runtime_threads_destroy(&l->threads);
     free(l);
 }
 
-static const rt_ops loops_ops = {
+static const runtime_ops loops_ops = {
     .name = "loops",
     .host = loops_host,
     .context = loops_context,
-    RT_THREADS_WORKERS,
+    RUNTIME_THREADS_WORKERS,
     .free = loops_free,
 };
 
-struct rt *rt_loops_new(unsigned contexts)
+struct runtime *runtime_loops_new(unsigned contexts)
 {
-    struct rt_loops *l;
+    struct runtime_loops *l;
 
     if (contexts == 0)
         contexts = 1;
@@ -136,7 +137,7 @@ struct rt *rt_loops_new(unsigned contexts)
         errno = ENOMEM;
         return NULL;
     }
-    rt_threads_init(&l->threads, &loops_ops);
+    runtime_threads_init(&l->threads, &loops_ops);
     l->host = (q2c_host){ .struct_size = sizeof(l->host), .kind = Q2C_HOST_EVENT_LOOP };
     while (l->contexts < contexts) {
         int r = io_start(&l->io[l->contexts]);

@@ -8,24 +8,24 @@
 
 struct worker {
     struct worker *next;
-    struct rt_threads *rt;
+    struct runtime_threads *rt;
     pthread_t thread;
     void (*entry)(void *arg);
     void *arg;
 };
 
-static struct rt_threads *to_threads(struct rt *rt)
+static struct runtime_threads *to_threads(struct runtime *rt)
 {
-    return (struct rt_threads *)rt; /* rt is the first member */
+    return (struct runtime_threads *)rt; /* rt is the first member */
 }
 
-static const q2c_host *threads_host(struct rt *rt)
+static const q2c_host *threads_host(struct runtime *rt)
 {
     (void)rt;
     return NULL;
 }
 
-static void *threads_context(struct rt *rt, unsigned index)
+static void *threads_context(struct runtime *rt, unsigned index)
 {
     (void)rt;
     (void)index;
@@ -35,7 +35,7 @@ static void *threads_context(struct rt *rt, unsigned index)
 static void *worker_main(void *arg)
 {
     struct worker *worker = arg;
-    struct rt_threads *t = worker->rt;
+    struct runtime_threads *t = worker->rt;
 
     worker->entry(worker->arg);
     pthread_mutex_lock(&t->mutex);
@@ -45,9 +45,9 @@ static void *worker_main(void *arg)
     return NULL;
 }
 
-int rt_threads_spawn(struct rt *rt, unsigned index, void (*entry)(void *arg), void *arg)
+int runtime_threads_spawn(struct runtime *rt, unsigned index, void (*entry)(void *arg), void *arg)
 {
-    struct rt_threads *t = to_threads(rt);
+    struct runtime_threads *t = to_threads(rt);
     struct worker *worker = calloc(1, sizeof(*worker));
     int r;
 
@@ -73,7 +73,7 @@ int rt_threads_spawn(struct rt *rt, unsigned index, void (*entry)(void *arg), vo
     return 0;
 }
 
-static void wait_until(struct rt_threads *t, uint64_t deadline_ns)
+static void wait_until(struct runtime_threads *t, uint64_t deadline_ns)
 {
     struct timespec when = {
         .tv_sec = (time_t)(deadline_ns / 1000000000u),
@@ -83,10 +83,11 @@ static void wait_until(struct rt_threads *t, uint64_t deadline_ns)
     pthread_cond_timedwait(&t->changed, &t->mutex, &when);
 }
 
-void rt_threads_wait_workers(struct rt *rt, uint64_t tick_ns, void (*tick)(void *arg), void *arg)
+void runtime_threads_wait_workers(struct runtime *rt, uint64_t tick_ns, void (*tick)(void *arg),
+                                  void *arg)
 {
-    struct rt_threads *t = to_threads(rt);
-    uint64_t next = rt_now_ns() + tick_ns;
+    struct runtime_threads *t = to_threads(rt);
+    uint64_t next = runtime_now_ns() + tick_ns;
 
     pthread_mutex_lock(&t->mutex);
     while (t->running != 0) {
@@ -95,7 +96,7 @@ void rt_threads_wait_workers(struct rt *rt, uint64_t tick_ns, void (*tick)(void 
             continue;
         }
         wait_until(t, next);
-        if (rt_now_ns() >= next) {
+        if (runtime_now_ns() >= next) {
             next += tick_ns;
             pthread_mutex_unlock(&t->mutex);
             tick(arg);
@@ -113,18 +114,19 @@ void rt_threads_wait_workers(struct rt *rt, uint64_t tick_ns, void (*tick)(void 
     }
 }
 
-void rt_threads_sleep_ns(struct rt *rt, uint64_t ns)
+void runtime_threads_sleep_ns(struct runtime *rt, uint64_t ns)
 {
-    struct timespec left = { .tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u) };
+    struct timespec left = { .tv_sec = (time_t)(ns / 1000000000u),
+                             .tv_nsec = (long)(ns % 1000000000u) };
 
     (void)rt;
     while (clock_nanosleep(CLOCK_MONOTONIC, 0, &left, &left) == EINTR) {
     }
 }
 
-void rt_threads_wait_while(struct rt *rt, bool (*cond)(void *arg), void *arg)
+void runtime_threads_wait_while(struct runtime *rt, bool (*cond)(void *arg), void *arg)
 {
-    struct rt_threads *t = to_threads(rt);
+    struct runtime_threads *t = to_threads(rt);
 
     atomic_fetch_add(&rt->waiters, 1);
     pthread_mutex_lock(&t->mutex);
@@ -134,38 +136,38 @@ void rt_threads_wait_while(struct rt *rt, bool (*cond)(void *arg), void *arg)
     atomic_fetch_sub(&rt->waiters, 1);
 }
 
-void rt_threads_notify(struct rt *rt)
+void runtime_threads_notify(struct runtime *rt)
 {
-    struct rt_threads *t = to_threads(rt);
+    struct runtime_threads *t = to_threads(rt);
 
     pthread_mutex_lock(&t->mutex);
     pthread_cond_broadcast(&t->changed);
     pthread_mutex_unlock(&t->mutex);
 }
 
-void rt_threads_destroy(struct rt_threads *t)
+void runtime_threads_destroy(struct runtime_threads *t)
 {
     pthread_cond_destroy(&t->changed);
     pthread_mutex_destroy(&t->mutex);
 }
 
-static void threads_free(struct rt *rt)
+static void threads_free(struct runtime *rt)
 {
-    struct rt_threads *t = to_threads(rt);
+    struct runtime_threads *t = to_threads(rt);
 
-    rt_threads_destroy(t);
+    runtime_threads_destroy(t);
     free(t);
 }
 
-static const rt_ops threads_ops = {
+static const runtime_ops threads_ops = {
     .name = "threads",
     .host = threads_host,
     .context = threads_context,
-    RT_THREADS_WORKERS,
+    RUNTIME_THREADS_WORKERS,
     .free = threads_free,
 };
 
-void rt_threads_init(struct rt_threads *t, const rt_ops *ops)
+void runtime_threads_init(struct runtime_threads *t, const runtime_ops *ops)
 {
     pthread_condattr_t attr;
 
@@ -177,15 +179,15 @@ void rt_threads_init(struct rt_threads *t, const rt_ops *ops)
     pthread_condattr_destroy(&attr);
 }
 
-struct rt *rt_threads_new(unsigned contexts)
+struct runtime *runtime_threads_new(unsigned contexts)
 {
-    struct rt_threads *t = calloc(1, sizeof(*t));
+    struct runtime_threads *t = calloc(1, sizeof(*t));
 
     (void)contexts;
     if (!t) {
         errno = ENOMEM;
         return NULL;
     }
-    rt_threads_init(t, &threads_ops);
+    runtime_threads_init(t, &threads_ops);
     return &t->rt;
 }

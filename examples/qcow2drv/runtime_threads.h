@@ -9,27 +9,29 @@
 
 struct worker;
 
-struct rt_threads {
-    struct rt rt;
+struct runtime_threads {
+    struct runtime rt;
     pthread_mutex_t mutex;
     pthread_cond_t changed; /* a condition of wait_while may have changed, or a worker has ended */
     struct worker *workers; /* plain code alone */
     unsigned running;
 };
 
-void rt_threads_init(struct rt_threads *t, const rt_ops *ops);
-void rt_threads_destroy(struct rt_threads *t);
+void runtime_threads_init(struct runtime_threads *t, const runtime_ops *ops);
+void runtime_threads_destroy(struct runtime_threads *t);
 
-/* Operations as in rt_ops. */
-int rt_threads_spawn(struct rt *rt, unsigned index, void (*entry)(void *arg), void *arg);
-void rt_threads_wait_workers(struct rt *rt, uint64_t tick_ns, void (*tick)(void *arg), void *arg);
-void rt_threads_sleep_ns(struct rt *rt, uint64_t ns);
-void rt_threads_wait_while(struct rt *rt, bool (*cond)(void *arg), void *arg);
-void rt_threads_notify(struct rt *rt);
+/* Operations as in runtime_ops. */
+int runtime_threads_spawn(struct runtime *rt, unsigned index, void (*entry)(void *arg), void *arg);
+void runtime_threads_wait_workers(struct runtime *rt, uint64_t tick_ns, void (*tick)(void *arg),
+                                  void *arg);
+void runtime_threads_sleep_ns(struct runtime *rt, uint64_t ns);
+void runtime_threads_wait_while(struct runtime *rt, bool (*cond)(void *arg), void *arg);
+void runtime_threads_notify(struct runtime *rt);
 
-/* For an rt_ops: what is about workers. They may block. */
-#define RT_THREADS_WORKERS                                                                                             \
-    .spawn = rt_threads_spawn, .wait_workers = rt_threads_wait_workers, .sleep_ns = rt_threads_sleep_ns,               \
-    .wait_while = rt_threads_wait_while, .notify = rt_threads_notify, .blocking = NULL
+/* For an runtime_ops: what is about workers. They may block. */
+#define RUNTIME_THREADS_WORKERS                                                                    \
+    .spawn = runtime_threads_spawn, .wait_workers = runtime_threads_wait_workers,                  \
+    .sleep_ns = runtime_threads_sleep_ns, .wait_while = runtime_threads_wait_while,                \
+    .notify = runtime_threads_notify, .blocking = NULL
 
 #endif

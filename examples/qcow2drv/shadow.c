@@ -18,10 +18,13 @@ int shadow_init(shadow *s, uint64_t size, uint64_t disk_size, uint64_t cluster_s
     length |= 1; /* no bound but the last is a cluster's bound */
     if (size < 2 * workers)
         return -EINVAL;
-    *s = (shadow){ .size = size, .disk_size = disk_size, .cluster_size = cluster_size, .workers = workers };
+    *s = (shadow){
+        .size = size, .disk_size = disk_size, .cluster_size = cluster_size, .workers = workers
+    };
     s->count = (size_t)((size + length - 1) / length);
     s->areas = calloc(s->count, sizeof(*s->areas));
-    s->bytes = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    s->bytes = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                    -1, 0);
     if (!s->areas || s->bytes == MAP_FAILED) {
         if (s->bytes != MAP_FAILED)
             munmap(s->bytes, size);
@@ -112,7 +115,8 @@ void shadow_discard(shadow *s, uint64_t offset, uint64_t bytes)
         shadow_zero(s, start, end - start);
 }
 
-bool shadow_compare(const shadow *s, uint64_t offset, const uint8_t *buf, size_t bytes, wrong_byte *wrong)
+bool shadow_compare(const shadow *s, uint64_t offset, const uint8_t *buf, size_t bytes,
+                    wrong_byte *wrong)
 {
     const uint8_t *expected = s->bytes + offset;
 
@@ -137,7 +141,8 @@ bool shadow_plausible(uint64_t offset, const uint8_t *buf, size_t bytes, wrong_b
             uint8_t expected = (uint8_t)(word >> (8 * at));
 
             if (at < TAG_BYTES && buf[i] != 0 && buf[i] != expected) {
-                *wrong = (wrong_byte){ .offset = offset + i, .expected = expected, .found = buf[i] };
+                *wrong =
+                    (wrong_byte){ .offset = offset + i, .expected = expected, .found = buf[i] };
                 return false;
             }
             i++;
@@ -153,6 +158,7 @@ void shadow_judge(shadow *s)
     for (size_t i = 0; i < s->count; i++) {
         area *a = &s->areas[i];
 
-        a->plausible = shadow_plausible(a->start, s->bytes + a->start, (size_t)(a->end - a->start), &wrong);
+        a->plausible =
+            shadow_plausible(a->start, s->bytes + a->start, (size_t)(a->end - a->start), &wrong);
     }
 }

@@ -20,12 +20,21 @@ int size_parse(const char *text, uint64_t *value)
         n = n * 10 + digit;
     }
     switch (toupper((unsigned char)*text)) {
-    case 'T': shift += 10; /* fall through */
-    case 'G': shift += 10; /* fall through */
-    case 'M': shift += 10; /* fall through */
-    case 'K': shift += 10; text++; break;
-    case 'B': text++; break;
-    default: break;
+    case 'T':
+        shift += 10; /* fall through */
+    case 'G':
+        shift += 10; /* fall through */
+    case 'M':
+        shift += 10; /* fall through */
+    case 'K':
+        shift += 10;
+        text++;
+        break;
+    case 'B':
+        text++;
+        break;
+    default:
+        break;
     }
     if (*text != '\0')
         return -EINVAL;

@@ -10,7 +10,7 @@
 
 #include "stress.h"
 
-#define CHUNK ((size_t)1 << 20)
+#define CHUNK  ((size_t)1 << 20)
 #define SECOND UINT64_C(1000000000)
 
 void stress_fail(stress *s, const char *format, ...)
@@ -29,12 +29,13 @@ void stress_fail(stress *s, const char *format, ...)
 
 void stress_wrong(stress *s, const char *how, const wrong_byte *wrong)
 {
-    stress_fail(s, "WRONG BYTE at offset %" PRIu64 " (%s): expected 0x%02x, read 0x%02x", wrong->offset, how,
-                wrong->expected, wrong->found);
+    stress_fail(s, "WRONG BYTE at offset %" PRIu64 " (%s): expected 0x%02x, read 0x%02x",
+                wrong->offset, how, wrong->expected, wrong->found);
 }
 
 /* Calls fn for the disk's area chunk by chunk, with what the driver reads there. */
-static void read_all(stress *s, void (*fn)(stress *s, uint64_t offset, const uint8_t *buf, size_t bytes))
+static void read_all(stress *s,
+                     void (*fn)(stress *s, uint64_t offset, const uint8_t *buf, size_t bytes))
 {
     uint8_t *buf = malloc(CHUNK);
 
@@ -44,7 +45,7 @@ static void read_all(stress *s, void (*fn)(stress *s, uint64_t offset, const uin
     }
     for (uint64_t at = 0; at < s->shadow.size && !atomic_load(&s->failed); at += CHUNK) {
         size_t step = s->shadow.size - at < CHUNK ? (size_t)(s->shadow.size - at) : CHUNK;
-        int r = qd_pread(s->image, at, buf, step);
+        int r = qcow2drv_pread(s->image, at, buf, step);
 
         if (r < 0)
             stress_fail(s, "cannot read %zu bytes at %" PRIu64 ": %s", step, at, strerror(-r));
@@ -69,7 +70,7 @@ static void verify_chunk(stress *s, uint64_t offset, const uint8_t *buf, size_t 
         stress_wrong(s, "final pass", &wrong);
 }
 
-static uint64_t resident(const qd_stats *stats)
+static uint64_t resident(const qcow2drv_stats *stats)
 {
     return stats->l2.resident_bytes + stats->refcounts.resident_bytes;
 }
@@ -78,18 +79,21 @@ static void progress_line(void *arg)
 {
     stress *s = arg;
     bool tty = isatty(STDERR_FILENO);
-    qd_stats stats;
+    qcow2drv_stats stats;
 
     if (!tty && !s->options->progress)
         return;
-    if (qd_get_stats(s->image, &stats) < 0)
+    if (qcow2drv_get_stats(s->image, &stats) < 0)
         return;
-    fprintf(stderr, "%s%4" PRIu64 " s  %" PRIu64 " reads  %" PRIu64 " writes  %" PRIu64 " discards  %" PRIu64
-            " zeroes  %" PRIu64 " MiB  tables resident %" PRIu64 " KiB, cleaned %" PRIu64 "%s", tty ? "\r" : "",
-            (rt_now_ns() - s->begun_ns) / SECOND, atomic_load(&s->done[OP_READ]), atomic_load(&s->done[OP_WRITE]),
+    fprintf(stderr,
+            "%s%4" PRIu64 " s  %" PRIu64 " reads  %" PRIu64 " writes  %" PRIu64
+            " discards  %" PRIu64 " zeroes  %" PRIu64 " MiB  tables resident %" PRIu64
+            " KiB, cleaned %" PRIu64 "%s",
+            tty ? "\r" : "", (runtime_now_ns() - s->begun_ns) / SECOND,
+            atomic_load(&s->done[OP_READ]), atomic_load(&s->done[OP_WRITE]),
             atomic_load(&s->done[OP_DISCARD]), atomic_load(&s->done[OP_ZERO]),
-            (atomic_load(&s->bytes_read) + atomic_load(&s->bytes_written)) >> 20, resident(&stats) >> 10,
-            stats.cleaner.tables_cleaned, tty ? "\033[K" : "\n");
+            (atomic_load(&s->bytes_read) + atomic_load(&s->bytes_written)) >> 20,
+            resident(&stats) >> 10, stats.cleaner.tables_cleaned, tty ? "\033[K" : "\n");
 }
 
 /* Starts the workers and waits for them. */
@@ -100,13 +104,14 @@ static void run_load(stress *s)
     uint8_t *bufs = malloc(o->threads * o->max_request);
     int r = workers && bufs ? 0 : -ENOMEM;
 
-    s->begun_ns = rt_now_ns();
+    s->begun_ns = runtime_now_ns();
     s->deadline_ns = s->begun_ns + o->seconds * SECOND;
     for (unsigned i = 0; i < o->threads && r == 0; i++) {
         workers[i] = (worker){
             .s = s,
             .index = i,
-            .random = (o->seed + 1) * UINT64_C(0x9e3779b97f4a7c15) + i * UINT64_C(0xd1342543de82ef95),
+            .random =
+                (o->seed + 1) * UINT64_C(0x9e3779b97f4a7c15) + i * UINT64_C(0xd1342543de82ef95),
             .buf = bufs + i * o->max_request,
         };
         workers[i].random |= workers[i].random == 0;
@@ -126,21 +131,25 @@ static void run_load(stress *s)
     free(bufs);
 }
 
-/* The image stays open and nobody uses it: the cleaner gives the tables' memory back. It never writes, so dirty
- * tables are flushed before, again and again until those are written, too, whose refcounts a flush has lowered. */
+/* The image stays open and nobody uses it: the cleaner gives the tables' memory back. It never
+ * writes, so dirty tables are flushed before, again and again until those are written, too, whose
+ * refcounts a flush has lowered. */
 static void run_idle(stress *s)
 {
     for (int i = 0; i < 3 && s->options->idle_seconds != 0; i++) {
-        if (qd_flush(s->image) < 0)
+        if (qcow2drv_flush(s->image) < 0)
             stress_fail(s, "cannot flush");
     }
     for (uint64_t i = 1; i <= s->options->idle_seconds; i++) {
-        qd_stats stats;
+        qcow2drv_stats stats;
 
         s->rt->ops->sleep_ns(s->rt, SECOND);
-        if (qd_get_stats(s->image, &stats) == 0)
-            fprintf(stderr, "idle %4" PRIu64 " s  tables resident %" PRIu64 " KiB (%zu), cleaned %" PRIu64 "\n", i,
-                    resident(&stats) >> 10, stats.l2.resident_tables + stats.refcounts.resident_tables,
+        if (qcow2drv_get_stats(s->image, &stats) == 0)
+            fprintf(stderr,
+                    "idle %4" PRIu64 " s  tables resident %" PRIu64 " KiB (%zu), cleaned %" PRIu64
+                    "\n",
+                    i, resident(&stats) >> 10,
+                    stats.l2.resident_tables + stats.refcounts.resident_tables,
                     stats.cleaner.tables_cleaned);
     }
 }
@@ -149,7 +158,7 @@ static int copy_rest(stress *s, FILE *file, uint8_t *buf)
 {
     for (uint64_t at = s->shadow.size; at < s->shadow.disk_size; at += CHUNK) {
         size_t step = s->shadow.disk_size - at < CHUNK ? (size_t)(s->shadow.disk_size - at) : CHUNK;
-        int r = qd_pread(s->image, at, buf, step);
+        int r = qcow2drv_pread(s->image, at, buf, step);
 
         if (r < 0)
             return r;
@@ -161,7 +170,8 @@ static int copy_rest(stress *s, FILE *file, uint8_t *buf)
     return 0;
 }
 
-/* The expected contents; past the area nobody wrote, so what the driver reads there stands for itself. */
+/* The expected contents; past the area nobody wrote, so what the driver reads there stands for
+ * itself. */
 static void write_shadow(stress *s)
 {
     FILE *file = fopen(s->options->shadow_out, "wb");
@@ -203,7 +213,7 @@ static void print_cache(const char *name, const q2c_cache_stats *c)
     printf("%s_resident_bytes: %" PRIu64 "\n", name, c->resident_bytes);
 }
 
-static void print_results(stress *s, const qd_stats *loaded, const qd_stats *idle)
+static void print_results(stress *s, const qcow2drv_stats *loaded, const qcow2drv_stats *idle)
 {
     static const char *const names[] = { "reads", "writes", "discards", "zeroes", "flushes" };
 
@@ -222,14 +232,16 @@ static void print_results(stress *s, const qd_stats *loaded, const qd_stats *idl
     printf("tables_cleaned: %" PRIu64 "\n", idle->cleaner.tables_cleaned);
     printf("resident_bytes_loaded: %" PRIu64 "\n", resident(loaded));
     printf("resident_bytes_idle: %" PRIu64 "\n", resident(idle));
-    printf("resident_tables_loaded: %zu\n", loaded->l2.resident_tables + loaded->refcounts.resident_tables);
-    printf("resident_tables_idle: %zu\n", idle->l2.resident_tables + idle->refcounts.resident_tables);
+    printf("resident_tables_loaded: %zu\n",
+           loaded->l2.resident_tables + loaded->refcounts.resident_tables);
+    printf("resident_tables_idle: %zu\n",
+           idle->l2.resident_tables + idle->refcounts.resident_tables);
 }
 
 /* The run on the open image. */
 static void run(stress *s)
 {
-    qd_stats loaded, idle;
+    qcow2drv_stats loaded, idle;
     int r;
 
     read_all(s, take_over);
@@ -237,11 +249,11 @@ static void run(stress *s)
         return;
     shadow_judge(&s->shadow);
     run_load(s);
-    r = qd_get_stats(s->image, &loaded);
+    r = qcow2drv_get_stats(s->image, &loaded);
     if (!atomic_load(&s->failed))
         run_idle(s);
     if (r == 0)
-        r = qd_get_stats(s->image, &idle);
+        r = qcow2drv_get_stats(s->image, &idle);
     if (r < 0)
         stress_fail(s, "no statistics: %s", strerror(-r));
     else
@@ -252,19 +264,20 @@ static void run(stress *s)
         write_shadow(s);
 }
 
-static int run_on(const stress_options *o, struct rt *rt, qd *image)
+static int run_on(const stress_options *o, struct runtime *rt, qcow2drv *image)
 {
     stress s = { .options = o, .rt = rt, .image = image };
-    qd_info info;
+    qcow2drv_info info;
     uint64_t size;
     int r;
 
-    qd_get_info(image, &info);
+    qcow2drv_get_info(image, &info);
     size = o->area < info.virtual_size ? o->area : info.virtual_size;
     r = shadow_init(&s.shadow, size, info.virtual_size, info.cluster_size, o->threads);
     if (r < 0) {
         complain("%s: a disk of %" PRIu64 " bytes %s", o->image, size,
-                 r == -EINVAL ? "is too small for that many workers" : "is too large to keep a copy; use --area");
+                 r == -EINVAL ? "is too small for that many workers"
+                              : "is too large to keep a copy; use --area");
         return EXIT_FAILED;
     }
     run(&s);
@@ -284,8 +297,8 @@ int cmd_stress(int argc, char **argv)
         .seed = 1,
         .mix = { 50, 30, 10, 10 },
     };
-    struct rt *rt;
-    qd *image;
+    struct runtime *rt;
+    qcow2drv *image;
     int code;
 
     common_init(&o.common);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* What a program does to an open image while its guest works: new options, another context, migration. */
+/* What a program does to an open image while its guest works: new options, another context,
+ * migration. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -8,7 +9,7 @@
 #include "stress.h"
 
 /* Two sets of options in turn: the user's own, and small caches with small slices. */
-static int change_options(stress *s, uint64_t round, bool locked, qd_error *error)
+static int change_options(stress *s, uint64_t round, bool locked, qcow2drv_error *error)
 {
     q2c_options options = s->options->common.cache;
     uint64_t interval_ns = s->options->common.cleaner_interval_ms * 1000000u;
@@ -19,25 +20,26 @@ static int change_options(stress *s, uint64_t round, bool locked, qd_error *erro
         options.l2_cache_entry_size = s->shadow.cluster_size < 1024 ? s->shadow.cluster_size : 1024;
         options.l2_cache_size = 8 * options.l2_cache_entry_size;
     }
-    return qd_set_options(s->image, &options, interval_ns, locked, error);
+    return qcow2drv_set_options(s->image, &options, interval_ns, locked, error);
 }
 
-static int wrong(qd_error *error, int code, const char *message)
+static int wrong(qcow2drv_error *error, int code, const char *message)
 {
-    *error = (qd_error){ .code = code };
+    *error = (qcow2drv_error){ .code = code };
     snprintf(error->message, sizeof(error->message), "%s", message);
     return -code;
 }
 
-/* A move changes nothing for the cleaner: the interval is as it was, and it works in the new context. One pass more may be of
- * the old one, which was on its way out. */
-static int check_moved_cleaner(stress *s, uint64_t passes_before, qd_error *error)
+/* A move changes nothing for the cleaner: the interval is as it was, and it works in the new
+ * context. One pass more may be of the old one, which was on its way out. */
+static int check_moved_cleaner(stress *s, uint64_t passes_before, qcow2drv_error *error)
 {
-    if (s->options->common.cleaner_interval_ms == 0 || s->options->common.cleaner_interval_ms > 1000)
+    if (s->options->common.cleaner_interval_ms == 0 ||
+        s->options->common.cleaner_interval_ms > 1000)
         return 0; /* not known here; not within the time of a test */
     for (int ms = 0; ms < 10000 && !atomic_load(&s->stop); ms++) {
-        qd_stats stats;
-        int r = qd_get_stats(s->image, &stats);
+        qcow2drv_stats stats;
+        int r = qcow2drv_get_stats(s->image, &stats);
 
         if (r < 0)
             return wrong(error, -r, "no figures");
@@ -50,82 +52,87 @@ static int check_moved_cleaner(stress *s, uint64_t passes_before, qd_error *erro
     return atomic_load(&s->stop) ? 0 : wrong(error, ETIME, "no pass in the new context");
 }
 
-static int move(stress *s, uint64_t round, qd_error *error)
+static int move(stress *s, uint64_t round, qcow2drv_error *error)
 {
-    const rt_ops *ops = s->rt->ops;
-    qd_stats stats;
+    const runtime_ops *ops = s->rt->ops;
+    qcow2drv_stats stats;
     int r;
 
-    /* As a host does that changes its graph of block nodes: a detach that waited would abort the program. */
+    /* As a host does that changes its graph of block nodes: a detach that waited would abort the
+     * program. */
     if (ops->forbid_waits)
         ops->forbid_waits(s->rt, true);
-    r = qd_detach(s->image);
+    r = qcow2drv_detach(s->image);
     if (ops->forbid_waits)
         ops->forbid_waits(s->rt, false);
     if (r == 0)
-        r = qd_get_stats(s->image, &stats);
+        r = qcow2drv_get_stats(s->image, &stats);
     if (r == 0) {
         ops->sleep_ns(s->rt, 1000000);
-        r = qd_attach(s->image, ops->context(s->rt, (unsigned)((round + 1) % s->options->common.contexts)));
+        r = qcow2drv_attach(
+            s->image, ops->context(s->rt, (unsigned)((round + 1) % s->options->common.contexts)));
     }
-    return r < 0 ? wrong(error, -r, "detach or attach") : check_moved_cleaner(s, stats.cleaner.passes, error);
+    return r < 0 ? wrong(error, -r, "detach or attach")
+                 : check_moved_cleaner(s, stats.cleaner.passes, error);
 }
 
-static int hand_over(stress *s, uint64_t round, qd_error *error)
+static int hand_over(stress *s, uint64_t round, qcow2drv_error *error)
 {
-    int r = qd_inactivate(s->image, error);
+    int r = qcow2drv_inactivate(s->image, error);
 
     (void)round;
-    return r < 0 ? r : qd_invalidate(s->image, error);
+    return r < 0 ? r : qcow2drv_invalidate(s->image, error);
 }
 
 /* An image whose open fails half-way, its cleaner running already, beside the one that works. */
-static int fail_to_open(stress *s, uint64_t round, qd_error *error)
+static int fail_to_open(stress *s, uint64_t round, qcow2drv_error *error)
 {
-    qd_open_options options = {
+    qcow2drv_open_options options = {
         .writable = true,
         .clean_interval_ns = 1000000,
         .runtime = s->rt,
         .context = s->rt->ops->context(s->rt, (unsigned)(round % s->options->common.contexts)),
     };
-    qd *image = NULL;
-    int r = qd_open(s->options->damaged, &options, &image, error);
+    qcow2drv *image = NULL;
+    int r = qcow2drv_open(s->options->damaged, &options, &image, error);
 
     if (r == 0) {
-        qd_close(&image);
+        qcow2drv_close(&image);
         return wrong(error, EBADMSG, "the damaged image can be opened");
     }
     /* Anything else comes before the caches and the cleaner. */
     return r == -EINVAL && strstr(error->message, "refcount 0") ? 0 : r;
 }
 
-static int change_locked(stress *s, uint64_t round, qd_error *error)
+static int change_locked(stress *s, uint64_t round, qcow2drv_error *error)
 {
     return change_options(s, round, true, error);
 }
 
-static int change_unlocked(stress *s, uint64_t round, qd_error *error)
+static int change_unlocked(stress *s, uint64_t round, qcow2drv_error *error)
 {
     return change_options(s, round + 1, false, error);
 }
 
-static int give_up_change(stress *s, uint64_t round, qd_error *error)
+static int give_up_change(stress *s, uint64_t round, qcow2drv_error *error)
 {
     (void)round;
-    return qd_check_options(s->image, &s->options->common.cache, error);
+    return qcow2drv_check_options(s->image, &s->options->common.cache, error);
 }
 
 static const struct {
     const char *name;
-    int (*make)(stress *s, uint64_t round, qd_error *error);
+    int (*make)(stress *s, uint64_t round, qcow2drv_error *error);
 } steps[STRESS_STEPS] = {
-    { "change_locked", change_locked },   { "move", move },           { "change_unlocked", change_unlocked },
-    { "failed_open", fail_to_open },      { "give_up_change", give_up_change }, { "hand_over", hand_over },
+    { "change_locked", change_locked },     { "move", move },
+    { "change_unlocked", change_unlocked }, { "failed_open", fail_to_open },
+    { "give_up_change", give_up_change },   { "hand_over", hand_over },
 };
 
 static bool is_wanted(const stress *s, unsigned step)
 {
-    return s->options->lifecycle_ms != 0 && (steps[step].make != fail_to_open || s->options->damaged);
+    return s->options->lifecycle_ms != 0 &&
+           (steps[step].make != fail_to_open || s->options->damaged);
 }
 
 void stress_lifecycle(void *arg)
@@ -134,7 +141,7 @@ void stress_lifecycle(void *arg)
 
     for (uint64_t n = 0; atomic_load(&s->working) != 0 && !atomic_load(&s->stop); n++) {
         unsigned step = (unsigned)(n % STRESS_STEPS);
-        qd_error error = { 0 };
+        qcow2drv_error error = { 0 };
         int r;
 
         if (!is_wanted(s, step))

@@ -54,10 +54,11 @@ static area *own_area(worker *w)
 
 static bool read_into_buf(worker *w, range r)
 {
-    int error = qd_pread(w->s->image, r.offset, w->buf, (size_t)r.bytes);
+    int error = qcow2drv_pread(w->s->image, r.offset, w->buf, (size_t)r.bytes);
 
     if (error < 0) {
-        stress_fail(w->s, "cannot read %" PRIu64 " bytes at %" PRIu64 ": %s", r.bytes, r.offset, strerror(-error));
+        stress_fail(w->s, "cannot read %" PRIu64 " bytes at %" PRIu64 ": %s", r.bytes, r.offset,
+                    strerror(-error));
         return false;
     }
     atomic_fetch_add_explicit(&w->s->bytes_read, r.bytes, memory_order_relaxed);
@@ -68,7 +69,8 @@ static void compare(worker *w, range r, const char *how)
 {
     wrong_byte wrong;
 
-    if (read_into_buf(w, r) && !shadow_compare(&w->s->shadow, r.offset, w->buf, (size_t)r.bytes, &wrong))
+    if (read_into_buf(w, r) &&
+        !shadow_compare(&w->s->shadow, r.offset, w->buf, (size_t)r.bytes, &wrong))
         stress_wrong(w->s, how, &wrong);
 }
 
@@ -83,7 +85,8 @@ static void check_plausible(worker *w, range r)
         const area *a = &sh->areas[r.offset / length];
         uint64_t part = (a->end < end ? a->end : end) - r.offset;
 
-        if (a->plausible && !shadow_plausible(r.offset, w->buf + (r.bytes - (end - r.offset)), (size_t)part, &wrong))
+        if (a->plausible && !shadow_plausible(r.offset, w->buf + (r.bytes - (end - r.offset)),
+                                              (size_t)part, &wrong))
             stress_wrong(w->s, "racing read", &wrong);
         r.offset += part;
     }
@@ -97,16 +100,15 @@ static void do_read(worker *w)
 
     switch (below(w, 4)) {
     case 0: /* anywhere, while others change it */
-        {
-            range r = some_range(w, 0, sh->size, most);
-            range whole = r;
+    {
+        range r = some_range(w, 0, sh->size, most);
+        range whole = r;
 
-            if (!read_into_buf(w, r))
-                return;
-            check_plausible(w, whole);
-            atomic_fetch_add_explicit(&w->s->racing_reads, 1, memory_order_relaxed);
-        }
-        break;
+        if (!read_into_buf(w, r))
+            return;
+        check_plausible(w, whole);
+        atomic_fetch_add_explicit(&w->s->racing_reads, 1, memory_order_relaxed);
+    } break;
     case 1: /* another worker's, held still */
         a = &sh->areas[below(w, sh->count)];
         if (area_try_compare(a)) {
@@ -130,19 +132,19 @@ static int change(worker *w, op what, range r)
     switch (what) {
     case OP_WRITE:
         shadow_pattern(w->buf, r.offset, (size_t)r.bytes, next_random(w));
-        error = qd_pwrite(s->image, r.offset, w->buf, (size_t)r.bytes);
+        error = qcow2drv_pwrite(s->image, r.offset, w->buf, (size_t)r.bytes);
         if (error == 0) {
             shadow_write(&s->shadow, r.offset, w->buf, (size_t)r.bytes);
             atomic_fetch_add_explicit(&s->bytes_written, r.bytes, memory_order_relaxed);
         }
         return error;
     case OP_DISCARD:
-        error = qd_discard(s->image, r.offset, r.bytes);
+        error = qcow2drv_discard(s->image, r.offset, r.bytes);
         if (error == 0)
             shadow_discard(&s->shadow, r.offset, r.bytes);
         return error;
     default:
-        error = qd_zero(s->image, r.offset, r.bytes);
+        error = qcow2drv_zero(s->image, r.offset, r.bytes);
         if (error == 0)
             shadow_zero(&s->shadow, r.offset, r.bytes);
         return error;
@@ -160,21 +162,22 @@ static void do_change(worker *w, op what)
 
     if (!area_try_change(a))
         return; /* somebody compares it: another operation, then */
-    r = some_range(w, a->start, a->end, most > s->options->max_request ? most : s->options->max_request);
+    r = some_range(w, a->start, a->end,
+                   most > s->options->max_request ? most : s->options->max_request);
     if (what == OP_WRITE && r.bytes > most)
         r.bytes = most;
     error = change(w, what, r);
     area_end_change(a);
     if (error < 0)
-        stress_fail(s, "cannot %s %" PRIu64 " bytes at %" PRIu64 ": %s", names[what], r.bytes, r.offset,
-                    strerror(-error));
+        stress_fail(s, "cannot %s %" PRIu64 " bytes at %" PRIu64 ": %s", names[what], r.bytes,
+                    r.offset, strerror(-error));
     else
         atomic_fetch_add_explicit(&s->done[what], 1, memory_order_relaxed);
 }
 
 static void do_flush(worker *w)
 {
-    int error = qd_flush(w->s->image);
+    int error = qcow2drv_flush(w->s->image);
 
     if (error < 0)
         stress_fail(w->s, "cannot flush: %s", strerror(-error));
@@ -209,7 +212,7 @@ void stress_work(void *arg)
         }
         if (o->flush_every != 0 && n % o->flush_every == 0)
             do_flush(w);
-        if (rt_now_ns() >= s->deadline_ns || n == o->operations)
+        if (runtime_now_ns() >= s->deadline_ns || n == o->operations)
             break;
     }
     atomic_fetch_sub(&s->working, 1);

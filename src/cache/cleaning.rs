@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Cleaning: tables that nobody used since the previous pass go, and whole pages go back to the kernel.
+//! Cleaning: drops tables that nobody used since the previous pass, and returns whole pages of
+//! memory to the kernel.
 //!
-//! A pass has two halves, each of several steps. First, group by group under the structure lock, resident, clean, unpinned, unused tables are
-//! dropped. Then free slots whose memory may be resident are taken out of circulation in runs, their pages given back without
-//! any lock, and the slots returned. A hit never waits for a pass; a miss waits for what is done under one hold of the structure lock, some µs;
-//! one that finds all other slots pinned or dirty waits for the slots that are being given back.
+//! A pass has two halves, each of several steps. The first half drops the tables that are resident,
+//! clean, unpinned and unused, one group after the other, under the structure lock. The second half
+//! looks for free slots whose memory may be resident. It takes them out of circulation in runs of
+//! whole pages, returns the pages to the kernel without holding any lock, and then puts the slots
+//! back.
+//!
+//! A hit never waits for a pass. A miss waits no longer than one hold of the structure lock, some
+//! µs. If every other slot is pinned or dirty, a miss whose caller holds the state lock waits for
+//! the slots that are out of circulation.
 
 use std::ops::Range;
 
@@ -13,17 +19,20 @@ use super::{Cache, Counters, Inner, Wait, group};
 use crate::cleaner::CleanTarget;
 use crate::primitives::{Ordering, fence};
 
-/// So many tables are dropped in one step of a pass, and the rest of the last 64: some µs.
+/// A step of a pass ends after the group in which its count of dropped tables reaches this number:
+/// at most 63 tables more. It takes some µs.
 const STEP: usize = 256;
-/// So many groups are looked at in one: some µs, if nothing is there to drop.
+/// A step looks at no more groups than this. It takes some µs if there is nothing to drop.
 const STEP_GROUPS: usize = 1024;
-/// The most slots that are out of circulation at once while their memory is given back, besides half of all.
+/// At most this many slots are out of circulation while their memory is released, and at most half
+/// of all slots. [`MIN_BYTES`] takes precedence over the half.
 const MAX_BATCH: usize = 1024;
-/// The most bytes that are given back in one call: it takes a quarter of a ms.
+/// At most this many bytes are released in one call, which takes a quarter of a ms.
 const MAX_BYTES: usize = 4 << 20;
-/// So many groups are looked at while the structure lock is held, which takes about a µs.
+/// At most this many groups are looked at under one hold of the structure lock: about a µs.
 const GROUPS_AT_ONCE: usize = 256;
-/// So many bytes are given back in one call at least, whatever part of the cache they are: it takes some 20 µs.
+/// The limit for one call is never lower than this number of bytes, however large a part of the
+/// cache that is. Releasing them takes about 20 µs.
 const MIN_BYTES: usize = 256 << 10;
 
 impl CleanTarget for Cache {
@@ -43,19 +52,20 @@ impl CleanTarget for Cache {
         (cleaned, next)
     }
 
-    fn give_back(&self, from: usize) -> Option<usize> {
+    fn release_memory(&self, from: usize) -> Option<usize> {
         self.check_poison().ok()?;
-        let first = self.next_stale(from)?;
+        let first = self.next_releasable(from)?;
         let unit = self.tables.slots_per_page();
         let least = unit.max(MIN_BYTES >> self.table_shift);
         let most = MAX_BATCH.min(MAX_BYTES >> self.table_shift).max(least);
         let batch = (self.slots.len() / 2).clamp(least, most);
-        let (runs, next) = self.take_runs(first, unit, batch);
+        let (runs, next) = self.withdraw_runs(first, unit, batch);
         if runs.is_empty() {
             return Some(next);
         }
-        let runs = Released { cache: self, runs };
-        // Release: the slots' words come before the zeros; pairs with the acquire fence in `read`.
+        let runs = WithdrawnRuns { cache: self, runs };
+        // Release: the slots' words come before the zeros that a released page reads as. Pairs with
+        // the acquire fence in `read`.
         fence(Ordering::Release);
         self.tables.release(&runs.runs);
         Some(next)
@@ -67,27 +77,29 @@ impl CleanTarget for Cache {
 }
 
 impl Cache {
-    /// A whole pass. Returns how many tables it dropped.
+    /// Makes a whole pass. Returns how many tables it dropped.
     pub fn clean_unused(&self) -> usize {
         let (mut cleaned, mut next) = (0, Some(0));
         while let Some(from) = next {
-            let (dropped, further) = self.drop_unused(from);
+            let (dropped, position) = self.drop_unused(from);
             cleaned += dropped;
-            next = further;
+            next = position;
         }
         next = Some(0);
         while let Some(from) = next {
-            next = self.give_back(from);
+            next = self.release_memory(from);
         }
         cleaned
     }
 
-    /// Drops the group's unused tables; starts the next interval of use.
+    /// Drops the unused tables of a group, and starts its next interval of use. Returns how many it
+    /// dropped.
     fn clean_group(&self, number: usize) -> usize {
         let bits = &self.groups[number];
         let used = bits.used.load(Ordering::Relaxed);
         if used != 0 {
-            // A hit in between is lost as a hint; the pin protects the table, not the hint.
+            // A hit between the load and this store is lost as a hint. That does no harm: the pin
+            // protects the table, not the hint.
             bits.used.store(0, Ordering::Relaxed);
         }
         if bits.clean() & !used == 0 {
@@ -96,7 +108,7 @@ impl Cache {
         let mut inner = self.lock_inner();
         let unused = bits.clean() & !used;
         if self.wants_prefetch() {
-            // All on their way at once, in place of one wait after the other.
+            // Prefetch all buckets first, so that their cache misses overlap.
             group::slots(number, unused).for_each(|slot| self.index.prefetch(self.offset_of(slot)));
         }
         let (mut dropped, mut hits) = (0, 0);
@@ -107,53 +119,55 @@ impl Cache {
             }
         }
         if dropped != 0 {
-            self.all_freed(&mut inner, number, dropped);
+            self.mark_group_free(&mut inner, number, dropped);
             Counters::add(&self.counters.hits, hits);
         }
-        self.inner.give_way(inner);
+        self.inner.yield_to_waiters(inner);
         dropped.count_ones() as usize
     }
 
-    /// Drops the table of a slot if it is resident, clean and unpinned: the slot is free then. Structure lock held.
+    /// Drops the table of a slot if it is resident, clean and unpinned; the slot is free then.
+    /// Returns whether it did. Structure lock held.
     pub(super) fn drop_slot(&self, inner: &mut Inner, number: u32) -> bool {
         let dropped = self.drop_table(inner, number);
         if let Some(before) = dropped {
-            self.freed(inner, number);
+            self.mark_free(inner, number);
             Counters::add(&self.counters.hits, before.hits() as usize);
         }
         dropped.is_some()
     }
 
-    /// As [`Cache::drop_slot`], but for the bookkeeping; the word before.
+    /// [`Cache::drop_slot`] without marking the slot free and without counting its hits. Returns
+    /// the slot's word from before the drop. Structure lock held.
     fn drop_table(&self, inner: &mut Inner, number: u32) -> Option<Word> {
         let slot = self.slot(number);
         if !slot.word().is_droppable() {
             return None;
         }
-        crate::delay::point("clean-chosen");
-        #[cfg(feature = "unsound-no-pin-recheck")]
-        let before = slot.drop_unchecked()?;
-        #[cfg(not(feature = "unsound-no-pin-recheck"))]
+        crate::test_delay::point("clean-chosen");
         let before = slot.drop_clean()?;
-        self.unindex(inner, number);
+        self.remove_from_index(inner, number);
         Some(before)
     }
 
-    /// The first free slot from `from` on whose memory may be resident. No lock: a hint.
-    fn next_stale(&self, from: usize) -> Option<usize> {
+    /// The first free slot, from `from` on, whose memory may be resident. Takes no lock, so the
+    /// result is a hint.
+    fn next_releasable(&self, from: usize) -> Option<usize> {
         (from / group::SLOTS..self.groups.len()).find_map(|number| {
             let stale =
-                self.groups[number].stale() & group::mask(number, &(from..self.slots.len()));
+                self.groups[number].releasable() & group::mask(number, &(from..self.slots.len()));
             group::slots(number, stale).next().map(|slot| slot as usize)
         })
     }
 
-    /// Takes free slots from `first` on out of circulation, in whole pages of `unit` slots, no more than `batch` at once (and no less than a
-    /// page), and of a few groups alone; returns them as runs of neighbours, and where to go on.
-    fn take_runs(&self, first: usize, unit: usize, batch: usize) -> (Vec<Range<usize>>, usize) {
+    /// Takes free slots out of circulation, from `first` on, in whole pages of `unit` slots. Takes
+    /// at most `batch` slots, which must be at least one page, and looks at no more than
+    /// [`GROUPS_AT_ONCE`] groups. Returns the slots as runs of neighbours, and the position to
+    /// continue from.
+    fn withdraw_runs(&self, first: usize, unit: usize, batch: usize) -> (Vec<Range<usize>>, usize) {
         let mut runs: Vec<Range<usize>> = Vec::new();
         let (mut taken, mut at) = (0, first - first % unit);
-        // A page of 64 KiB holds 128 tables of 512 bytes: two groups.
+        // A page of 64 KiB holds 128 tables of 512 bytes, which is two groups.
         let step = unit.div_ceil(group::SLOTS);
         let end = (at + GROUPS_AT_ONCE * group::SLOTS).min(self.slots.len());
         let mut inner = self.lock_inner();
@@ -170,7 +184,7 @@ impl Cache {
             }
             for number in groups {
                 let bits = pages & group::mask(number, &(0..self.slots.len()));
-                let bits = self.take_out(&mut inner, number, bits);
+                let bits = self.withdraw(&mut inner, number, bits);
                 group::runs(number, bits).for_each(|run| join(&mut runs, run));
                 taken += bits.count_ones() as usize;
             }
@@ -178,27 +192,28 @@ impl Cache {
         (runs, at)
     }
 
-    /// The pages in these groups, whole ones, of which no slot is taken and whose memory may be resident: their slots' bits, the same in each
-    /// group if there are several.
+    /// The slots' bits of every page in `groups` that has no taken slot and at least one slot whose
+    /// memory may be resident. A page that spans several groups has the same bits in each of them.
     fn free_pages(&self, groups: Range<usize>, unit: usize) -> u64 {
         let block = unit.min(group::SLOTS);
         let (mut stale, mut taken) = (0, 0);
         for bits in &self.groups[groups] {
-            stale |= bits.stale();
+            stale |= bits.releasable();
             taken |= bits.taken.load(Ordering::Relaxed);
         }
         group::whole_blocks(stale, block) & !group::whole_blocks(taken, block)
     }
 
-    /// Free slots of a group go out of circulation. Returns which did: all of them. Structure lock held.
-    fn take_out(&self, inner: &mut Inner, number: usize, free: u64) -> u64 {
+    /// Takes the free slots `free` of a group out of circulation. Returns the bits of those that it
+    /// took, which is all of them. Structure lock held.
+    fn withdraw(&self, inner: &mut Inner, number: usize, free: u64) -> u64 {
         let mut bits = 0;
         for slot in group::slots(number, free) {
             let begun = self.slot(slot).begin_release();
-            debug_assert!(begun, "a slot that is not taken is free");
+            debug_assert!(begun, "a slot without its `taken` bit was not free");
             bits |= if begun { group::place(slot).1 } else { 0 };
         }
-        self.groups[number].take(bits);
+        self.groups[number].mark_taken(bits);
         inner.releasing += bits.count_ones() as usize;
         bits
     }
@@ -211,7 +226,7 @@ impl Cache {
                     let bits = group::mask(number, run);
                     group::slots(number, bits).for_each(|slot| self.slot(slot).end_release());
                     self.groups[number].release(bits);
-                    self.all_freed(&mut inner, number, bits);
+                    self.mark_group_free(&mut inner, number, bits);
                 }
                 inner.releasing -= run.len();
             }
@@ -221,19 +236,19 @@ impl Cache {
     }
 }
 
-/// Runs of slots that are out of circulation; its drop returns them.
-struct Released<'a> {
+/// Runs of slots that are out of circulation. Dropping this value returns them.
+struct WithdrawnRuns<'a> {
     cache: &'a Cache,
     runs: Vec<Range<usize>>,
 }
 
-impl Drop for Released<'_> {
+impl Drop for WithdrawnRuns<'_> {
     fn drop(&mut self) {
         self.cache.return_runs(&self.runs);
     }
 }
 
-/// Adds a run behind the others.
+/// Appends a run, and joins it to the last one if the two are neighbours.
 fn join(runs: &mut Vec<Range<usize>>, run: Range<usize>) {
     match runs.last_mut() {
         Some(last) if last.end == run.start => last.end = run.end,
@@ -253,7 +268,7 @@ mod tests {
     use crate::host::threads::ThreadHost;
     use crate::storage::{IoBuf, Storage};
 
-    /// Nothing but zeros; counts what is written.
+    /// Storage that reads as zeros and counts the writes.
     #[derive(Default)]
     struct Zeros(AtomicUsize);
 
@@ -284,33 +299,35 @@ mod tests {
         Cache::new(&options, storage.clone(), ThreadHost::shared()).unwrap()
     }
 
-    /// A cache whose slots were all used; a table stays in each slot whose number `kept` divides.
-    fn dropped_but(tables: usize, kept: usize) -> Arc<Cache> {
+    /// A cache whose slots were all used. Afterwards a table is left in every slot whose number is
+    /// a multiple of `kept_every`; the others were dropped.
+    fn cache_with_dropped_tables(tables: usize, kept_every: usize) -> Arc<Cache> {
         let cache = cache(tables, &Arc::default());
         let get = |n: usize| block_on(cache.host(), &[], cache.get((n as u64 + 1) * 512)).unwrap();
-        // In an empty cache, tables go to the slots in order.
+        // An empty cache fills its slots in order.
         let pins: Vec<_> = (0..tables).map(get).collect();
         assert!(pins.iter().zip(0..).all(|(pin, slot)| pin.slot == slot));
-        let keep: Vec<_> = (pins.into_iter().zip(0..))
-            .filter(|(_, slot)| slot % kept == 0)
+        let remaining: Vec<_> = (pins.into_iter().zip(0..))
+            .filter(|(_, slot)| slot % kept_every == 0)
             .collect();
-        // The first pass takes the marks of use.
+        // The first pass only clears the `used` bits.
         for _ in 0..2 {
             let mut next = Some(0);
             while let Some(from) = next {
                 next = cache.drop_unused(from).1;
             }
         }
-        assert_eq!(cache.stats().resident_tables, keep.len());
-        drop(keep);
+        assert_eq!(cache.stats().resident_tables, remaining.len());
+        drop(remaining);
         cache
     }
 
-    /// Everything that is stale and in a page without a table goes out of circulation once, in whole pages and no more than so many at a time,
-    /// and comes back. Pages of 512 B (a table) to 64 KiB (two groups), whatever this machine's are.
+    /// Every free slot is withdrawn exactly once if its memory may be resident and no slot of its
+    /// page holds a table. Slots are withdrawn in whole pages, at most `batch` at a time, and come
+    /// back. Pages are 512 bytes (one table) to 64 KiB (two groups), whatever the machine's are.
     #[test]
-    fn whole_free_pages_go_out_of_circulation_once() {
-        for (tables, kept) in [
+    fn withdraw_runs_takes_each_wholly_free_page_once() {
+        for (tables, kept_every) in [
             (300, 300),
             (300, 37),
             (64, 64),
@@ -320,32 +337,33 @@ mod tests {
         ] {
             for unit in [1, 8, 32, 64, 128] {
                 for batch in [unit, unit * 3, 1024] {
-                    let cache = dropped_but(tables, kept);
-                    let mut given = vec![false; tables];
+                    let cache = cache_with_dropped_tables(tables, kept_every);
+                    let mut withdrawn = vec![false; tables];
                     let mut from = 0;
                     while from < tables {
-                        let (runs, next) = cache.take_runs(from, unit, batch);
+                        let (runs, next) = cache.withdraw_runs(from, unit, batch);
                         let taken: usize = runs.iter().map(Range::len).sum();
                         assert!(taken <= batch.max(unit) && next > from);
                         for run in &runs {
                             assert!(run.start % unit == 0);
                             assert!(run.end % unit == 0 || run.end == tables);
                             run.clone().for_each(|slot| {
-                                assert!(!std::mem::replace(&mut given[slot], true));
+                                assert!(!std::mem::replace(&mut withdrawn[slot], true));
                             });
                         }
                         assert_eq!(cache.lock_inner().releasing, taken);
                         cache.return_runs(&runs);
                         from = next;
                     }
-                    let in_a_kept_page = |slot: usize| {
+                    let page_holds_a_table = |slot: usize| {
                         let page = slot - slot % unit..(slot - slot % unit + unit).min(tables);
-                        page.clone().any(|slot| slot % kept == 0)
+                        page.clone().any(|slot| slot % kept_every == 0)
                     };
-                    let expected: Vec<_> = (0..tables).map(|slot| !in_a_kept_page(slot)).collect();
+                    let expected: Vec<_> =
+                        (0..tables).map(|slot| !page_holds_a_table(slot)).collect();
                     assert_eq!(
-                        given, expected,
-                        "{tables} slots, pages of {unit}, {batch} at once"
+                        withdrawn, expected,
+                        "{tables} slots, pages of {unit}, batches of {batch}"
                     );
                     assert_eq!(cache.lock_inner().releasing, 0);
                 }
@@ -354,15 +372,15 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_written_back_while_slots_are_about_to_be_free() {
+    fn miss_waits_for_released_slots_instead_of_writing_back() {
         let storage = Arc::default();
         let cache = cache(8, &storage);
         let dirty = block_on(cache.host(), &[], cache.get(512)).unwrap();
         dirty.mark_dirty().unwrap();
         drop(dirty);
-        // As if the others had been given back just now.
-        cache.groups[0].touched.store(0xFF, Ordering::Relaxed);
-        let (runs, _) = cache.take_runs(0, 1, 8);
+        // All eight slots' memory counts as resident; the seven free ones are withdrawn.
+        cache.groups[0].populated.store(0xFF, Ordering::Relaxed);
+        let (runs, _) = cache.withdraw_runs(0, 1, 8);
         assert_eq!(cache.lock_inner().releasing, 7);
         std::thread::scope(|scope| {
             let get = scope.spawn(|| block_on(cache.host(), &[], cache.get(1024)).is_ok());

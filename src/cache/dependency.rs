@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What must be on disk before a table of this cache is written.
 //!
-//! Either another cache is flushed first, or storage is. A cache that others depend on depends on none itself and a
-//! cache that depends on one has nobody depending on it: [`Cache::set_dependency`] flushes until that is so, hence no
-//! chains and no rings.
+//! Before the write, either another cache or this cache's storage is flushed. A cache that others
+//! depend on depends on no cache itself, and a cache that depends on another one has no dependents.
+//! [`Cache::set_dependency`] flushes until that is so. Hence there are no chains and no cycles.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -15,26 +15,29 @@ use crate::error::Errno;
 /// Guarded by its own lock, which is never held together with another cache's.
 #[derive(Default)]
 pub(super) struct Dependencies {
-    /// This cache is flushed before a table is written; the number tells one setting from the next.
+    /// The cache to flush before a table of this one is written. The number tells one setting of
+    /// the dependency from the next.
     on: Option<(u64, Arc<Cache>)>,
     settings: u64,
-    /// Caches that (may) depend on this one.
+    /// Caches that depend on this one, or once did.
     dependents: Vec<Weak<Cache>>,
-    /// How often a flush of storage was asked for, and up to which of these it was done.
-    flush_wanted: u64,
-    flush_done: u64,
+    /// Number of requests for a flush of storage, and how many of them flushes have satisfied.
+    flushes_requested: u64,
+    flushes_satisfied: u64,
 }
 
-enum Owed {
+enum Unsatisfied {
     Cache(u64, Arc<Cache>),
     Flush,
 }
 
 impl Cache {
-    /// Before a table of this cache is written, `dependency` is flushed. State lock held by the caller.
+    /// Has `dependency` flushed before a table of this cache is written. State lock held by the
+    /// caller.
     ///
-    /// Flushes what would become a chain or a ring. `EINVAL`: a cache cannot depend on itself. Others are storage's;
-    /// nothing was set then.
+    /// Where the new dependency would form a chain or a cycle, flushes the older ones first.
+    /// `EINVAL`: a cache cannot depend on itself. `EIO`: one of the two is poisoned. Other errors
+    /// are storage's. On an error the new dependency is not set.
     pub async fn set_dependency(self: &Arc<Self>, dependency: &Arc<Cache>) -> Result<(), Errno> {
         self.check_poison()?;
         dependency.check_poison()?;
@@ -42,12 +45,12 @@ impl Cache {
             return Err(Errno::INVAL);
         }
         loop {
-            // The other one's own dependencies: no chain onwards.
+            // What `dependency` itself depends on comes first: no chain onwards.
             if dependency.depends_on_a_cache() {
                 dependency.satisfy_dependencies().await?;
                 continue;
             }
-            // An older one of ours.
+            // An older dependency of this cache comes first, too.
             let current = self.dependencies.lock().on.clone();
             match current {
                 Some((_, on)) if Arc::ptr_eq(&on, dependency) => return Ok(()),
@@ -57,8 +60,8 @@ impl Cache {
                 }
                 None => {}
             }
-            // Those who depend on us: no chain backwards.
-            if let Some(dependent) = self.a_dependent() {
+            // So do the caches that depend on this one: no chain backwards.
+            if let Some(dependent) = self.find_dependent() {
                 dependent.satisfy_dependencies().await?;
                 continue;
             }
@@ -75,10 +78,11 @@ impl Cache {
         Ok(())
     }
 
-    /// Before a table of this cache is written, its storage is flushed. Survives a flush that is running already. Any thread.
+    /// Has this cache's storage flushed before a table of the cache is written. A flush that is
+    /// already running does not satisfy the request. Any thread. `EIO`: the cache is poisoned.
     pub fn depends_on_flush(&self) -> Result<(), Errno> {
         self.check_poison()?;
-        self.dependencies.lock().flush_wanted += 1;
+        self.dependencies.lock().flushes_requested += 1;
         Ok(())
     }
 
@@ -86,7 +90,7 @@ impl Cache {
         self.dependencies.lock().on.is_some()
     }
 
-    fn a_dependent(self: &Arc<Self>) -> Option<Arc<Cache>> {
+    fn find_dependent(self: &Arc<Self>) -> Option<Arc<Cache>> {
         let dependents = self.dependencies.lock().dependents.clone();
         let mut alive = dependents.iter().filter_map(Weak::upgrade);
         alive.find(|other| {
@@ -98,70 +102,72 @@ impl Cache {
         })
     }
 
-    /// Before this cache goes: whoever depends on it is satisfied now.
-    pub async fn release_dependents(self: &Arc<Self>) -> Result<(), Errno> {
-        while let Some(dependent) = self.a_dependent() {
+    /// For a cache that is about to be destroyed: satisfies the dependencies of every cache that
+    /// depends on it.
+    pub async fn flush_dependents(self: &Arc<Self>) -> Result<(), Errno> {
+        while let Some(dependent) = self.find_dependent() {
             dependent.satisfy_dependencies().await?;
         }
         Ok(())
     }
 
-    /// Whether a write has to wait for a flush of something else.
-    pub(super) fn owes_nothing(&self) -> bool {
+    /// Whether a write may go ahead: no flush of another cache or of storage has to come first.
+    pub(super) fn dependencies_satisfied(&self) -> bool {
         let ours = self.dependencies.lock();
-        ours.on.is_none() && ours.flush_wanted <= ours.flush_done
+        ours.on.is_none() && ours.flushes_requested <= ours.flushes_satisfied
     }
 
-    fn owed(&self) -> Option<Owed> {
+    fn unsatisfied(&self) -> Option<Unsatisfied> {
         let ours = self.dependencies.lock();
         match &ours.on {
-            Some((setting, on)) => Some(Owed::Cache(*setting, on.clone())),
-            None if ours.flush_wanted > ours.flush_done => Some(Owed::Flush),
+            Some((setting, on)) => Some(Unsatisfied::Cache(*setting, on.clone())),
+            None if ours.flushes_requested > ours.flushes_satisfied => Some(Unsatisfied::Flush),
             None => None,
         }
     }
 
     /// Flushes what this cache depends on. On an error the dependency stays. No lock may be held.
     pub(super) async fn satisfy_dependencies(&self) -> Result<(), Errno> {
-        while let Some(owed) = self.owed() {
-            match owed {
-                Owed::Cache(setting, on) => {
-                    let wanted = self.flush_wanted();
+        while let Some(unsatisfied) = self.unsatisfied() {
+            match unsatisfied {
+                Unsatisfied::Cache(setting, on) => {
+                    let requested = self.flushes_requested();
                     on.flush_boxed().await?;
                     let same_device =
                         self.storage.device() != 0 && self.storage.device() == on.storage.device();
                     let settled = {
                         let mut ours = self.dependencies.lock();
                         if same_device {
-                            ours.flush_done = ours.flush_done.max(wanted);
+                            ours.flushes_satisfied = ours.flushes_satisfied.max(requested);
                         }
                         ours.on.take_if(|(now, _)| *now == setting)
                     };
-                    // Perhaps the other cache's last owner: dropped without the lock.
+                    // This may be the other cache's last owner, so it is dropped without the lock.
                     drop(settled);
                 }
-                Owed::Flush => self.flush_storage()?,
+                Unsatisfied::Flush => self.flush_storage()?,
             }
         }
         Ok(())
     }
 
-    /// Boxed: a flush writes, a write satisfies dependencies, which is a flush.
+    /// Boxed, because the futures are recursive: a flush writes, and a write satisfies dependencies
+    /// by a flush.
     fn flush_boxed(&self) -> Pin<Box<dyn Future<Output = Result<(), Errno>> + Send + '_>> {
         Box::pin(self.flush())
     }
 
-    fn flush_wanted(&self) -> u64 {
-        self.dependencies.lock().flush_wanted
+    fn flushes_requested(&self) -> u64 {
+        self.dependencies.lock().flushes_requested
     }
 
-    /// Flushes storage, and notes what that satisfies: what was asked for before it began.
+    /// Flushes storage. Records that this satisfies every request made before it began.
     pub(super) fn flush_storage(&self) -> Result<(), Errno> {
         self.check_poison()?;
-        let wanted = self.flush_wanted();
+        let requested = self.flushes_requested();
         self.storage.flush()?;
         let mut ours = self.dependencies.lock();
-        ours.flush_done = ours.flush_done.max(wanted);
+        ours.flushes_satisfied = ours.flushes_satisfied.max(requested);
         Ok(())
     }
 }

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Discarding tables, dirty or not: their clusters were freed, or another process wrote the image.
 //!
-//! A discarded table leaves the index at once: the next get loads anew. Whoever pins it keeps reading what it was; its slot is
-//! free at the last put. The state lock is held by the caller, so that no write-back of the table is under way; if one is, the
-//! slot stays until it ends.
+//! A discarded table leaves the index immediately: the next get loads it anew. Holders of a pin
+//! keep reading the old contents; the last put frees the slot. The caller holds the state lock, so
+//! that no write-back of the table is under way. If one is under way nevertheless, the slot stays
+//! until it ends.
+
+use std::ptr::NonNull;
 
 use super::slot::Discard;
 use super::{Cache, Counters, Inner, group};
 use crate::error::Errno;
 use crate::primitives::Ordering;
 
-/// How many slots or offsets are looked at before the structure lock is let go for a moment.
+/// How many offsets `discard_range` looks up under one hold of the structure lock.
 const CHUNK: usize = 256;
 
 impl Cache {
@@ -18,11 +21,12 @@ impl Cache {
     pub fn discard_offset(&self, offset: u64) -> Result<(), Errno> {
         self.check_offset(offset)?;
         let mut inner = self.lock_inner();
-        self.discard_key(&mut inner, offset);
+        self.discard_locked(&mut inner, offset);
         Ok(())
     }
 
-    /// Discards every table that overlaps `bytes` bytes from `offset`, as when a cluster with several slices is freed.
+    /// Discards every table that overlaps the `bytes` bytes from `offset`, as when a cluster with
+    /// several slices is freed. `EIO`: the cache is poisoned.
     pub fn discard_range(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
         self.check_poison()?;
         let Some(last_byte) = bytes.checked_sub(1).map(|n| offset.saturating_add(n)) else {
@@ -35,10 +39,10 @@ impl Cache {
                 let mut inner = self.lock_inner();
                 let end = last.min(key + CHUNK as u64 - 1);
                 for key in key..=end {
-                    self.discard_key(&mut inner, key << self.table_shift);
+                    self.discard_locked(&mut inner, key << self.table_shift);
                 }
                 key = end + 1;
-                self.inner.give_way(inner);
+                self.inner.yield_to_waiters(inner);
             }
         } else {
             self.discard_matching(|offset| (first..=last).contains(&(offset >> self.table_shift)));
@@ -46,8 +50,23 @@ impl Cache {
         Ok(())
     }
 
-    /// Discards the table that [`Cache::table_at`] gave for `offset`. `EINVAL`: not an address of this cache's. `ESTALE`: the slot
-    /// holds another table by now, or none.
+    /// The address of the table at `offset`, without a pin; `None` if it is not resident. The
+    /// address is only good for [`Cache::discard_table`]. `EINVAL`, `EIO`: see [`Cache::get`].
+    pub fn table_at(&self, offset: u64) -> Result<Option<NonNull<u8>>, Errno> {
+        self.check_offset(offset)?;
+        let is_resident = |slot: &u32| self.slots[*slot as usize].word().is_readable();
+        let unlocked = self.find_unlocked(offset).filter(is_resident);
+        let found = unlocked.or_else(|| {
+            // A lookup without the lock may miss an entry that is just being moved.
+            let _inner = self.lock_inner();
+            self.find_unlocked(offset).filter(is_resident)
+        });
+        Ok(found.map(|slot| self.tables.table(slot)))
+    }
+
+    /// Discards the table whose address [`Cache::table_at`] returned for `offset`. `EINVAL`: not
+    /// the address of a table of this cache. `ESTALE`: the slot no longer holds the table at
+    /// `offset`. For a bad `offset`: see [`Cache::get`].
     pub fn discard_table(&self, offset: u64, table: usize) -> Result<(), Errno> {
         self.check_offset(offset)?;
         let slot = self.tables.slot_of(table).ok_or(Errno::INVAL)?;
@@ -59,7 +78,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Discards everything. `EBUSY`, and nothing is discarded: a table is pinned, being loaded or written.
+    /// Discards every table. `EBUSY`: a table is pinned, being loaded or being written; nothing was
+    /// discarded.
     pub fn discard_all(&self) -> Result<(), Errno> {
         if self.is_in_use() {
             return Err(Errno::BUSY);
@@ -68,7 +88,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Whether a table is pinned, being loaded or written.
+    /// Whether a table is pinned, being loaded or being written.
     pub fn is_in_use(&self) -> bool {
         let inner = self.lock_inner();
         let in_flight = inner.loading + inner.writing.len() > 0;
@@ -77,7 +97,8 @@ impl Cache {
     }
 
     fn discard_matching(&self, matches: impl Fn(u64) -> bool) {
-        // Downwards: a table that moves out of the reserve meanwhile moves to a slot that is still to come.
+        // In descending order: a table that is moved out of the reserve meanwhile goes to a lower
+        // slot, which is still to be visited.
         for number in (0..self.groups.len()).rev() {
             let mut inner = self.lock_inner();
             let taken = self.groups[number].taken.load(Ordering::Relaxed);
@@ -88,24 +109,24 @@ impl Cache {
                     self.discard_slot(&mut inner, slot);
                 }
             }
-            self.inner.give_way(inner);
+            self.inner.yield_to_waiters(inner);
         }
     }
 
-    fn discard_key(&self, inner: &mut Inner, offset: u64) {
+    fn discard_locked(&self, inner: &mut Inner, offset: u64) {
         if let Some(slot) = self.find_unlocked(offset) {
             self.discard_slot(inner, slot);
         }
     }
 
-    /// Structure lock held; the slot is in the index.
+    /// Discards the table in a slot that the index leads to. Structure lock held.
     fn discard_slot(&self, inner: &mut Inner, slot: u32) {
-        self.unindex(inner, slot);
+        self.remove_from_index(inner, slot);
         self.dirty.remove(&self.groups, slot);
-        let (how, before) = self.slots[slot as usize].discard();
-        if how == Discard::Freed {
+        let (outcome, before) = self.slots[slot as usize].discard();
+        if outcome == Discard::Freed {
             Counters::add(&self.counters.hits, before.hits() as usize);
-            self.freed(inner, slot);
+            self.mark_free(inner, slot);
         }
         Counters::add(&self.counters.discarded, 1);
     }

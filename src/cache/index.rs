@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Offset → slot: an open-addressing hash table that is read without a lock.
 //!
-//! Four times as many buckets as slots; linear probing. A bucket is 0 when empty, else, from the low end:
+//! There are four times as many buckets as slots. Collisions are resolved by linear probing. An
+//! empty bucket is 0. Any other holds, from its low end:
 //!
 //! | bits | hold |
 //! |---|---|
@@ -9,13 +10,15 @@
 //! | 2 (1 if no more are left) | how near to its home bucket the entry is: 3 at home, 2 one further, 1 anything further; with 1 bit always 1 |
 //! | the rest | a tag of the key's hash |
 //!
-//! Removal shifts the entries behind it back, so that there are no tombstones and a lookup stays as short as
-//! the load factor of ¼ promises, whatever the churn (expected probes: 1.17 for a hit, 1.39 for a miss; Knuth, vol. 3, 6.4): all but a few keys
-//! are in the first two buckets, see [`Index::near`]. Nearness is for the removal, which else would have to ask a slot, somewhere in
-//! memory, for the key of every entry that it might shift.
+//! A removal shifts the entries behind it back. So there are no tombstones, and a lookup stays as
+//! short as the load factor of ¼ promises, whatever the churn: 1.17 expected probes for a hit, 1.39
+//! for a miss (Knuth, vol. 3, 6.4). All but a few keys are in their first two buckets; see
+//! [`Index::find_fast`]. The nearness serves the removal. Without it, the removal would have to ask
+//! a slot, somewhere in memory, for the key of every entry that it might shift.
 //!
-//! Changed under the structure lock alone. A reader without it may miss an entry that is being shifted, or find one that is
-//! already stale; both are doubts that it settles: the former under the lock, the latter by the slot's own offset.
+//! The index changes only under the structure lock. A reader without the lock may miss an entry
+//! that is being shifted, or find one that is already stale. The reader has to resolve both: a miss
+//! by another lookup under the lock, a stale entry by the slot's own offset.
 
 use super::zeroed::{Zeroed, zeroed};
 use crate::error::Result;
@@ -23,40 +26,41 @@ use crate::primitives::{AtomicU32, Ordering, prefetch};
 
 /// 2^64 divided by the golden ratio: multiplicative hashing (Knuth, vol. 3, 6.4).
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
-/// Buckets for a slot.
+/// Buckets per slot.
 const BUCKETS: usize = 4;
 
-/// 64 bits; the upper ones tell keys apart best.
+/// A 64-bit hash. Its upper bits tell keys apart best.
 #[inline]
 pub(super) fn hash(key: u64) -> u64 {
-    // Twice: tables lie at regular distances in an image, and one round puts some such progressions into few places.
+    // Two rounds: tables lie at regular distances in an image, and one round maps some such
+    // progressions to few places.
     let mixed = key.wrapping_mul(GOLDEN);
     (mixed ^ mixed >> 32).wrapping_mul(GOLDEN)
 }
 
-/// A number below `n`, spread over all of them.
+/// Maps a hash to a number below `n`, evenly.
 #[inline]
-pub(super) fn scale(hash: u64, n: usize) -> usize {
+pub(super) fn fast_range(hash: u64, n: usize) -> usize {
     // The upper half of the product maps 64 bits to any number of places without a division.
     ((u128::from(hash) * n as u128) >> 64) as usize
 }
 
 /// See the module.
 pub struct Index {
-    /// The buckets, and the first one again: no bucket's neighbour has to be looked for elsewhere.
+    /// The buckets, then a copy of the first one: every bucket's successor is the next in memory.
     buckets: Zeroed<AtomicU32>,
-    /// How many buckets, without the copy.
+    /// Number of buckets without the copy.
     len: usize,
-    /// How many bits of a bucket hold slot + 1: at most 31.
+    /// Number of bits in a bucket that hold slot + 1: at most 31.
     slot_bits: u32,
-    /// The same bits.
+    /// Those bits.
     slot_mask: u32,
-    /// The bits that hold the nearness: the next ones.
-    near_mask: u32,
+    /// The bits that hold the distance code. They come next.
+    distance_mask: u32,
 }
 
 impl Index {
-    /// An index for `slots` slots, at least 1 and at most 2^31 − 1, empty.
+    /// An empty index for `slots` slots, at least 1 and at most 2^31 − 1.
     pub fn new(slots: usize) -> Result<Self> {
         let buckets = zeroed(slots * BUCKETS + 1)?;
         Ok(Self::over(
@@ -71,8 +75,8 @@ impl Index {
             buckets,
             slot_bits,
             slot_mask: (1 << slot_bits) - 1,
-            // The second one may be out of range: then there is one.
-            near_mask: 3 << slot_bits,
+            // The second bit may be out of range. Then there is only one.
+            distance_mask: 3 << slot_bits,
         }
     }
 
@@ -83,48 +87,48 @@ impl Index {
 
     #[inline]
     fn home(&self, key: u64) -> usize {
-        scale(hash(key), self.len)
+        fast_range(hash(key), self.len)
     }
 
-    /// The key will be removed. Any thread.
+    /// For a key that will soon be removed. Any thread.
     pub fn prefetch(&self, key: u64) {
         prefetch(self.bucket(self.home(key)));
     }
 
-    /// The content of a bucket, `away` buckets behind the key's home.
-    fn entry(&self, hash: u64, slot: u32, away: usize) -> u32 {
-        self.wanted(hash, away) & !self.slot_mask | (slot + 1)
+    /// The content of a bucket that is `displacement` buckets behind the key's home.
+    fn entry(&self, hash: u64, slot: u32, displacement: usize) -> u32 {
+        self.expected(hash, displacement) & !self.slot_mask | (slot + 1)
     }
 
-    /// Tag and nearness, with anything in the slot's bits.
+    /// Tag and distance code. The slot's bits have any value.
     #[inline]
-    fn wanted(&self, hash: u64, away: usize) -> u32 {
-        hash as u32 & !self.near_mask | self.nearness(away)
+    fn expected(&self, hash: u64, displacement: usize) -> u32 {
+        hash as u32 & !self.distance_mask | self.distance_code(displacement)
     }
 
     #[inline]
-    fn nearness(&self, away: usize) -> u32 {
-        self.most_near()
-            .saturating_sub(away as u32)
+    fn distance_code(&self, displacement: usize) -> u32 {
+        self.home_code()
+            .saturating_sub(displacement as u32)
             .max(1)
             .wrapping_shl(self.slot_bits)
     }
 
     #[inline]
-    fn most_near(&self) -> u32 {
-        self.near_mask >> self.slot_bits
+    fn home_code(&self) -> u32 {
+        self.distance_mask >> self.slot_bits
     }
 
     #[inline(always)]
-    fn fits(&self, entry: u32, wanted: u32) -> bool {
-        (entry ^ wanted) & !self.slot_mask == 0
+    fn fits(&self, entry: u32, expected: u32) -> bool {
+        (entry ^ expected) & !self.slot_mask == 0
     }
 
-    /// How far behind its home the entry in `bucket` is.
-    fn away(&self, entry: u32, bucket: usize, key_of: impl Fn(u32) -> u64) -> usize {
-        match (entry & self.near_mask) >> self.slot_bits {
+    /// How many buckets the entry in `bucket` is behind its home.
+    fn displacement(&self, entry: u32, bucket: usize, key_of: impl Fn(u32) -> u64) -> usize {
+        match (entry & self.distance_mask) >> self.slot_bits {
             1 => self.distance(self.home(key_of(self.slot_of(entry))), bucket),
-            nearness => (self.most_near() - nearness) as usize,
+            distance_code => (self.home_code() - distance_code) as usize,
         }
     }
 
@@ -136,13 +140,14 @@ impl Index {
     #[inline(always)]
     fn bucket(&self, number: usize) -> &AtomicU32 {
         debug_assert!(number < self.buckets.len());
-        // SAFETY: `scale` and `after` give numbers below `len`, which is not 0; there is one bucket more.
+        // SAFETY: `fast_range` and `after` return numbers below `len`, which is not 0. `find_fast`
+        // adds 1 at most, and `store` passes `len`: there is one bucket more than `len`.
         unsafe { self.buckets.get_unchecked(number) }
     }
 
     #[inline(always)]
     fn load(&self, bucket: usize) -> u32 {
-        // Relaxed: the slot's own word orders everything that is decided by what is found here.
+        // Relaxed: the slot's own word orders every decision that is based on what is found here.
         self.bucket(bucket).load(Ordering::Relaxed)
     }
 
@@ -155,34 +160,38 @@ impl Index {
         }
     }
 
-    /// The slot in the key's first bucket if the tag fits, else whatever is in the second; `None`: that is empty. The slot's own offset
-    /// tells whether it is the one; if not, [`Index::find`]. Any thread; `None` is not final without the structure lock.
+    /// The slot in the key's first bucket if the tag fits, else the slot in the second bucket;
+    /// `None` if the second bucket is empty then. The slot's own offset tells whether it is the
+    /// right one; if it is not, use [`Index::find`]. Any thread. Without the structure lock, `None`
+    /// is not final.
     ///
-    /// There is no branch here that a hit could make the processor guess wrong at: "which of the two?" is a choice of values, and "neither"
-    /// shows in the slot. A wrong guess at a bucket that is not in its caches would be found out only when the bucket arrives, with
-    /// everything begun meanwhile in vain.
+    /// There is no branch here that a hit could make the processor mispredict. "First or second
+    /// bucket?" is a selection of a value, and "neither" shows in the slot. If the bucket is not in
+    /// the processor's caches, a misprediction would be detected only when the bucket arrives, and
+    /// everything begun meanwhile would be wasted.
     #[inline(always)]
-    pub fn near(&self, key: u64) -> Option<u32> {
+    pub fn find_fast(&self, key: u64) -> Option<u32> {
         let hash = hash(key);
-        let bucket = scale(hash, self.len);
+        let bucket = fast_range(hash, self.len);
         let (first, second) = (self.load(bucket), self.load(bucket + 1));
-        // At home: all bits of the nearness.
-        let in_first = self.fits(first, hash as u32 | self.near_mask);
+        // An entry at home has all bits of the distance code set.
+        let in_first = self.fits(first, hash as u32 | self.distance_mask);
         let chosen = second ^ ((first ^ second) & u32::from(in_first).wrapping_neg());
         (chosen != 0).then(|| self.slot_of(chosen))
     }
 
-    /// The slot for `key` that `is_it` confirms. Any thread; without the structure lock, `None` is not final.
+    /// The slot for `key` that `is_it` confirms. Any thread. Without the structure lock, `None` is
+    /// not final.
     #[inline]
     pub fn find(&self, key: u64, is_it: impl Fn(u32) -> bool) -> Option<u32> {
         let hash = hash(key);
-        let mut bucket = scale(hash, self.len);
-        for away in 0..self.len {
+        let mut bucket = fast_range(hash, self.len);
+        for displacement in 0..self.len {
             let entry = self.load(bucket);
             if entry == 0 {
                 return None;
             }
-            if self.fits(entry, self.wanted(hash, away)) && is_it(self.slot_of(entry)) {
+            if self.fits(entry, self.expected(hash, displacement)) && is_it(self.slot_of(entry)) {
                 return Some(self.slot_of(entry));
             }
             bucket = self.after(bucket);
@@ -190,20 +199,20 @@ impl Index {
         None
     }
 
-    /// Adds an entry; the key is not in it. Structure lock held.
+    /// Adds an entry for a key that the index does not hold. Structure lock held.
     pub fn insert(&self, key: u64, slot: u32) {
         let hash = hash(key);
-        let (mut bucket, mut away) = (scale(hash, self.len), 0);
-        // There are four times as many buckets as slots, so that an empty one is found.
+        let (mut bucket, mut displacement) = (fast_range(hash, self.len), 0);
+        // There are four times as many buckets as slots, so an empty one is found.
         while self.load(bucket) != 0 {
             bucket = self.after(bucket);
-            away += 1;
+            displacement += 1;
         }
-        self.store(bucket, self.entry(hash, slot, away));
+        self.store(bucket, self.entry(hash, slot, displacement));
     }
 
-    /// Removes the entry of `slot`, if it has one. `key_of` gives the key of any other slot in the index. Structure lock
-    /// held.
+    /// Removes the entry of `slot`, if it has one, and returns whether it had. `key_of` returns the
+    /// key of any other slot in the index. Structure lock held.
     pub fn remove(&self, key: u64, slot: u32, key_of: impl Fn(u32) -> u64) -> bool {
         let Some(mut gap) = self.bucket_of(key, slot) else {
             return false;
@@ -217,10 +226,10 @@ impl Index {
                 break;
             }
             // The entry may move into the gap unless its home lies behind the gap.
-            let away = self.away(entry, bucket, &key_of);
-            if away >= behind {
-                let nearness = self.nearness(away - behind);
-                self.store(gap, entry & !self.near_mask | nearness);
+            let displacement = self.displacement(entry, bucket, &key_of);
+            if displacement >= behind {
+                let distance_code = self.distance_code(displacement - behind);
+                self.store(gap, entry & !self.distance_mask | distance_code);
                 (gap, behind) = (bucket, 0);
             }
         }
@@ -261,16 +270,17 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::HashMap;
 
-    /// Room for 16 slots. Few buckets make long ways; with 31 bits for the slot, one is left for the nearness.
+    /// Room for 16 slots. Few buckets make long probe sequences. With 31 bits for the slot, one bit
+    /// is left for the distance code.
     fn index(crowded: bool, few_bits: bool) -> Index {
         let buckets = zeroed(if crowded { 18 } else { 65 }).unwrap();
         Index::over(buckets, if few_bits { 31 } else { 5 })
     }
 
     proptest! {
-        /// Whatever is inserted and removed, the index answers as a map does.
+        /// After any sequence of insertions and removals, the index answers as a map does.
         #[test]
-        fn answers_as_a_map(
+        fn index_answers_as_a_hash_map(
             steps in proptest::collection::vec((0_u64..40, any::<bool>()), 0..400),
             crowded in any::<bool>(),
             few_bits in any::<bool>(),
@@ -287,9 +297,13 @@ mod tests {
                     index.insert(key, slot);
                     model.insert(key, slot);
                 } else if let Some(slot) = model.remove(&key) {
-                    // What the slot holds by now says nothing about the entry.
+                    // The slot may hold another table by now, so its key must not be asked for.
                     keys[slot as usize] = u64::MAX;
-                    let key_of = |s| if s == slot { panic!("asked for the one that goes") } else { keys[s as usize] };
+                    let key_of = |s| if s == slot {
+                        panic!("asked for the removed slot's key")
+                    } else {
+                        keys[s as usize]
+                    };
                     prop_assert!(index.remove(key, slot, key_of));
                     prop_assert!(!index.remove(key, slot, key_of));
                 }
@@ -297,13 +311,13 @@ mod tests {
                 for (&key, &slot) in &model {
                     prop_assert_eq!(index.find(key, |s| key_of(s) == key), Some(slot));
                     let bucket = index.bucket_of(key, slot).unwrap();
-                    let away = index.away(index.load(bucket), bucket, |_| key);
-                    prop_assert_eq!(away, index.distance(index.home(key), bucket));
+                    let displacement = index.displacement(index.load(bucket), bucket, |_| key);
+                    prop_assert_eq!(displacement, index.distance(index.home(key), bucket));
                 }
                 for key in 1..45 {
-                    match (index.near(key), model.get(&key)) {
+                    match (index.find_fast(key), model.get(&key)) {
                         (None, slot) => prop_assert_eq!(slot, None),
-                        (Some(near), _) => prop_assert!((near as usize) < slots),
+                        (Some(candidate), _) => prop_assert!((candidate as usize) < slots),
                     }
                     if !model.contains_key(&key) {
                         prop_assert_eq!(index.find(key, |s| key_of(s) == key), None);
@@ -313,14 +327,14 @@ mod tests {
         }
     }
 
-    /// Nearly all keys are found by the first look, in an index as full as it gets.
+    /// In an index that is as full as it can be, `find_fast` finds nearly all keys.
     #[test]
-    fn most_keys_are_near() {
+    fn find_fast_finds_most_keys_in_a_full_index() {
         let slots = 10_000;
         let index = Index::new(slots).unwrap();
         (0..slots as u32).for_each(|slot| index.insert(u64::from(slot) * 4096, slot));
-        let is_near = |slot: &u32| index.near(u64::from(*slot) * 4096) == Some(*slot);
-        let near = (0..slots as u32).filter(is_near).count();
-        assert!(near > slots * 95 / 100, "{near} of {slots}");
+        let is_found = |slot: &u32| index.find_fast(u64::from(*slot) * 4096) == Some(*slot);
+        let found = (0..slots as u32).filter(is_found).count();
+        assert!(found > slots * 95 / 100, "{found} of {slots}");
     }
 }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The slow way of a get: wait for whoever loads it already, make room, load.
+//! The slow path of a get: wait for a load of the same table, make room, load.
 //!
-//! One decision at a time is made under the structure lock ([`Cache::next_step`]); what it says is done without it, and
-//! then everything is looked at again.
+//! One decision at a time is made under the structure lock (`Cache::next_step`). A pin and a move
+//! are carried out there, too; a wait, a write-back and a load are carried out without the lock.
+//! After a wait, a write-back or a load that was discarded meanwhile, everything is looked at
+//! again.
 //!
 //! | the table is | and | step |
 //! |---|---|---|
@@ -11,82 +13,84 @@
 //! | being loaded | | wait for that load |
 //! | absent | a slot is free or its table droppable | load (unlocked: in ordinary slots; `EAGAIN` if the only free ones are reserved) |
 //! | absent | slots are being released | locked: wait for any; unlocked: `EAGAIN` |
-//! | absent | only dirty tables can go | locked: write one back; unlocked: `EAGAIN` |
+//! | absent | only dirty tables can be evicted | locked: write one back; unlocked: `EAGAIN` |
 //! | absent | slots are loading or being written | locked: wait for any; unlocked: `EAGAIN` |
+//! | absent | a slot was unpinned meanwhile | locked: look again; unlocked: `EAGAIN` |
 //! | absent | all are pinned | locked: `EBUSY`; unlocked: `EAGAIN` |
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Cache, Counters, Inner, Pinned, Wait, copy_words, group, zero_words};
+use super::words::{copy_words, zero_words};
+use super::{Cache, Counters, Inner, Pinned, Wait, group};
 use crate::error::Errno;
 use crate::primitives::{Ordering, fence};
 use crate::storage::{IoBuf, Storage};
-use crate::sync::wait_list::Ticket;
+use crate::sync::wait_list::Waiter;
 
 /// Whether the caller of a get holds the state lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// It does: write-back is allowed, every slot may be used.
+    /// The caller holds it: write-back is allowed, and every slot may be used.
     Locked,
-    /// It does not: no write-back, the reserved slots are left alone.
+    /// The caller does not hold it: no write-back, and the reserved slots are left alone.
     Unlocked,
 }
 
 /// What an absent table is filled with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Contents {
-    /// What storage has at its offset.
-    Stored,
-    /// Zeros; storage is not asked.
-    Zero,
+pub enum Fill {
+    /// The content of storage at the table's offset.
+    FromStorage,
+    /// Zeros, without a read from storage.
+    Zeros,
 }
 
 enum Step {
     Pinned(u32),
-    Wait(Ticket),
+    Wait(Waiter),
     Again,
     WriteBack(u64, u32),
     Load(u32),
 }
 
 impl Cache {
-    /// The rest of a get after a [`Cache::hit_for`] that found nothing, as far as it goes without a wait: most go to their end. `None`:
-    /// [`Cache::get_slow`] goes on, with the same `missed`.
-    pub(crate) fn get_without_wait(
+    /// The rest of a get after [`Cache::lookup`] found nothing, as far as it goes without a wait.
+    /// Most gets end here. `None`: [`Cache::get_slow`] continues, with the same `miss_counted`.
+    pub(crate) fn get_in_one_step(
         &self,
         offset: u64,
-        contents: Contents,
+        fill: Fill,
         access: Access,
-        missed: &mut bool,
+        miss_counted: &mut bool,
     ) -> Result<Option<Pinned<'_>>, Errno> {
         self.check_offset(offset)?;
         self.ghosts.prefetch(offset >> self.table_shift);
-        let slot = match self.next_step(offset, access, missed)? {
+        let slot = match self.next_step(offset, access, miss_counted)? {
             Step::Pinned(slot) => Some(slot),
-            Step::Load(slot) => self.load(slot, offset, contents)?.then_some(slot),
+            Step::Load(slot) => self.load(slot, offset, fill)?.then_some(slot),
             Step::Wait(_) | Step::Again | Step::WriteBack(..) => None,
         };
         Ok(slot.map(|slot| Pinned { cache: self, slot }))
     }
 
-    /// See [`Cache::get_without_wait`].
+    /// The rest of a get after [`Cache::get_in_one_step`] returned `None`. Waits where it has to.
     pub(crate) async fn get_slow(
         &self,
         offset: u64,
-        contents: Contents,
+        fill: Fill,
         access: Access,
-        mut missed: bool,
+        mut miss_counted: bool,
     ) -> Result<Pinned<'_>, Errno> {
         loop {
             self.check_poison()?;
-            match self.next_step(offset, access, &mut missed)? {
+            match self.next_step(offset, access, &mut miss_counted)? {
                 Step::Pinned(slot) => return Ok(Pinned { cache: self, slot }),
-                Step::Wait(ticket) => ticket.await,
+                Step::Wait(waiter) => waiter.await,
                 Step::Again => {}
                 Step::WriteBack(victim, slot) => self.write_back(vec![(victim, slot)]).await?,
                 Step::Load(slot) => {
-                    if self.load(slot, offset, contents)? {
+                    if self.load(slot, offset, fill)? {
                         return Ok(Pinned { cache: self, slot });
                     }
                 }
@@ -94,23 +98,29 @@ impl Cache {
         }
     }
 
-    fn next_step(&self, offset: u64, access: Access, missed: &mut bool) -> Result<Step, Errno> {
+    fn next_step(
+        &self,
+        offset: u64,
+        access: Access,
+        miss_counted: &mut bool,
+    ) -> Result<Step, Errno> {
         let mut inner = self.lock_inner();
-        // Here, too: who is not on the list yet when a panic's waiters are woken sees the flag.
+        // Checked again under the lock. `poison` sets the flag and then wakes the registered
+        // waiters under the lock; a caller that is not registered by then sees the flag here.
         self.check_poison()?;
         if let Some(slot) = self.find_unlocked(offset) {
             if self.slots[slot as usize].word().is_loading() {
-                self.count_miss(missed);
-                let ticket = Self::wait_for(&mut inner, Wait::Slot(slot));
-                return Ok(Step::Wait(ticket));
+                self.count_miss(miss_counted);
+                let waiter = Self::register_waiter(&mut inner, Wait::Slot(slot));
+                return Ok(Step::Wait(waiter));
             }
             if access == Access::Unlocked && self.is_reserved(slot) {
                 return self.move_out_of_reserve(&mut inner, slot);
             }
             return self.pin_found(slot);
         }
-        self.count_miss(missed);
-        if let Some(slot) = self.take_slot(&mut inner, offset, access) {
+        self.count_miss(miss_counted);
+        if let Some(slot) = self.allocate_slot(&mut inner, offset, access) {
             self.index.insert(offset, slot);
             inner.loading += 1;
             return Ok(Step::Load(slot));
@@ -119,23 +129,25 @@ impl Cache {
             return Err(Errno::AGAIN);
         }
         if inner.releasing > 0 {
-            // A quarter of a ms at most, and there are free slots again: better than to write a table that could stay.
-            return Ok(Step::Wait(Self::wait_for(&mut inner, Wait::Any)));
+            // In a quarter of a ms at most there are free slots again. That is better than writing
+            // a table that could stay.
+            return Ok(Step::Wait(Self::register_waiter(&mut inner, Wait::Any)));
         }
         if let Some(slot) = self.find_dirty_victim(&mut inner) {
             return Ok(Step::WriteBack(self.slots[slot as usize].offset(), slot));
         }
         if inner.loading + inner.writing.len() > 0 {
-            return Ok(Step::Wait(Self::wait_for(&mut inner, Wait::Any)));
+            return Ok(Step::Wait(Self::register_waiter(&mut inner, Wait::Any)));
         }
-        // A slot that is not pinned now, and could not be taken a moment ago: look again.
+        // A slot is unpinned now, but could not be taken a moment ago: look again.
         if self.slots.iter().any(|slot| slot.word().pins() == 0) {
             return Ok(Step::Again);
         }
         Err(Errno::BUSY)
     }
 
-    /// A table in the index that is not loading is resident; only its number of pins can be in the way (2^20 − 1).
+    /// Pins the table of a slot that is in the index and not loading, so it is resident. The pin
+    /// can fail only because the table has the most pins that are possible (2^20 − 1).
     fn pin_found(&self, slot: u32) -> Result<Step, Errno> {
         if !self.slots[slot as usize].pin(&self.counters.hits) {
             return Err(Errno::BUSY);
@@ -145,118 +157,125 @@ impl Cache {
         Ok(Step::Pinned(slot))
     }
 
-    fn count_miss(&self, missed: &mut bool) {
-        if !std::mem::replace(missed, true) {
-            Counters::one_more_locked(&self.counters.misses);
+    fn count_miss(&self, miss_counted: &mut bool) {
+        if !std::mem::replace(miss_counted, true) {
+            Counters::increment_locked(&self.counters.misses);
         }
     }
 
-    pub(super) fn ordinary(&self) -> Range<usize> {
+    pub(super) fn unreserved_slots(&self) -> Range<usize> {
         0..self.slots.len() - self.reserved
     }
 
-    pub(super) fn reserve(&self) -> Range<usize> {
+    pub(super) fn reserved_slots(&self) -> Range<usize> {
         self.slots.len() - self.reserved..self.slots.len()
     }
 
-    /// A slot for `offset`, in state loading: a free one, else a droppable table's. Free ordinary slots come before free
-    /// reserved ones; among the tables to drop there is no difference.
-    fn take_slot(&self, inner: &mut Inner, offset: u64, access: Access) -> Option<u32> {
-        let ordinary = self.ordinary();
+    /// A slot for `offset`, now in state loading: a free one, else that of a droppable table. Free
+    /// ordinary slots are taken before free reserved ones; for evictions there is no such order.
+    fn allocate_slot(&self, inner: &mut Inner, offset: u64, access: Access) -> Option<u32> {
+        let unreserved = self.unreserved_slots();
         match access {
-            Access::Unlocked => self.take_free(inner, &ordinary, offset).or_else(|| {
-                // A free slot that only the lock's holder may fill is better than a table's loss: the caller comes back
-                // with the lock, and a cache as large as the image's need holds all of it.
+            Access::Unlocked => self.allocate_free(inner, &unreserved, offset).or_else(|| {
+                // A free slot that only a caller with the state lock may fill is better than the
+                // eviction of a table: this caller comes back with the lock. So a cache that is as
+                // large as the image needs holds all of the image's tables.
                 if self.has_free_reserve() {
                     return None;
                 }
-                self.take_droppable(inner, &ordinary, offset)
+                self.allocate_by_eviction(inner, &unreserved, offset)
             }),
             Access::Locked => {
                 let free = if inner.free_hint == self.groups.len() {
                     None
                 } else {
-                    self.take_free(inner, &ordinary, offset)
-                        .or_else(|| self.take_free(inner, &self.reserve(), offset))
+                    self.allocate_free(inner, &unreserved, offset)
+                        .or_else(|| self.allocate_free(inner, &self.reserved_slots(), offset))
                 };
-                free.or_else(|| self.take_droppable(inner, &(0..self.slots.len()), offset))
+                free.or_else(|| self.allocate_by_eviction(inner, &(0..self.slots.len()), offset))
             }
         }
     }
 
     fn has_free_reserve(&self) -> bool {
-        self.reserve().any(|slot| {
+        self.reserved_slots().any(|slot| {
             let (group, bit) = group::place(slot as u32);
             self.groups[group].taken.load(Ordering::Relaxed) & bit == 0
         })
     }
 
-    /// For a table that leaves the reserve, whose slot is free afterwards.
-    fn take_ordinary(&self, inner: &mut Inner, offset: u64) -> Option<u32> {
-        let ordinary = self.ordinary();
-        self.take_free(inner, &ordinary, offset)
-            .or_else(|| self.take_droppable(inner, &ordinary, offset))
+    /// A slot for a table that leaves the reserve. The table's reserved slot is free afterwards.
+    fn allocate_unreserved(&self, inner: &mut Inner, offset: u64) -> Option<u32> {
+        let unreserved = self.unreserved_slots();
+        self.allocate_free(inner, &unreserved, offset)
+            .or_else(|| self.allocate_by_eviction(inner, &unreserved, offset))
     }
 
-    /// A table that unlocked callers want, and that sits in a reserved slot, moves to an ordinary one. A dirty one stays where
-    /// it is: a flush that has it on its list finds it there.
+    /// Moves a table that an unlocked caller asks for from its reserved slot to an ordinary one. A
+    /// dirty table stays in its slot: a flush that has listed it finds it there.
     fn move_out_of_reserve(&self, inner: &mut Inner, from: u32) -> Result<Step, Errno> {
         let source = &self.slots[from as usize];
         let offset = source.offset();
         if !source.word().is_droppable() {
             return Err(Errno::AGAIN);
         }
-        let to = self.take_ordinary(inner, offset).ok_or(Errno::AGAIN)?;
-        let Some(before) = source.lift() else {
-            // Pinned meanwhile: somebody else holds the state lock.
+        let to = self
+            .allocate_unreserved(inner, offset)
+            .ok_or(Errno::AGAIN)?;
+        let Some(before) = source.begin_move() else {
+            // The table was pinned meanwhile by another caller, which holds the state lock.
             self.slots[to as usize].abandon_load();
-            self.freed(inner, to);
+            self.mark_free(inner, to);
             return Err(Errno::AGAIN);
         };
-        // Release: as in `load`.
+        // Release: the claims' words come before the bytes that follow, as in `load`. Pairs with
+        // the acquire fence in `read`.
         fence(Ordering::Release);
-        // SAFETY: two different slots of one cache. Nobody pins either of them: the source was lifted from pins = 0, the
-        // destination was taken; both are in state loading.
+        // SAFETY: two different slots of one cache. Nobody has either of them pinned: the source
+        // was claimed while it had no pins, and the destination was allocated. Both are in state
+        // loading.
         unsafe {
             let (from, to) = (self.tables.table(from), self.tables.table(to));
             copy_words(from, to, self.table_size());
         }
-        self.unindex(inner, from);
+        self.remove_from_index(inner, from);
         self.index.insert(offset, to);
         Counters::add(&self.counters.hits, before.hits() as usize + 1);
         self.slots[to as usize].finish_load();
         source.abandon_load();
-        self.freed(inner, from);
+        self.mark_free(inner, from);
         Ok(Step::Pinned(to))
     }
 
-    /// Fills a slot that is in state loading; no lock held. False: the table was discarded meanwhile.
-    fn load(&self, slot: u32, offset: u64, contents: Contents) -> Result<bool, Errno> {
+    /// Fills a slot that is in state loading. Returns false if the table was discarded meanwhile.
+    /// No lock held.
+    fn load(&self, slot: u32, offset: u64, fill: Fill) -> Result<bool, Errno> {
         let guard = LoadGuard {
             cache: self,
             slot,
-            from_storage: contents == Contents::Stored,
+            from_storage: fill == Fill::FromStorage,
             ended: false,
         };
-        // Release: the claim's word comes before the bytes that follow; pairs with the acquire fence in `read`.
+        // Release: the claim's word comes before the bytes that follow. Pairs with the acquire
+        // fence in `read`.
         fence(Ordering::Release);
         let table = self.tables.table(slot);
-        match contents {
-            Contents::Stored => {
-                // SAFETY: the slot's own memory; nobody else uses it in state loading but copying readers, which
-                // throw away what they copied.
+        match fill {
+            Fill::FromStorage => {
+                // SAFETY: the slot's own memory. In state loading nobody else uses it, except for
+                // readers that copy without a pin; they throw away what they copied.
                 let buf = unsafe { IoBuf::new(table.as_ptr(), self.table_size()) };
                 let storage: &Arc<dyn Storage> = &self.storage;
                 storage.preadv(offset, std::slice::from_ref(&buf))?;
             }
-            // SAFETY: as above.
-            Contents::Zero => unsafe { zero_words(table, self.table_size()) },
+            // SAFETY: see the other case.
+            Fill::Zeros => unsafe { zero_words(table, self.table_size()) },
         }
         Ok(guard.succeed())
     }
 }
 
-/// Ends a load, whatever way it ends: by success, by storage's error, or by a panic in a Rust storage.
+/// Ends a load, whether by success, by storage's error, or by a panic in a Rust storage.
 struct LoadGuard<'a> {
     cache: &'a Cache,
     slot: u32,
@@ -273,27 +292,27 @@ impl LoadGuard<'_> {
     fn end(&self, loaded: bool) -> bool {
         let cache = self.cache;
         let slot = &cache.slots[self.slot as usize];
-        let (kept, wakes) = {
+        let (resident, wakes) = {
             let mut inner = cache.lock_inner();
             inner.loading -= 1;
             if loaded && self.from_storage {
-                Counters::one_more_locked(&cache.counters.loads);
+                Counters::increment_locked(&cache.counters.loads);
             }
-            let kept = loaded && slot.finish_load();
-            if !kept {
-                // A discarded table left the index already, and `finish_load` freed its slot.
+            let resident = loaded && slot.finish_load();
+            if !resident {
+                // A discarded table left the index already. `finish_load` has freed its slot.
                 if !loaded && !slot.word().is_discarded() {
-                    cache.unindex(&mut inner, self.slot);
+                    cache.remove_from_index(&mut inner, self.slot);
                 }
                 if !loaded {
                     slot.abandon_load();
                 }
-                cache.freed(&mut inner, self.slot);
+                cache.mark_free(&mut inner, self.slot);
             }
-            (kept, Cache::ended(&mut inner, self.slot))
+            (resident, Cache::notify_waiters(&mut inner, self.slot))
         };
         wakes.wake();
-        kept
+        resident
     }
 }
 

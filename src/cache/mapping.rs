@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Anonymous memory straight from the kernel: zeros, page-aligned, resident where it is touched.
+//! Anonymous mappings from the kernel: page-aligned, filled with zeros; a page becomes resident
+//! when it is first touched.
 
 use std::ptr::NonNull;
 
-/// New memory; `None`: there is none, or no address space. `extra`: flags for `mmap` besides.
+/// Maps `bytes` bytes of new memory. `extra`: further `mmap` flags. `None`: the kernel has no
+/// memory or no address space left.
 pub(super) fn map(bytes: usize, extra: libc::c_int) -> Option<NonNull<u8>> {
     // SAFETY: a new anonymous mapping touches no memory that exists.
     let base = unsafe {
@@ -20,7 +22,7 @@ pub(super) fn map(bytes: usize, extra: libc::c_int) -> Option<NonNull<u8>> {
 }
 
 /// # Safety
-/// `base` and `bytes` are of one [`map`], which nobody uses any more.
+/// `base` and `bytes` describe a mapping that [`map`] made, and nobody uses it any more.
 pub(super) unsafe fn unmap(base: NonNull<u8>, bytes: usize) {
     // SAFETY: the caller's promise.
     unsafe { libc::munmap(base.as_ptr().cast(), bytes) };

@@ -3,59 +3,65 @@
 //!
 //! | file | subject |
 //! |---|---|
+//! | `get`, `fast_path` | gets; what nearly every get, put and read does, in a straight line |
+//! | `load` | the slow path of a get: wait, make room, load |
+//! | `read` | copies without a pin |
+//! | `pinned` | what the holder of a pin does: store, mark dirty, put |
 //! | `slot` | one slot's state, pins and version: the lock-free part |
 //! | `group`, `dirty` | bits that find slots without a scan |
 //! | `index` | offset → slot |
-//! | `at_once` | the hot paths, straight |
-//! | `load` | the slow way of a get: wait, make room, load |
-//! | `eviction` | which slot to use next |
+//! | `eviction`, `ghosts` | which slot to use next |
 //! | `writeback`, `dependency` | writing dirty tables, in order |
 //! | `discard`, `cleaning` | dropping tables |
-//! | `tables`, `zeroed`, `mapping` | memory: the tables', and what is kept about them |
+//! | `tables`, `words`, `zeroed`, `mapping` | memory: the tables', and what is kept about them |
 //! | `structure` | the structure lock |
+//! | `stats` | statistics |
 //!
-//! *Locks*: one structure lock a cache, held for short, never across a callback, a wake-up or a second cache's lock.
-//! Hits, puts, `mark_dirty`, `read` and `store` do not take it.
+//! *Locks*: each cache has one structure lock. It is held for a few µs, and never across a
+//! callback, a wake-up or another cache's lock. Hits, puts, `mark_dirty`, `read` and `store` do not
+//! take it.
 
-pub(crate) mod at_once;
 pub mod cleaning;
 pub mod dependency;
 pub mod dirty;
 pub mod discard;
 pub mod eviction;
+pub(crate) mod fast_path;
+pub(crate) mod get;
 pub mod ghosts;
 pub mod group;
 pub mod index;
 pub mod load;
 mod mapping;
+pub mod pinned;
+mod read;
 pub mod slot;
 mod stats;
 mod structure;
 pub mod tables;
+mod words;
 pub mod writeback;
 mod zeroed;
 
-use std::ptr::NonNull;
 use std::sync::Arc;
 
-use self::at_once::Missed;
 use self::dependency::Dependencies;
 use self::dirty::DirtySet;
-use self::eviction::Youth;
+use self::eviction::RecentArrivals;
 use self::ghosts::Ghosts;
 use self::group::Group;
 use self::index::Index;
-use self::load::{Access, Contents};
-use self::slot::{Put, Slot};
+use self::slot::Slot;
 use self::structure::StructureLock;
 use self::tables::Tables;
 use self::zeroed::{Zeroed, zeroed};
 use crate::error::{Errno, Error, Result};
 use crate::host::Host;
-use crate::primitives::{Apart, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence};
+use crate::primitives::{AtomicBool, AtomicU64, CachePadded, Mutex, MutexGuard, Ordering};
 use crate::storage::{Corruption, Storage};
-use crate::sync::wait_list::{Ticket, WaitList, Wakes};
+use crate::sync::wait_list::{WaitList, Waiter, WakeList};
 
+pub use self::pinned::Pinned;
 pub use self::stats::CacheStats;
 
 /// How a cache is made.
@@ -82,11 +88,11 @@ enum Wait {
 struct Inner {
     /// The clock hand: where the search for a victim goes on.
     hand: usize,
-    /// The same for tables on probation.
+    /// Where the search for a victim on probation goes on.
     probation_hand: usize,
-    /// Tables on probation.
+    /// How many tables are on probation.
     probation: usize,
-    youth: Youth,
+    recent_arrivals: RecentArrivals,
     /// No group below this one has a free slot.
     free_hint: usize,
     loading: usize,
@@ -98,7 +104,7 @@ struct Inner {
 
 #[derive(Default)]
 struct Counters {
-    /// Hits taken out of the slots' words.
+    /// Hits that were moved here from the slots' words.
     hits: AtomicU64,
     misses: AtomicU64,
     loads: AtomicU64,
@@ -116,8 +122,8 @@ impl Counters {
         }
     }
 
-    /// One more of what is counted under the structure lock alone.
-    fn one_more_locked(counter: &AtomicU64) {
+    /// Increments a counter that only changes under the structure lock.
+    fn increment_locked(counter: &AtomicU64) {
         counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 }
@@ -134,18 +140,18 @@ pub struct Cache {
     kind: i32,
     reserved: usize,
     poisoned: AtomicBool,
-    /// A state owns it: not to be destroyed by itself.
-    belongs_to_state: AtomicBool,
+    /// A state owns the cache: it must not be destroyed by itself.
+    is_owned_by_state: AtomicBool,
     storage: Arc<dyn Storage>,
     host: Arc<dyn Host>,
-    // Every miss writes to these; hits read what stands above, all of it constant.
-    inner: Apart<StructureLock<Inner>>,
-    dependencies: Apart<Mutex<Dependencies>>,
-    counters: Apart<Counters>,
+    // Every miss writes to the fields below. Hits read the fields above, most of them constant.
+    inner: CachePadded<StructureLock<Inner>>,
+    dependencies: CachePadded<Mutex<Dependencies>>,
+    counters: CachePadded<Counters>,
 }
 
 impl Cache {
-    /// A cache without a table in it. No table memory is resident before it is used.
+    /// Makes an empty cache. No table memory is resident before it is used.
     ///
     /// `EINVAL`: an option out of range; `ENOMEM`: no memory or address space.
     pub fn new(
@@ -173,22 +179,22 @@ impl Cache {
             kind,
             reserved,
             poisoned: AtomicBool::new(false),
-            belongs_to_state: AtomicBool::new(false),
+            is_owned_by_state: AtomicBool::new(false),
             storage,
             host,
-            inner: Apart(StructureLock::new(Inner {
+            inner: CachePadded(StructureLock::new(Inner {
                 hand: 0,
                 probation_hand: 0,
                 probation: 0,
-                youth: Youth::new(tables)?,
+                recent_arrivals: RecentArrivals::new(tables)?,
                 free_hint: 0,
                 loading: 0,
                 releasing: 0,
                 writing: Vec::new(),
                 waiters: WaitList::default(),
             })),
-            dependencies: Apart(Mutex::new(Dependencies::default())),
-            counters: Apart(Counters::default()),
+            dependencies: CachePadded(Mutex::new(Dependencies::default())),
+            counters: CachePadded(Counters::default()),
         }))
     }
 
@@ -202,264 +208,21 @@ impl Cache {
         self.tables.table_size()
     }
 
-    /// Pins the table at `offset` and gives access to it, loading it if need be. State lock held by the caller.
-    ///
-    /// `EBUSY`: every slot is truly pinned. `EINVAL`: offset 0. `EIO`: an offset that is no multiple of the table size
-    /// (storage's `corruption` was called), or a poisoned cache. Others are storage's: of the load, or of the write
-    /// of a dirty table that had to make room.
-    pub async fn get(&self, offset: u64) -> core::result::Result<Pinned<'_>, Errno> {
-        self.get_with(offset, Contents::Stored, Access::Locked)
-            .await
+    /// A state takes the cache over: it must not be destroyed by itself.
+    pub fn set_owned_by_state(&self) {
+        self.is_owned_by_state.store(true, Ordering::Relaxed);
     }
 
-    /// As [`Cache::get`] for a table that is about to be written whole: nothing is read. An absent table enters filled with
-    /// zeros, a resident one comes as it is.
-    pub async fn get_empty(&self, offset: u64) -> core::result::Result<Pinned<'_>, Errno> {
-        self.get_with(offset, Contents::Zero, Access::Locked).await
+    /// Whether a state owns the cache.
+    pub fn is_owned_by_state(&self) -> bool {
+        self.is_owned_by_state.load(Ordering::Relaxed)
     }
 
-    /// As [`Cache::get`], without the state lock: hits, and loads that need no write-back. `EAGAIN`: take the lock and
-    /// use `get`.
-    pub async fn get_unlocked(&self, offset: u64) -> core::result::Result<Pinned<'_>, Errno> {
-        self.get_with(offset, Contents::Stored, Access::Unlocked)
-            .await
-    }
-
-    /// Pins a resident table. `EAGAIN`: it is not resident, not without doubt, or in a slot that is reserved for those who
-    /// hold the state lock. Never waits, takes no lock.
-    #[inline]
-    pub fn try_get(&self, offset: u64) -> core::result::Result<Pinned<'_>, Errno> {
-        let hit = self.hit_for(offset, Access::Unlocked);
-        hit.ok_or_else(|| self.why_not_resident(offset))
-    }
-
-    /// What [`Cache::try_get`] says when there was no hit.
-    pub(crate) fn why_not_resident(&self, offset: u64) -> Errno {
-        self.check_offset(offset).err().unwrap_or(Errno::AGAIN)
-    }
-
-    async fn get_with(
-        &self,
-        offset: u64,
-        contents: Contents,
-        access: Access,
-    ) -> core::result::Result<Pinned<'_>, Errno> {
-        if let Some(pinned) = self.hit_for(offset, access) {
-            return Ok(pinned);
-        }
-        let mut missed = false;
-        if let Some(pinned) = self.get_without_wait(offset, contents, access, &mut missed)? {
-            return Ok(pinned);
-        }
-        self.get_slow(offset, contents, access, missed).await
-    }
-
-    /// The lock-free hit: look up, pin, look at the offset again. Unlocked callers do not pin a reserved slot, not even for a
-    /// moment: a locked get could find nothing but pinned slots then.
-    pub fn hit_for(&self, offset: u64, access: Access) -> Option<Pinned<'_>> {
-        match self.hit_at_once(offset, access) {
-            Ok((slot, is_news)) => {
-                if is_news {
-                    self.note_hit(slot);
-                }
-                Some(Pinned { cache: self, slot })
-            }
-            Err(missed) => self.hit_at_length(missed, offset, access),
-        }
-    }
-
-    /// The hit with every case considered, for [`Cache::hit_for`] and whoever has tried [`Cache::hit_at_once`].
-    pub(crate) fn hit_at_length(
-        &self,
-        missed: Missed,
-        offset: u64,
-        access: Access,
-    ) -> Option<Pinned<'_>> {
-        match missed {
-            Missed::Absent => return None,
-            Missed::Another(slot) => self.put_other(slot),
-            Missed::Further => {}
-        }
-        let slot_number = self.find_unlocked(offset)?;
-        if access == Access::Unlocked && self.is_reserved(slot_number) {
-            return None;
-        }
-        let slot = self.slot(slot_number);
-        if self.is_poisoned() || !slot.pin(&self.counters.hits) {
-            return None;
-        }
-        let pinned = Pinned {
-            cache: self,
-            slot: slot_number,
-        };
-        #[cfg(not(feature = "unsound-no-pin-recheck"))]
-        if slot.offset() != offset {
-            // The slot went to another table between the lookup and the pin. `pinned` gives its pin back.
-            return None;
-        }
-        self.note_hit(slot_number);
-        Some(pinned)
-    }
-
-    /// Gives back the pin on a slot that turned out to hold another table.
-    fn put_other(&self, number: u32) {
-        let given_back = self.put_slot(number);
-        debug_assert!(given_back.is_ok(), "somebody else put this pin");
-    }
-
-    fn find_unlocked(&self, offset: u64) -> Option<u32> {
-        self.index
-            .find(offset, |slot| self.slot(slot).offset() == offset)
-    }
-
-    /// Copies `buf.len()` bytes from byte `at` of a resident table; no lock, no pin, never waits. Each aligned 8-byte word
-    /// is read atomically, all of them from that table.
-    ///
-    /// `EAGAIN`: not resident, or it left while it was being copied; `buf` may have been written to then. `EINVAL`: `at` or the length
-    /// not a multiple of 8, or beyond the table.
-    pub fn read(&self, offset: u64, at: usize, buf: &mut [u8]) -> core::result::Result<(), Errno> {
-        if let Ok(buf) = <&mut [u8; 8]>::try_from(&mut *buf) {
-            if let Some((word, number, is_news)) = self.read_at_once(offset, at) {
-                *buf = word.to_ne_bytes();
-                if is_news {
-                    self.note_hit(number);
-                }
-                return Ok(());
-            }
-        }
-        self.read_at_length(offset, at, buf)
-    }
-
-    /// [`Cache::read`] with every case considered, for it and whoever has tried [`Cache::read_at_once`].
-    pub(crate) fn read_at_length(
-        &self,
-        offset: u64,
-        at: usize,
-        buf: &mut [u8],
-    ) -> core::result::Result<(), Errno> {
-        let fits = at
-            .checked_add(buf.len())
-            .is_some_and(|end| end <= self.table_size());
-        if (at | buf.len()) % 8 != 0 || !fits {
-            return Err(Errno::INVAL);
-        }
-        let Some(slot_number) = self.find_unlocked(offset) else {
-            self.check_offset(offset)?;
-            return Err(Errno::AGAIN);
-        };
-        let slot = self.slot(slot_number);
-        let before = slot.word();
-        if !before.is_readable() || slot.offset() != offset || self.is_poisoned() {
-            self.check_poison()?;
-            return Err(Errno::AGAIN);
-        }
-        let table = self.tables.table(slot_number);
-        for (i, out) in buf.chunks_exact_mut(8).enumerate() {
-            // SAFETY: inside the table, and 8-aligned as tables and `at` are.
-            let word = unsafe { load_word(table, at + i * 8) };
-            out.copy_from_slice(&word.to_ne_bytes());
-        }
-        let is_it = slot.offset() == offset;
-        // Acquire: the loads above come before the second look. If one of them saw bytes or the offset of the slot's next table, this look
-        // sees that the claim for it came first: the claim's word precedes the offset (`Slot::enter`) and those bytes (release fence in
-        // `load`). So bytes and offset are of one table.
-        fence(Ordering::Acquire);
-        if !is_it || !slot.word().is_same_table(before) {
-            return Err(Errno::AGAIN);
-        }
-        self.note_hit(slot_number);
-        Ok(())
-    }
-
-    /// The slot that the pinned table at `table` lies in. `EINVAL`: not the address of a table of this cache, or one
-    /// that nobody pins.
-    fn pinned_slot(&self, table: usize) -> core::result::Result<u32, Errno> {
-        let slot = self.tables.slot_of(table).ok_or(Errno::INVAL)?;
-        if self.slot(slot).word().pins() == 0 {
-            return Err(Errno::INVAL);
-        }
-        Ok(slot)
-    }
-
-    /// Gives back the pin on the table at the address `table`. `EINVAL`: a foreign or unpinned table. `EIO`: poisoned; the pin
-    /// is given back all the same. Any thread; takes the structure lock only for the last pin of a discarded table.
-    pub fn put(&self, table: usize) -> core::result::Result<(), Errno> {
-        if self.put_at_once(table) {
-            return Ok(());
-        }
-        self.put_at_length(table)
-    }
-
-    /// [`Cache::put`] with every case considered, for it and whoever has tried [`Cache::put_at_once`].
-    pub(crate) fn put_at_length(&self, table: usize) -> core::result::Result<(), Errno> {
-        let slot = self.tables.slot_of(table).ok_or(Errno::INVAL)?;
-        self.put_slot(slot)?;
-        self.check_poison()
-    }
-
-    fn put_slot(&self, slot: u32) -> core::result::Result<(), Errno> {
-        match self.slot(slot).put() {
-            Put::Done => Ok(()),
-            Put::NotPinned => Err(Errno::INVAL),
-            Put::LastOfDiscarded => {
-                self.reclaim(slot);
-                Ok(())
-            }
-        }
-    }
-
-    /// Marks the pinned table at the address `table` dirty. Call it after the change, or hold the state lock over both. `EINVAL`: a
-    /// foreign or unpinned table. Any thread, no lock.
-    pub fn mark_dirty(&self, table: usize) -> core::result::Result<(), Errno> {
-        let slot = self.pinned_slot(table)?;
-        self.check_poison()?;
-        if !self.slot(slot).mark_dirty() {
-            return Err(Errno::INVAL);
-        }
-        self.dirty.insert(&self.groups, slot);
-        Ok(())
-    }
-
-    /// Stores eight bytes, as they are in memory, at byte `at` of the pinned table at the address `table`, atomically. `EINVAL`: `at`
-    /// not a multiple of 8 or beyond the table; a foreign or unpinned table. Any thread, no lock.
-    pub fn store(&self, table: usize, at: usize, value: u64) -> core::result::Result<(), Errno> {
-        let slot = self.pinned_slot(table)?;
-        self.check_poison()?;
-        if !self.tables.is_entry(at) {
-            return Err(Errno::INVAL);
-        }
-        // SAFETY: inside the table, 8-aligned.
-        unsafe { store_word(self.tables.table(slot), at, value) };
-        Ok(())
-    }
-
-    /// The address of the resident table at `offset`, without a pin: only good for [`Cache::discard_table`].
-    pub fn table_at(&self, offset: u64) -> core::result::Result<Option<NonNull<u8>>, Errno> {
-        self.check_offset(offset)?;
-        let is_resident = |slot: &u32| self.slots[*slot as usize].word().is_readable();
-        let unlocked = self.find_unlocked(offset).filter(is_resident);
-        let found = unlocked.or_else(|| {
-            // What was not found without the lock may have been in motion.
-            let _inner = self.lock_inner();
-            self.find_unlocked(offset).filter(is_resident)
-        });
-        Ok(found.map(|slot| self.tables.table(slot)))
-    }
-
-    /// A state takes it over.
-    pub fn give_to_state(&self) {
-        self.belongs_to_state.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether a state owns it.
-    pub fn belongs_to_state(&self) -> bool {
-        self.belongs_to_state.load(Ordering::Relaxed)
-    }
-
-    /// An internal panic happened: nothing is ever written again, every call says `EIO`.
+    /// Marks the cache as damaged by an internal panic: nothing is ever written again, and every call
+    /// fails with `EIO`.
     pub fn poison(&self) {
         self.poisoned.store(true, Ordering::Release);
-        // Whoever waits for what will not end any more looks at the flag instead.
+        // What the waiters wait for may never end now: they look at the flag instead.
         let wakes = self.lock_inner().waiters.notify(|_| true);
         wakes.wake();
     }
@@ -477,19 +240,20 @@ impl Cache {
         Ok(())
     }
 
-    /// Bad offsets; calls storage's `corruption`, so no lock may be held.
+    /// `EINVAL`: offset 0. `EIO`: not a multiple of the table size, or poisoned. Calls storage's
+    /// `corruption`, so no lock may be held.
     #[inline]
     fn check_offset(&self, offset: u64) -> core::result::Result<(), Errno> {
         self.check_poison()?;
         if offset == 0 || offset & (self.table_size() as u64 - 1) != 0 {
-            return Err(self.refuse(offset));
+            return Err(self.report_bad_offset(offset));
         }
         Ok(())
     }
 
     #[cold]
     #[inline(never)]
-    fn refuse(&self, offset: u64) -> Errno {
+    fn report_bad_offset(&self, offset: u64) -> Errno {
         if offset == 0 {
             return Errno::INVAL;
         }
@@ -505,8 +269,8 @@ impl Cache {
         slot as usize >= self.slots.len() - self.reserved
     }
 
-    /// Whether the processor has to be told what will be wanted next: with fewer slots, everything about them is near enough (40 bytes a
-    /// slot: 160 KiB).
+    /// Whether prefetching pays. Smaller caches' metadata (40 bytes a slot: 160 KiB) stays in the
+    /// processor's caches anyway.
     fn wants_prefetch(&self) -> bool {
         self.slots.len() >= 4096
     }
@@ -515,49 +279,58 @@ impl Cache {
         self.slot(slot).offset()
     }
 
+    /// The slot that the index has for `offset`. Without the structure lock, `None` is not final.
+    fn find_unlocked(&self, offset: u64) -> Option<u32> {
+        self.index
+            .find(offset, |slot| self.slot(slot).offset() == offset)
+    }
+
     /// Takes `slot`'s entry out of the index. Structure lock held.
-    fn unindex(&self, _inner: &mut Inner, slot: u32) -> bool {
+    fn remove_from_index(&self, _inner: &mut Inner, slot: u32) -> bool {
         self.index
             .remove(self.offset_of(slot), slot, |s| self.offset_of(s))
     }
 
     /// Bookkeeping for a slot that became free. Structure lock held.
-    fn freed(&self, inner: &mut Inner, slot: u32) {
+    fn mark_free(&self, inner: &mut Inner, slot: u32) {
         let (group, bit) = group::place(slot);
-        self.all_freed(inner, group, bit);
+        self.mark_group_free(inner, group, bit);
     }
 
-    /// The same for slots of one group.
-    fn all_freed(&self, inner: &mut Inner, group: usize, bits: u64) {
-        inner.probation -= self.groups[group].leave(bits);
+    /// Bookkeeping for slots of one group that became free. Structure lock held.
+    fn mark_group_free(&self, inner: &mut Inner, group: usize, bits: u64) {
+        inner.probation -= self.groups[group].free(bits);
         inner.free_hint = inner.free_hint.min(group);
     }
 
-    /// Those who wait for `slot`, or for any. Structure lock held; wake them without it.
+    /// Takes the waiters for `slot`, and those for any slot, off the list. Structure lock held; wake
+    /// them without it.
     #[inline]
-    fn ended(inner: &mut Inner, slot: u32) -> Wakes {
+    fn notify_waiters(inner: &mut Inner, slot: u32) -> WakeList {
         inner
             .waiters
             .notify(|wait| *wait == Wait::Any || *wait == Wait::Slot(slot))
     }
 
-    fn wait_for(inner: &mut Inner, wait: Wait) -> Ticket {
-        inner.waiters.enrol(wait)
+    fn register_waiter(inner: &mut Inner, wait: Wait) -> Waiter {
+        inner.waiters.register(wait)
     }
 
-    /// Frees the slot if its table was discarded and nobody pins or writes it any more. Structure lock held.
-    fn reclaim_locked(&self, inner: &mut Inner, slot: u32) {
-        if let Some(before) = self.slots[slot as usize].reclaim() {
+    /// Frees the slot if its table was discarded and is neither pinned nor written any more. Structure
+    /// lock held.
+    fn free_discarded_locked(&self, inner: &mut Inner, slot: u32) {
+        if let Some(before) = self.slots[slot as usize].free_discarded() {
             Counters::add(&self.counters.hits, before.hits() as usize);
-            self.freed(inner, slot);
+            self.mark_free(inner, slot);
         }
     }
 
-    fn reclaim(&self, slot: u32) {
+    /// [`Cache::free_discarded_locked`], then wakes the waiters. Takes the structure lock.
+    fn free_discarded(&self, slot: u32) {
         let wakes = {
             let mut inner = self.lock_inner();
-            self.reclaim_locked(&mut inner, slot);
-            Self::ended(&mut inner, slot)
+            self.free_discarded_locked(&mut inner, slot);
+            Self::notify_waiters(&mut inner, slot)
         };
         wakes.wake();
     }
@@ -598,116 +371,5 @@ impl CacheOptions {
             ));
         }
         Ok(())
-    }
-}
-
-/// # Safety
-/// `at + 8` bytes from `table` are inside one mapping, 8-aligned.
-#[inline]
-unsafe fn load_word(table: NonNull<u8>, at: usize) -> u64 {
-    #[cfg(any(loom, shuttle))]
-    if let Some(value) = crate::model::load(table.as_ptr() as usize + at) {
-        return value;
-    }
-    // SAFETY: the caller's promise.
-    unsafe { word_at(table, at) }.load(core::sync::atomic::Ordering::Relaxed)
-}
-
-/// # Safety
-/// As [`load_word`].
-unsafe fn store_word(table: NonNull<u8>, at: usize, value: u64) {
-    #[cfg(any(loom, shuttle))]
-    if crate::model::store(table.as_ptr() as usize + at, value, Ordering::Release) {
-        return;
-    }
-    // SAFETY: the caller's promise. Release: what the writer did before is visible to a reader that sees the value and
-    // acquires (the fence in `read`).
-    unsafe { word_at(table, at) }.store(value, core::sync::atomic::Ordering::Release);
-}
-
-/// Fills a table with zeros, word by word: somebody who copies without a pin may still be reading what was there before, and throws it away.
-///
-/// # Safety
-/// `bytes`, a multiple of 8, from `table` are inside one mapping, 8-aligned, and nobody has the table pinned.
-unsafe fn zero_words(table: NonNull<u8>, bytes: usize) {
-    for at in (0..bytes).step_by(8) {
-        // SAFETY: the caller's promise. Relaxed: the load's end publishes them.
-        unsafe { word_at(table, at) }.store(0, core::sync::atomic::Ordering::Relaxed);
-    }
-    #[cfg(any(loom, shuttle))]
-    crate::model::zero(table);
-}
-
-/// Copies a table to another one, likewise.
-///
-/// # Safety
-/// As [`zero_words`], for both.
-unsafe fn copy_words(from: NonNull<u8>, to: NonNull<u8>, bytes: usize) {
-    for at in (0..bytes).step_by(8) {
-        // SAFETY: the caller's promise. Relaxed: as above.
-        unsafe {
-            let word = word_at(from, at).load(core::sync::atomic::Ordering::Relaxed);
-            word_at(to, at).store(word, core::sync::atomic::Ordering::Relaxed);
-        }
-    }
-    #[cfg(any(loom, shuttle))]
-    crate::model::copy(from, to);
-}
-
-/// core's atomics, since a model checker's do not live in table memory.
-///
-/// # Safety
-/// `at + 8` bytes from `table` are inside one mapping, 8-aligned, and stay mapped as long as the result is used.
-#[inline(always)]
-unsafe fn word_at<'a>(table: NonNull<u8>, at: usize) -> &'a core::sync::atomic::AtomicU64 {
-    // SAFETY: the caller's promise. Whoever changes these bytes at the same time does so atomically, or is a load from storage, whose
-    // bytes are thrown away by the second look of who sees them.
-    unsafe { table.add(at).cast().as_ref() }
-}
-
-/// A pinned table: it neither moves nor changes its offset. Dropping it gives the pin back.
-pub struct Pinned<'a> {
-    cache: &'a Cache,
-    slot: u32,
-}
-
-impl Pinned<'_> {
-    /// Where the table's bytes are, [`Cache::table_size`] of them.
-    pub fn as_ptr(&self) -> NonNull<u8> {
-        self.cache.pinned_table(self.slot)
-    }
-
-    /// Gives up the guard but keeps the pin, for [`Cache::put`].
-    pub fn into_ptr(self) -> NonNull<u8> {
-        let table = self.as_ptr();
-        std::mem::forget(self);
-        table
-    }
-
-    /// The eight bytes at byte `at`, atomically.
-    ///
-    /// # Panics
-    /// If `at` is not a multiple of 8 inside the table.
-    pub fn load(&self, at: usize) -> u64 {
-        assert!(self.cache.tables.is_entry(at));
-        // SAFETY: checked just above.
-        unsafe { load_word(self.as_ptr(), at) }
-    }
-
-    /// Stores eight bytes at byte `at`, atomically; see [`Cache::store`].
-    pub fn store(&self, at: usize, value: u64) -> core::result::Result<(), Errno> {
-        self.cache.store(self.as_ptr().as_ptr() as usize, at, value)
-    }
-
-    /// See [`Cache::mark_dirty`].
-    pub fn mark_dirty(&self) -> core::result::Result<(), Errno> {
-        self.cache.mark_dirty(self.as_ptr().as_ptr() as usize)
-    }
-}
-
-impl Drop for Pinned<'_> {
-    fn drop(&mut self) {
-        let given_back = self.cache.put_slot(self.slot);
-        debug_assert!(given_back.is_ok(), "somebody else put this pin");
     }
 }

@@ -1,27 +1,40 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! One slot's state: a word that pins change by compare-and-swap, and the offset of the table it holds.
+//! One slot's state: a word that pins change by compare-and-swap, and the offset of the slot's
+//! table.
 //!
-//! The word, from the low end: version (24 bits, +1 whenever the slot's identity ends), state (2), flags (3), hits not yet counted elsewhere
-//! (14), pins (20, at the top, so that arithmetic on them cannot reach a neighbour). What a copy without a pin looks at is in the lower half.
+//! The word holds, from its low end:
+//!
+//! | bits | hold |
+//! |---|---|
+//! | 24 | version: +1 at every transition that ends what the slot held (`Word::next`) |
+//! | 2 | state |
+//! | 3 | flags: `DIRTY`, `WRITING`, `DISCARDED` |
+//! | 1 | nothing |
+//! | 14 | hits that are not yet counted elsewhere |
+//! | 20 | pins: at the top, so that arithmetic on them cannot reach another field |
+//!
+//! What a copy without a pin looks at is in the lower half.
 //!
 //! | state | pin | put | claim (eviction, cleaning) | load ends | write begins / ends | discard |
 //! |---|---|---|---|---|---|---|
-//! | free | no | error | → loading (allocation) | | | |
+//! | free | no | error | → loading (allocation) or releasing (cleaning) | | | |
 //! | loading | no | error | no | → resident, 1 pin; or → free | | flag `DISCARDED`; → free when the load ends |
-//! | resident, clean | +1 | −1 | pins 0: → loading or releasing | | | pins 0: → free; else flag `DISCARDED` |
-//! | resident, dirty | +1 | −1 | no | | −`DIRTY` +`WRITING` / | as clean; `DIRTY` goes |
-//! | resident, writing | +1 | −1 | no | | / −`WRITING`, failed: +`DIRTY` | flag `DISCARDED` |
+//! | resident, clean | +1 | −1 | pins 0: → loading (eviction, move) or free (cleaning) | | | pins 0: → free; else flag `DISCARDED` |
+//! | resident, dirty | +1 | −1 | no | | −`DIRTY` +`WRITING` / | pins 0: → free; else flag `DISCARDED`, −`DIRTY` |
+//! | resident, writing | +1 | −1 | no | | / −`WRITING`, failed: +`DIRTY` | flag `DISCARDED`, −`DIRTY` |
 //! | resident, discarded | no | −1; the last → free | no | | / the last of pins and writing → free | |
-//! | releasing | no | error | → free | | | |
+//! | releasing | no | error | → free when the release ends | | | |
 //!
-//! Pin, put and mark_dirty take no lock. All else happens under the cache's structure lock, so that these transitions
-//! race only with the three lock-free ones. Those leave a slot that is free, loading or releasing as it is (there is no pin in it, and none
-//! to be had), so that transitions *from* these states are a load and a store; all others are compare-and-swaps.
+//! Pin, put and mark_dirty take no lock. All other transitions happen under the cache's structure
+//! lock, so they race only with these three. A slot that is free, loading or releasing has no pin
+//! and cannot get one, and the three lock-free operations do not change its word. Therefore
+//! transitions *from* these states are a load and a store; all others are compare-and-swaps.
 //!
-//! Why a pin is safe: the offset changes only in `loading`, which is entered from pins = 0 by a compare-and-swap. A pin is
-//! a compare-and-swap on the same word in state `resident`. So one of the two comes first: the pin, and the claim
-//! fails; or the claim, and the pin fails or lands on the slot's *next* resident table. The latter is why the offset
-//! is looked at again after the pin, and not before only.
+//! Why a pin is safe: the offset changes only in state `loading`, which a resident slot enters only
+//! with pins = 0, by a compare-and-swap. A pin is a compare-and-swap on the same word in state
+//! `resident`. So one of the two comes first. If it is the pin, the claim fails. If it is the
+//! claim, the pin fails or lands on the slot's *next* resident table. Because of the latter, the
+//! offset has to be looked at after the pin, and not only before it.
 
 use crate::primitives::{AtomicU64, Ordering};
 
@@ -46,7 +59,7 @@ const PIN: u64 = 1 << PINS_SHIFT;
 const PINS_MASK: u64 = u64::MAX << PINS_SHIFT;
 const PINS_MAX: u64 = (1 << (64 - PINS_SHIFT)) - 1;
 const PINS_HALF: u64 = 1 << 63;
-/// The field's upper bit: once it is set, the next pin counts the hits elsewhere.
+/// The field's upper bit. Once it is set, the next pin moves the hits to the cache's counter.
 const HITS_HALF: u64 = 1 << (HITS_SHIFT + HITS_BITS - 1);
 
 /// A slot's word as it was at one moment.
@@ -58,17 +71,17 @@ impl Word {
         self.0 & STATE_MASK
     }
 
-    /// How many pins.
+    /// Number of pins.
     pub fn pins(self) -> u64 {
         self.0 >> PINS_SHIFT
     }
 
-    /// Hits since they were last taken.
+    /// Hits since the field was last emptied.
     pub fn hits(self) -> u64 {
         (self.0 & HITS_MASK) >> HITS_SHIFT
     }
 
-    /// Holds a table that the index leads to or led to.
+    /// Holds a table that is in the index, or was until it was discarded.
     pub fn is_resident(self) -> bool {
         self.state() == RESIDENT
     }
@@ -78,12 +91,12 @@ impl Word {
         self.state() == LOADING
     }
 
-    /// Its memory is being given back.
+    /// Its memory is being released to the kernel.
     pub fn is_releasing(self) -> bool {
         self.state() == RELEASING
     }
 
-    /// Changed since it was read or last written.
+    /// Changed since it was loaded or last written.
     pub fn is_dirty(self) -> bool {
         self.0 & DIRTY != 0
     }
@@ -93,12 +106,12 @@ impl Word {
         self.0 & WRITING != 0
     }
 
-    /// Left the index while it was pinned, loading or being written.
+    /// Left the index while it was pinned, being loaded or being written.
     pub fn is_discarded(self) -> bool {
         self.0 & DISCARDED != 0
     }
 
-    /// May be read without a pin, and pinned.
+    /// May be pinned, and read without a pin.
     pub fn is_readable(self) -> bool {
         self.0 & (STATE_MASK | DISCARDED) == RESIDENT
     }
@@ -108,12 +121,12 @@ impl Word {
         self.0 & (STATE_MASK | DIRTY | WRITING | DISCARDED | PINS_MASK) == RESIDENT
     }
 
-    /// Whether the table that was there `before`, and readable, still is both.
+    /// Whether the table that was readable in `before` is still there and still readable.
     pub fn is_same_table(self, before: Word) -> bool {
         (self.0 ^ before.0) & (VERSION_MASK | STATE_MASK | DISCARDED) == 0
     }
 
-    /// The slot's next identity: version + 1, no pins, no flags, no hits.
+    /// The word for what the slot holds next: version + 1, no pins, no flags, no hits.
     fn next(self, state: u64) -> Word {
         Word((self.0.wrapping_add(1) & VERSION_MASK) | state)
     }
@@ -125,10 +138,11 @@ impl Word {
 
 /// What a put found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Put {
+pub enum UnpinResult {
     /// One pin less.
-    Done,
-    /// One pin less, and the table was discarded meanwhile: [`Slot::reclaim`] it under the structure lock.
+    Unpinned,
+    /// One pin less. It was the last one of a discarded table: call [`Slot::free_discarded`] under
+    /// the structure lock.
     LastOfDiscarded,
     /// There was no pin.
     NotPinned,
@@ -139,7 +153,7 @@ pub enum Put {
 pub enum Discard {
     /// The slot is free.
     Freed,
-    /// The slot is free once the last pin, the load or the write ends.
+    /// The slot will be free when the last pin, the load or the write ends.
     Deferred,
 }
 
@@ -151,24 +165,26 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// The word now. Acquire: what the load that made it resident wrote is visible.
+    /// The word now. Acquire: what the load wrote that made the table resident is visible.
     pub fn word(&self) -> Word {
         Word(self.word.load(Ordering::Acquire))
     }
 
-    /// The offset of the table that the slot holds or is loading; anything in a free slot. Relaxed: what is decided by it is decided after
-    /// a pin or a claim, whose acquire orders it; or before an acquire fence and another look at the word.
+    /// The offset of the table that the slot holds or is loading; any value in a free slot.
+    /// Relaxed: a decision that is based on it follows a pin or a claim, whose acquire orders it;
+    /// or it follows an acquire fence and another look at the word.
     pub fn offset(&self) -> u64 {
         self.offset.load(Ordering::Relaxed)
     }
 
-    /// What nearly every pin finds, in a straight line: resident, room for a pin and a hit, nobody in between. False is no answer: see
-    /// [`Slot::pin`].
+    /// The fast path of [`Slot::pin`]: a resident table, room for a pin and a hit, no race. Returns
+    /// false if the fast path cannot decide; call [`Slot::pin`] then.
     #[inline(always)]
-    pub fn pin_at_once(&self) -> bool {
+    pub fn pin_fast(&self) -> bool {
         let word = self.word();
-        // The upper bits of both counters stand for "full", so that one look tells everything. `pin` empties the hits then: it is
-        // one pin in 2^13 that goes that way. Pins in their thousands are no hot path.
+        // The upper bits of both counters stand for "full", so that one test covers everything.
+        // `pin` then empties the hits: one pin in about 2^13 takes that path. A table with 2^19
+        // pins at a time is no case for a fast path.
         if word.0 & (STATE_MASK | DISCARDED | HITS_HALF | PINS_HALF) != RESIDENT {
             return false;
         }
@@ -180,8 +196,9 @@ impl Slot {
         change.is_ok()
     }
 
-    /// Pins whatever table is resident, and counts a hit; lock-free. The caller looks at [`Slot::offset`] afterwards.
-    /// `spill` receives the hits when their field is half full.
+    /// Pins the slot's table if it is readable, and counts a hit. Lock-free. Returns whether it
+    /// did. The caller looks at [`Slot::offset`] afterwards. `spill` receives the hits when their
+    /// field is half full.
     #[inline]
     pub fn pin(&self, spill: &AtomicU64) -> bool {
         let mut word = self.word();
@@ -192,8 +209,9 @@ impl Slot {
             } else {
                 word.0 + HIT
             };
-            // Acquire pairs with the release of the load's end: offset and contents of this table are visible.
-            // Release is for the next claimer (see `put`); the pin itself publishes nothing.
+            // Acquire pairs with the release at the end of the load: offset and contents of this
+            // table are visible. Release is for the next claim (see `unpin`); the pin itself
+            // publishes nothing.
             match self.word.compare_exchange_weak(
                 word.0,
                 counted + PIN,
@@ -212,14 +230,15 @@ impl Slot {
         false
     }
 
-    /// [`Slot::put`] of a plain word, in a straight line. False is no answer.
+    /// The fast path of [`Slot::unpin`]. Returns false if the fast path cannot decide; call
+    /// [`Slot::unpin`] then.
     #[inline(always)]
-    pub fn put_at_once(&self) -> bool {
+    pub fn unpin_fast(&self) -> bool {
         let word = Word(self.word.load(Ordering::Relaxed));
         if word.pins() == 0 || word.is_discarded() {
             return false;
         }
-        // Orderings: see `put`.
+        // Orderings: see `unpin`.
         let change = self.word.compare_exchange_weak(
             word.0,
             word.0 - PIN,
@@ -229,37 +248,43 @@ impl Slot {
         change.is_ok()
     }
 
-    /// Gives one pin back; lock-free. A put too many changes nothing, not even for a moment.
+    /// Removes one pin. Lock-free. A put without a pin changes nothing, not even temporarily.
     #[inline]
-    pub fn put(&self) -> Put {
+    pub fn unpin(&self) -> UnpinResult {
         let mut word = Word(self.word.load(Ordering::Relaxed));
         loop {
             if word.pins() == 0 {
-                return Put::NotPinned;
+                return UnpinResult::NotPinned;
             }
-            // Release pairs with the acquire of the claim: what was done under the pin happened before the slot's reuse.
+            // Release pairs with the acquire of the claim: what was done under the pin happened
+            // before the slot's reuse.
             match self.word.compare_exchange_weak(
                 word.0,
                 word.0 - PIN,
                 Ordering::Release,
                 Ordering::Relaxed,
             ) {
-                Ok(_) if word.pins() == 1 && word.is_discarded() => return Put::LastOfDiscarded,
-                Ok(_) => return Put::Done,
+                Ok(_) if word.pins() == 1 && word.is_discarded() => {
+                    return UnpinResult::LastOfDiscarded;
+                }
+                Ok(_) => return UnpinResult::Unpinned,
                 Err(now) => word = Word(now),
             }
         }
     }
 
-    /// Whether the table is dirty, in the one order of all `mark_dirty`s and changes of the dirty set.
-    pub fn is_dirty_in_order(&self) -> bool {
+    /// Whether the table is dirty, in the single total order of all calls of `mark_dirty` and all
+    /// changes of the dirty set.
+    pub fn is_dirty_seq_cst(&self) -> bool {
         Word(self.word.load(Ordering::SeqCst)).is_dirty()
     }
 
-    /// Marks a pinned table dirty; lock-free. False if nobody pins it.
+    /// Marks a pinned table dirty. Lock-free. Returns false if nobody has it pinned.
     ///
-    /// Always a read-modify-write, also if the flag is set already: it orders the caller's change of the table before
-    /// it. A write-back either clears the flag after this (its acquire sees the change) or before (the flag is set again).
+    /// Unless the table was discarded, this is always a read-modify-write, even if the flag is set
+    /// already: it orders the caller's change of the table before it. If a write-back clears the
+    /// flag after this, its acquire sees the change. If it clears the flag before this, this sets
+    /// the flag again.
     pub fn mark_dirty(&self) -> bool {
         let mut word = self.word();
         loop {
@@ -270,7 +295,7 @@ impl Slot {
                 // Nobody will write it.
                 return true;
             }
-            // Sequentially consistent for `DirtySet::settle`.
+            // Sequentially consistent for `DirtySet::clear_stale`.
             match self.word.compare_exchange_weak(
                 word.0,
                 word.0 | DIRTY,
@@ -283,11 +308,12 @@ impl Slot {
         }
     }
 
-    fn change(&self, mut to: impl FnMut(Word) -> Option<Word>) -> Option<Word> {
+    fn update(&self, mut to: impl FnMut(Word) -> Option<Word>) -> Option<Word> {
         let mut word = self.word();
         loop {
             let next = to(word)?;
-            // Acquire pairs with `put`; release with `pin` and `word`.
+            // Acquire pairs with the release of `unpin`; release pairs with the acquire of `pin`
+            // and `word`.
             match self.word.compare_exchange_weak(
                 word.0,
                 next.0,
@@ -300,62 +326,63 @@ impl Slot {
         }
     }
 
-    /// The next word of a slot that is free, loading or releasing, which nobody changes without the structure lock. Returns the word
-    /// before. Structure lock held.
-    fn change_idle(&self, to: impl FnOnce(Word) -> Word) -> Word {
-        // Relaxed: whoever stored it held the lock, too.
+    /// Changes the word of a slot that is free, loading or releasing. Nobody else changes it
+    /// without the structure lock. Returns the word from before. Structure lock held.
+    fn update_idle(&self, to: impl FnOnce(Word) -> Word) -> Word {
+        // Relaxed: the last change of the word was made under the structure lock, too.
         let word = Word(self.word.load(Ordering::Relaxed));
-        debug_assert!(!word.is_resident(), "pins may change it meanwhile");
-        // Release pairs with the acquire of `pin` and `word`: contents and offset come before "resident".
+        debug_assert!(
+            !word.is_resident(),
+            "pin, put and mark_dirty may change a resident slot's word"
+        );
+        // Release pairs with the acquire of `pin` and `word`: contents and offset come before
+        // "resident".
         self.word.store(to(word).0, Ordering::Release);
         word
     }
 
-    /// Free → loading `offset`. Structure lock held.
+    /// Free → loading `offset`. Returns whether the slot was free. Structure lock held.
     pub fn allocate(&self, offset: u64) -> bool {
         let free = self.word().state() == FREE;
         if free {
-            self.change_idle(|w| w.next(LOADING));
-            self.enter(offset);
+            self.update_idle(|w| w.next(LOADING));
+            self.set_offset(offset);
         }
         free
     }
 
-    /// A droppable table gives its slot to `offset`: → loading. Returns the word before, for its hits. Structure
-    /// lock held; the caller has read the old offset.
+    /// A droppable table's slot goes to `offset`: resident → loading. Returns the word from before,
+    /// for its hits; `None` if the table is not droppable. The caller has read the old offset.
+    /// Structure lock held.
     pub fn evict_for(&self, offset: u64) -> Option<Word> {
-        let before = self.change(|w| w.is_droppable().then(|| w.next(LOADING)))?;
-        self.enter(offset);
+        let before = self.update(|w| w.is_droppable().then(|| w.next(LOADING)))?;
+        self.set_offset(offset);
         Some(before)
     }
 
-    /// Release: whoever sees this offset, and then looks at the word behind an acquire fence, sees the claim that was made for it, and so
-    /// does not take the bytes of the table before for this one's.
-    fn enter(&self, offset: u64) {
+    /// Release: a reader that sees this offset, and looks at the word after an acquire fence, sees
+    /// the claim that was made for this offset. So it does not take the previous table's bytes for
+    /// those of the table at this offset.
+    fn set_offset(&self, offset: u64) {
         self.offset.store(offset, Ordering::Release);
     }
 
-    /// A droppable table goes: → free. Structure lock held.
+    /// Drops a droppable table: resident → free. Returns the word from before; `None` if the table
+    /// is not droppable. Structure lock held.
     pub fn drop_clean(&self) -> Option<Word> {
-        self.change(|w| w.is_droppable().then(|| w.next(FREE)))
+        self.update(|w| w.is_droppable().then(|| w.next(FREE)))
     }
 
-    /// Test-only: drops a resident table without looking at its pins, as a cleaner without the re-check would.
-    #[cfg(feature = "unsound-no-pin-recheck")]
-    pub fn drop_unchecked(&self) -> Option<Word> {
-        self.change(|w| w.is_resident().then(|| w.next(FREE)))
+    /// A droppable table moves to another slot: resident → loading here, until the copy is made.
+    /// Returns the word from before; `None` if the table is not droppable. Structure lock held.
+    pub fn begin_move(&self) -> Option<Word> {
+        self.update(|w| w.is_droppable().then(|| w.next(LOADING)))
     }
 
-    /// A droppable table moves to another slot: → loading here, until the copy is made. Returns the word before.
-    /// Structure lock held.
-    pub fn lift(&self) -> Option<Word> {
-        self.change(|w| w.is_droppable().then(|| w.next(LOADING)))
-    }
-
-    /// The load succeeded: loading → resident, clean, with one pin. If it was discarded meanwhile: → free, and false.
-    /// Structure lock held.
+    /// The load succeeded: loading → resident, clean, with one pin. If the table was discarded
+    /// meanwhile: loading → free, and returns false. Structure lock held.
     pub fn finish_load(&self) -> bool {
-        let before = self.change_idle(|w| {
+        let before = self.update_idle(|w| {
             if w.is_discarded() {
                 w.next(FREE)
             } else {
@@ -365,67 +392,72 @@ impl Slot {
         !before.is_discarded()
     }
 
-    /// The load failed, or the table was lifted out: loading → free. Returns whether it was discarded meanwhile (and is
-    /// no longer in the index). Structure lock held.
+    /// The load failed, or the table moved to another slot: loading → free. Returns whether the
+    /// table was discarded meanwhile, and so is no longer in the index. Structure lock held.
     pub fn abandon_load(&self) -> bool {
-        self.change_idle(|w| w.next(FREE)).is_discarded()
+        self.update_idle(|w| w.next(FREE)).is_discarded()
     }
 
-    /// Dirty → being written. False if there is nothing to write or somebody writes it. Structure lock held.
+    /// Dirty → being written. Returns false if there is nothing to write, or if a write is under
+    /// way already. Structure lock held.
     pub fn begin_write(&self) -> bool {
-        self.change(|w| {
+        self.update(|w| {
             let writable = w.is_readable() && w.is_dirty() && !w.is_writing();
             writable.then_some(Word((w.0 & !DIRTY) | WRITING))
         })
         .is_some()
     }
 
-    /// The write ended; a failed one leaves the table dirty. Returns the word after. Structure lock held.
+    /// The write ended. A failed write leaves the table dirty unless it was discarded. Returns the
+    /// word from after the change. Structure lock held.
     pub fn end_write(&self, failed: bool) -> Word {
         let after = |w: Word| {
             let redirty = failed && !w.is_discarded();
             Word((w.0 & !WRITING) | if redirty { DIRTY } else { 0 })
         };
-        let before = self.change(|w| Some(after(w)));
+        let before = self.update(|w| Some(after(w)));
         before.map_or_else(|| self.word(), after)
     }
 
-    /// The table left the index. Returns the word before, too. Structure lock held.
+    /// Discards the table, which has left the index. Also returns the word from before. Structure
+    /// lock held.
     pub fn discard(&self) -> (Discard, Word) {
-        let at_once = |w: Word| w.is_resident() && w.pins() == 0 && !w.is_writing();
-        let before = self.change(|w| {
-            Some(if at_once(w) {
+        let is_idle = |w: Word| w.is_resident() && w.pins() == 0 && !w.is_writing();
+        let before = self.update(|w| {
+            Some(if is_idle(w) {
                 w.next(FREE)
             } else {
                 Word((w.0 | DISCARDED) & !DIRTY)
             })
         });
         let before = before.unwrap_or_else(|| self.word());
-        let how = if at_once(before) {
+        let outcome = if is_idle(before) {
             Discard::Freed
         } else {
             Discard::Deferred
         };
-        (how, before)
+        (outcome, before)
     }
 
-    /// Frees a discarded slot that nobody pins or writes any more; returns the word before. Structure lock held.
-    pub fn reclaim(&self) -> Option<Word> {
-        self.change(|w| w.is_last_of_discarded().then(|| w.next(FREE)))
+    /// Frees the slot of a discarded table that is no longer pinned or being written. Returns the
+    /// word from before; `None` if that is not the case. Structure lock held.
+    pub fn free_discarded(&self) -> Option<Word> {
+        self.update(|w| w.is_last_of_discarded().then(|| w.next(FREE)))
     }
 
-    /// Free → releasing: nobody allocates it while its memory is given back. Structure lock held.
+    /// Free → releasing: nobody allocates the slot while its memory is released. Returns whether
+    /// the slot was free. Structure lock held.
     pub fn begin_release(&self) -> bool {
         let free = self.word().state() == FREE;
         if free {
-            self.change_idle(|w| Word(w.0 | RELEASING));
+            self.update_idle(|w| Word(w.0 | RELEASING));
         }
         free
     }
 
     /// Releasing → free. Structure lock held.
     pub fn end_release(&self) {
-        let before = self.change_idle(|w| w.next(FREE));
+        let before = self.update_idle(|w| w.next(FREE));
         debug_assert!(before.is_releasing());
     }
 }
@@ -434,37 +466,38 @@ impl Slot {
 mod tests {
     use super::*;
 
-    /// However long a table stays: nearly every pin is one at once, and no hit is lost.
+    /// However long a table stays resident, nearly every pin takes the fast path, and no hit is
+    /// lost.
     #[test]
-    fn a_table_that_is_hit_often_is_pinned_at_once() {
+    fn pin_fast_fails_only_when_hits_must_spill() {
         const PINS: u64 = 100_000;
         let slot = Slot::default();
         let spilled = AtomicU64::new(0);
         assert!(slot.allocate(4096));
         assert!(slot.finish_load());
-        assert_eq!(slot.put(), Put::Done);
-        let mut at_length = 0;
+        assert_eq!(slot.unpin(), UnpinResult::Unpinned);
+        let mut slow_pins = 0;
         for _ in 0..PINS {
-            if !slot.pin_at_once() {
-                at_length += 1;
+            if !slot.pin_fast() {
+                slow_pins += 1;
                 assert!(slot.pin(&spilled));
             }
-            assert!(slot.put_at_once() || slot.put() == Put::Done);
+            assert!(slot.unpin_fast() || slot.unpin() == UnpinResult::Unpinned);
         }
         assert_eq!(spilled.into_inner() + slot.word().hits(), PINS);
-        assert_eq!(at_length, PINS >> (HITS_BITS - 1));
+        assert_eq!(slow_pins, PINS >> (HITS_BITS - 1));
     }
 
     #[test]
-    fn a_discarded_table_is_pinned_by_nobody_more() {
+    fn discarded_table_cannot_be_pinned() {
         let slot = Slot::default();
         let spilled = AtomicU64::new(0);
         assert!(slot.allocate(4096));
         assert!(slot.finish_load());
         assert_eq!(slot.discard().0, Discard::Deferred);
-        assert!(!slot.pin_at_once());
+        assert!(!slot.pin_fast());
         assert!(!slot.pin(&spilled));
-        assert!(!slot.put_at_once());
-        assert_eq!(slot.put(), Put::LastOfDiscarded);
+        assert!(!slot.unpin_fast());
+        assert_eq!(slot.unpin(), UnpinResult::LastOfDiscarded);
     }
 }

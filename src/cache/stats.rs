@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Statistics: counted on the slow ways, or derived when asked for. The hot path's only share is a field of the word
-//! that a pin changes anyway.
+//! Statistics. Most counters change only on slow paths; the numbers of resident, dirty and pinned
+//! tables are computed when they are asked for. The fast path counts its hits in a field of the
+//! slot's word, which the pin changes anyway.
 
-use super::eviction::Youth;
+use super::eviction::RecentArrivals;
 use super::{Cache, group};
 use crate::error::Errno;
 use crate::primitives::Ordering;
 
-/// What a cache did and holds. Counters run from its creation.
+/// What a cache did and what it holds. The counters start at its creation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheStats {
     /// Pins of tables that were resident; copies by `read` are not counted.
@@ -16,11 +17,11 @@ pub struct CacheStats {
     pub misses: u64,
     /// Tables read from storage.
     pub loads: u64,
-    /// Tables that gave their slot to another one.
+    /// Tables that were evicted: their slot went to another table.
     pub evictions: u64,
-    /// Tables written.
+    /// Tables written to storage.
     pub write_backs: u64,
-    /// Write requests which that took.
+    /// Write requests to storage for these; one request may join several tables.
     pub writes: u64,
     /// Tables dropped by cleaning.
     pub cleaned: u64,
@@ -32,18 +33,19 @@ pub struct CacheStats {
     pub table_size: usize,
     /// Slots that hold a table.
     pub resident_tables: usize,
-    /// Of these, how many are dirty.
+    /// Resident tables that are dirty.
     pub dirty_tables: usize,
     /// Slots that are pinned.
     pub pinned_tables: usize,
-    /// Table memory that was touched and not given back, in bytes.
+    /// Table memory that was touched and not released since, in bytes.
     pub resident_bytes: u64,
-    /// Memory besides the tables, in bytes.
+    /// Memory that the cache uses besides the tables, in bytes.
     pub metadata_bytes: u64,
 }
 
 impl Cache {
-    /// The statistics now. Any thread; looks at every slot, with no lock: a sum over moments, not one moment.
+    /// The current statistics. Any thread. Looks at every slot without a lock, so the numbers are
+    /// not a snapshot of one moment.
     pub fn stats(&self) -> CacheStats {
         let count = |counter: &crate::primitives::AtomicU64| counter.load(Ordering::Relaxed);
         let counters = &self.counters;
@@ -72,13 +74,13 @@ impl Cache {
         stats
     }
 
-    /// Pages with a touched slot in them.
+    /// Bytes of all pages in which at least one slot was touched.
     fn resident_bytes(&self) -> u64 {
         let unit = self.tables.slots_per_page();
         let is_touched = |page: &usize| {
             (page / group::SLOTS..(page + unit).div_ceil(group::SLOTS).min(self.groups.len())).any(
                 |number| {
-                    let touched = self.groups[number].touched.load(Ordering::Relaxed);
+                    let touched = self.groups[number].populated.load(Ordering::Relaxed);
                     touched & group::mask(number, &(*page..page + unit)) != 0
                 },
             )
@@ -97,11 +99,12 @@ impl Cache {
             + self.index.bytes()
             + self.dirty.bytes()
             + self.ghosts.bytes()
-            + Youth::bytes(self.slots.len());
+            + RecentArrivals::bytes(self.slots.len());
         bytes as u64
     }
 
-    /// Why the cache may not be destroyed: `EBUSY` in use, `ENOTEMPTY` dirty tables (not if it is poisoned).
+    /// Whether the cache may be destroyed. `EBUSY`: it is in use. `ENOTEMPTY`: it has dirty tables;
+    /// a poisoned cache never writes them, so they do not count.
     pub fn check_destroy(&self) -> Result<(), Errno> {
         if self.is_in_use() {
             return Err(Errno::BUSY);
@@ -112,7 +115,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Whether a table is dirty. Any thread; looks at every slot.
+    /// Whether any table is dirty. Any thread; looks at every slot.
     pub fn has_dirty(&self) -> bool {
         let mut words = self.slots.iter().map(super::Slot::word);
         words.any(|word| word.is_resident() && word.is_dirty())

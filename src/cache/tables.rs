@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The tables' memory: one page-aligned anonymous mapping that costs nothing until it is touched.
+//! The tables' memory: one page-aligned anonymous mapping. Its pages use no memory until they are
+//! touched.
 
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -12,7 +13,7 @@ pub const MIN_TABLE_SIZE: usize = 512;
 /// Largest table: qcow2's largest cluster (QEMU's `MAX_CLUSTER_BITS`, 21).
 pub const MAX_TABLE_SIZE: usize = 2 << 20;
 
-/// Whether the kernel can be given pages back (`MADV_DONTNEED` that really drops them is Linux's).
+/// Whether pages can be returned to the kernel. Only Linux's `MADV_DONTNEED` really drops them.
 pub const CAN_RELEASE: bool = cfg!(target_os = "linux");
 
 /// Memory for a number of tables of one size.
@@ -21,15 +22,16 @@ pub struct Tables {
     table_shift: u32,
     /// `1 << table_shift`.
     table_size: usize,
-    /// The bits that are 0 in the position of an 8-byte entry in a table.
+    /// The bits that are 0 in the byte position of every 8-byte entry of a table.
     not_an_entry: usize,
     count: usize,
     page: usize,
 }
 
-// SAFETY: the mapping belongs to this value alone; who may touch which table when is the slots' business.
+// SAFETY: this value alone owns the mapping; the slots' states decide who may access which table.
 unsafe impl Send for Tables {}
-// SAFETY: as above; every method only computes addresses or calls the kernel.
+// SAFETY: the mapping is owned, see `Send`; every method only computes addresses or calls the
+// kernel.
 unsafe impl Sync for Tables {}
 
 impl Tables {
@@ -50,8 +52,9 @@ impl Tables {
             .ok_or_else(too_large)?;
         let base = map(bytes, libc::MAP_NORESERVE).ok_or_else(too_large)?;
         #[cfg(target_os = "linux")]
-        // SAFETY: the mapping made above. With huge pages, one touched table would cost 2 MiB; a kernel that does not
-        // know the advice refuses it, which is as good.
+        // Without this advice, one touched table could cost a huge page of 2 MiB. A kernel that
+        // does not know the advice has no huge pages, so its error is ignored.
+        // SAFETY: the mapping made above.
         unsafe {
             libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_NOHUGEPAGE);
         }
@@ -75,7 +78,7 @@ impl Tables {
         self.table_size
     }
 
-    /// Whether 8 bytes at byte `at` of a table are one of its 8-byte entries: aligned and inside.
+    /// Whether byte `at` of a table is the first of one of its 8-byte entries: aligned and inside.
     #[inline]
     pub fn is_entry(&self, at: usize) -> bool {
         at & self.not_an_entry == 0
@@ -90,35 +93,37 @@ impl Tables {
     #[inline]
     pub fn table(&self, slot: u32) -> NonNull<u8> {
         debug_assert!((slot as usize) < self.count);
-        // SAFETY: slots are below `count` (every slot number comes from this cache's own index, bits or `slot_of`), so
-        // that the address lies in the mapping.
+        // SAFETY: slots are below `count` (every slot number comes from this cache's own index,
+        // bits or `slot_of`), so the address is inside the mapping.
         unsafe { self.base.add(slot as usize * self.table_size) }
     }
 
-    /// The slot whose table begins exactly at `address`.
+    /// The slot whose table begins exactly at `address`; `None`: there is none.
     #[inline]
     pub fn slot_of(&self, address: usize) -> Option<u32> {
         let distance = address.wrapping_sub(self.base.as_ptr() as usize);
-        // What is not a multiple of the table size has a bit at the top now, and is no slot's number either.
+        // If the distance is not a multiple of the table size, its low bits are now the highest
+        // bits, so `slot` is larger than any slot's number.
         let slot = distance.rotate_right(self.table_shift);
         (slot < self.count).then_some(slot as u32)
     }
 
-    /// How many neighbouring slots share a page; 1 when a table is a page or more.
+    /// How many neighbouring slots share a page; 1 if a table is at least as large as a page.
     pub fn slots_per_page(&self) -> usize {
         (self.page >> self.table_shift).max(1)
     }
 
-    /// Bytes of the pages that the slots in `range` lie in.
+    /// Bytes of table memory of `slots` slots.
     pub fn page_bytes(&self, slots: usize) -> u64 {
         (slots as u64) << self.table_shift
     }
 
-    /// Gives the whole pages inside the slots' memory back to the kernel, runs of neighbours; they read as zero
-    /// afterwards. The caller made sure that nobody uses these slots. A kernel that refuses keeps the memory.
+    /// Returns the whole pages inside the memory of `runs` of neighbouring slots to the kernel;
+    /// they read as zeros afterwards. The caller made sure that nobody uses these slots. If the
+    /// kernel refuses, the memory stays resident.
     ///
-    /// Each `madvise` interrupts every other processor that runs this process, so that scattered runs go in one call
-    /// where the kernel has it.
+    /// Each `madvise` interrupts every other processor that runs this process. So scattered runs go
+    /// in one `process_madvise` where the kernel allows it.
     pub fn release(&self, runs: &[Range<usize>]) {
         if !CAN_RELEASE {
             return;
@@ -133,12 +138,12 @@ impl Tables {
             .collect();
         for batch in pages.chunks(MAX_RANGES) {
             let done = if batch.len() > 1 {
-                release_at_once(batch)
+                release_vectored(batch)
             } else {
                 0
             };
             for range in &batch[done..] {
-                // SAFETY: see `release_at_once`.
+                // SAFETY: see `release_vectored`.
                 unsafe { libc::madvise(range.iov_base, range.iov_len, libc::MADV_DONTNEED) };
             }
         }
@@ -148,7 +153,7 @@ impl Tables {
         let start = (slots.start << self.table_shift).next_multiple_of(self.page);
         let end = slots.end << self.table_shift;
         let end = if slots.end == self.count {
-            // The mapping ends with a whole page, whatever the tables leave over of it.
+            // The mapping consists of whole pages; the tables need not fill the last one.
             end.next_multiple_of(self.page)
         } else {
             end & !(self.page - 1)
@@ -161,21 +166,22 @@ impl Tables {
     }
 }
 
-/// The most ranges that one call takes: Linux's `UIO_MAXIOV`.
+/// The most ranges that one `process_madvise` takes: Linux's `UIO_MAXIOV`.
 const MAX_RANGES: usize = 1024;
 
-/// `process_madvise` on the own process: how many of the ranges it gave back, from the first on. `MADV_DONTNEED` is allowed there since
-/// Linux 6.13, `PIDFD_SELF` since 6.14; an older kernel refuses, and is not asked again.
+/// Calls `process_madvise` on this process. Returns how many of the ranges, counted from the first,
+/// were released whole. Linux allows `MADV_DONTNEED` there since 6.13, and `PIDFD_SELF` since 6.14.
+/// An older kernel refuses; the call is not tried again then.
 #[cfg(target_os = "linux")]
-fn release_at_once(ranges: &[libc::iovec]) -> usize {
+fn release_vectored(ranges: &[libc::iovec]) -> usize {
     use std::sync::atomic::{AtomicBool, Ordering};
     static REFUSED: AtomicBool = AtomicBool::new(false);
     const PIDFD_SELF_THREAD_GROUP: libc::c_int = -10001;
     if REFUSED.load(Ordering::Relaxed) {
         return 0;
     }
-    // SAFETY: whole pages inside the mapping, of slots that are in state `releasing`: nobody has them pinned, and a reader that
-    // copies without a pin checks the slot's version afterwards.
+    // SAFETY: whole pages inside the mapping, of slots in state `releasing`: nobody has them
+    // pinned, and a copy without a pin checks the slot's version afterwards.
     let released = unsafe {
         libc::syscall(
             libc::SYS_process_madvise,
@@ -199,7 +205,7 @@ fn release_at_once(ranges: &[libc::iovec]) -> usize {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn release_at_once(_ranges: &[libc::iovec]) -> usize {
+fn release_vectored(_ranges: &[libc::iovec]) -> usize {
     0
 }
 
@@ -207,7 +213,8 @@ impl Drop for Tables {
     fn drop(&mut self) {
         #[cfg(any(loom, shuttle))]
         (0..self.count as u32).for_each(|slot| crate::model::remove(self.table(slot)));
-        // SAFETY: the mapping of `new`, with its length; no table pointer outlives the cache.
+        // SAFETY: the mapping that `new` made, with its length; no table pointer outlives the
+        // cache.
         unsafe { unmap(self.base, self.count << self.table_shift) };
     }
 }
@@ -218,7 +225,7 @@ mod tests {
 
     fn touched(tables: &Tables) -> Vec<u32> {
         let first_byte = |slot: &u32| {
-            // SAFETY: inside the mapping; this test alone uses it.
+            // SAFETY: inside the mapping, which only this test uses.
             unsafe { tables.table(*slot).read() != 0 }
         };
         (0..tables.count() as u32).filter(first_byte).collect()
@@ -227,14 +234,14 @@ mod tests {
     fn filled(count: usize, table_shift: u32) -> Tables {
         let tables = Tables::new(count, table_shift).unwrap();
         for slot in 0..count as u32 {
-            // SAFETY: as above.
+            // SAFETY: inside the mapping, which only this test uses.
             unsafe { tables.table(slot).write_bytes(1, tables.table_size()) };
         }
         tables
     }
 
     #[test]
-    fn releases_scattered_runs_and_nothing_else() {
+    fn release_zeroes_only_the_given_scattered_runs() {
         let tables = filled(3000, 12);
         let runs: Vec<_> = (0..1500).map(|i| i * 2..i * 2 + 1).collect();
         tables.release(&runs);
@@ -245,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn releases_whole_pages_alone() {
+    fn release_skips_partial_pages() {
         let tables = filled(32, 9);
         let unit = tables.slots_per_page();
         let run = 1..unit * 2 + 1;
@@ -260,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn slot_of_takes_exact_addresses_alone() {
+    fn slot_of_accepts_only_exact_table_addresses() {
         let tables = Tables::new(4, 9).unwrap();
         let base = tables.table(0).as_ptr() as usize;
         assert_eq!(tables.slot_of(base), Some(0));
@@ -271,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_tables_are_an_error() {
+    fn new_fails_with_enomem_if_tables_exceed_address_space() {
         assert_eq!(
             Tables::new(usize::MAX, 21).err().unwrap().errno(),
             Errno::NOMEM

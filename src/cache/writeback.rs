@@ -1,26 +1,36 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Writing dirty tables: in offset order, neighbours joined, what they depend on first.
+//! Writing dirty tables: in offset order, with neighbours joined into one request, and after what
+//! they depend on.
 //!
-//! For each batch of neighbours: dependencies satisfied → tables claimed (`DIRTY` → `WRITING`) under the structure lock, with the
-//! look at the dependencies repeated there → storage's check, once a table → one write → claims ended. A table that is
-//! dirtied during its write stays dirty; one whose check or write failed is dirty again.
+//! Steps for each batch of neighbours:
+//!
+//! 1. Satisfy the dependencies.
+//! 2. Under the structure lock, check that no new dependency was set, and claim the tables
+//!    (`DIRTY` → `WRITING`). Then check once more; if one was set, give the claims up.
+//! 3. Ask storage's `pre_write_check` about each table.
+//! 4. Write each run of tables that the check allows, with one request.
+//! 5. End the claims.
+//!
+//! A table that is dirtied during its write stays dirty. If a table's check or write fails, the
+//! table is dirty again.
 
 use super::{Cache, Counters, Wait, group};
 use crate::error::Errno;
 use crate::storage::IoBuf;
-use crate::sync::wait_list::{Ticket, Wakes};
+use crate::sync::wait_list::{Waiter, WakeList};
 
-/// A table to write: offset and the slot that held it when it was listed.
-pub(super) type Listed = (u64, u32);
+/// A table to write: its offset, and the slot that held it when it was listed.
+pub(super) type TableRef = (u64, u32);
 
-/// The most bytes one write joins: what a `preadv`/`pwritev` can return in an `int`.
+/// The most bytes that one write joins: a count that C's `preadv`/`pwritev` can return in an `int`.
 const MAX_WRITE: usize = 1 << 30;
 
 impl Cache {
-    /// Writes every dirty table; storage is not flushed. State lock held by the caller.
+    /// Writes every dirty table; does not flush storage. State lock held by the caller.
     ///
-    /// Every table is tried; of several errors the first is returned, but `ENOSPC` is kept over all others. What was not written
-    /// is still dirty.
+    /// If storage's check or write of a table fails, the other tables are still tried. If a
+    /// dependency cannot be satisfied, nothing more is written. Of several errors, returns `ENOSPC`
+    /// if it is among them, else the first. Tables that were not written are still dirty.
     pub async fn write(&self) -> Result<(), Errno> {
         self.check_poison()?;
         let listed = self.list_dirty();
@@ -33,16 +43,19 @@ impl Cache {
         self.flush_storage()
     }
 
-    /// Flushes, then drops every table. `EBUSY`: one is in use; nothing was dropped, everything was written.
+    /// Flushes, then drops every table. `EBUSY`: everything was written, but a table is in use, and
+    /// nothing was dropped. One exception: if a get without the state lock pinned a table
+    /// meanwhile, other tables may have been dropped.
     pub async fn empty(&self) -> Result<(), Errno> {
         self.flush().await?;
         self.drop_all_clean()
     }
 
-    /// Dirty tables, and those whose write somebody else has begun: it may fail.
-    fn list_dirty(&self) -> Vec<Listed> {
+    /// Lists the dirty tables, and those that somebody else is writing: that write may fail, and
+    /// then the table is dirty again.
+    fn list_dirty(&self) -> Vec<TableRef> {
         let inner = self.lock_inner();
-        let mut listed: Vec<Listed> = inner
+        let mut listed: Vec<TableRef> = inner
             .writing
             .iter()
             .map(|s| (self.offset_of(*s), *s))
@@ -52,34 +65,35 @@ impl Cache {
             if word.is_readable() && word.is_dirty() && !word.is_writing() {
                 listed.push((self.offset_of(slot), slot));
             } else if !word.is_dirty() {
-                let is_dirty = || self.slots[slot as usize].is_dirty_in_order();
-                self.dirty.settle(&self.groups, slot, is_dirty);
+                let is_dirty = || self.slots[slot as usize].is_dirty_seq_cst();
+                self.dirty.clear_stale(&self.groups, slot, is_dirty);
             }
         });
         drop(inner);
         listed
     }
 
-    /// Writes the listed tables, as far as they are still there and dirty, and waits for those that others are writing.
-    pub(super) async fn write_back(&self, mut listed: Vec<Listed>) -> Result<(), Errno> {
+    /// Writes the listed tables that are still in their slots and dirty, and waits for those that
+    /// others are writing.
+    pub(super) async fn write_back(&self, mut listed: Vec<TableRef>) -> Result<(), Errno> {
         let mut result = Ok(());
         while !listed.is_empty() {
             listed.sort_unstable();
-            let mut elsewhere = Vec::new();
+            let mut written_by_others = Vec::new();
             let mut rest = &listed[..];
             while !rest.is_empty() {
                 let ready = self.satisfy_dependencies().await;
                 if let Err(error) = ready.and_then(|()| self.check_poison()) {
-                    keep(&mut result, Err(error));
+                    merge_error(&mut result, Err(error));
                     return result;
                 }
-                let batch = self.claim_batch(&mut rest, &mut elsewhere);
-                keep(&mut result, self.write_batch(batch));
+                let batch = self.claim_batch(&mut rest, &mut written_by_others);
+                merge_error(&mut result, self.write_batch(batch));
             }
             listed.clear();
-            for table in elsewhere {
-                if let Some(ticket) = self.ticket_while_writing(table) {
-                    ticket.await;
+            for table in written_by_others {
+                if let Some(waiter) = self.waiter_while_writing(table) {
+                    waiter.await;
                     listed.push(table);
                 }
             }
@@ -87,10 +101,15 @@ impl Cache {
         result
     }
 
-    /// Claims the next run of neighbours. Tables that somebody else writes go to `elsewhere`, those that need no write
-    /// are passed over. Takes nothing if a dependency was set since it was looked at.
-    fn claim_batch(&self, rest: &mut &[Listed], elsewhere: &mut Vec<Listed>) -> Batch<'_> {
-        let before = (*rest, elsewhere.len());
+    /// Claims the next run of neighbours and takes it off `rest`. Tables that somebody else is
+    /// writing go to `written_by_others`; tables that need no write are skipped. Claims nothing if
+    /// a dependency was set since the caller satisfied them.
+    fn claim_batch(
+        &self,
+        rest: &mut &[TableRef],
+        written_by_others: &mut Vec<TableRef>,
+    ) -> Batch<'_> {
+        let before = (*rest, written_by_others.len());
         let mut batch = Batch {
             cache: self,
             tables: Vec::new(),
@@ -100,7 +119,7 @@ impl Cache {
             .max_iov()
             .clamp(1, (MAX_WRITE >> self.table_shift).max(1));
         let mut inner = self.lock_inner();
-        if !self.owes_nothing() {
+        if !self.dependencies_satisfied() {
             return batch;
         }
         while let [(offset, slot), after @ ..] = *rest {
@@ -117,29 +136,35 @@ impl Cache {
                 continue;
             }
             if word.is_writing() {
-                elsewhere.push((*offset, *slot));
+                written_by_others.push((*offset, *slot));
                 continue;
             }
             let table = &self.slots[*slot as usize];
             let begin_write = || table.begin_write();
-            let is_dirty = || table.is_dirty_in_order();
-            if self.dirty.claim(&self.groups, *slot, begin_write, is_dirty) {
+            let is_dirty = || table.is_dirty_seq_cst();
+            if self
+                .dirty
+                .claim_for_write(&self.groups, *slot, begin_write, is_dirty)
+            {
                 inner.writing.push(*slot);
                 batch.tables.push((*offset, *slot));
             }
         }
         drop(inner);
-        // Claimed first, then looked again: a table that was dirtied after a new dependency was set is not written before it.
-        if !self.owes_nothing() {
+        // The check comes again after the claims: if a dependency was set and then a table was
+        // dirtied, and this batch claimed that change, the table must not be written before the
+        // dependency.
+        if !self.dependencies_satisfied() {
             *rest = before.0;
-            elsewhere.truncate(before.1);
+            written_by_others.truncate(before.1);
             let claimed = std::mem::take(&mut batch.tables);
             batch.end(&claimed, true);
         }
         batch
     }
 
-    /// Asks storage about each table of a batch and writes the runs of those that it allows. No lock held.
+    /// Asks storage's `pre_write_check` about each table of a batch, and writes the runs of tables
+    /// that it allows. No lock may be held.
     fn write_batch(&self, mut batch: Batch<'_>) -> Result<(), Errno> {
         let mut result = Ok(());
         let size = self.table_size() as u64;
@@ -148,29 +173,31 @@ impl Cache {
             match self.storage.pre_write_check(self.kind, table.0, size) {
                 Ok(()) => run.push(table),
                 Err(error) => {
-                    keep(&mut result, Err(error));
-                    keep(&mut result, self.write_run(&mut batch, &run));
+                    merge_error(&mut result, Err(error));
+                    merge_error(&mut result, self.write_run(&mut batch, &run));
                     run.clear();
                     batch.end(&[table], true);
                 }
             }
         }
-        keep(&mut result, self.write_run(&mut batch, &run));
+        merge_error(&mut result, self.write_run(&mut batch, &run));
         result
     }
 
-    fn write_run(&self, batch: &mut Batch<'_>, run: &[Listed]) -> Result<(), Errno> {
+    fn write_run(&self, batch: &mut Batch<'_>, run: &[TableRef]) -> Result<(), Errno> {
         let Some((offset, _)) = run.first() else {
             return Ok(());
         };
         let bufs: Vec<IoBuf> = run
             .iter()
-            // SAFETY: the slots' own memory; they are in state writing, so that they hold these tables until `end`.
+            // SAFETY: the memory of slots of this cache. They are marked as being written, so they
+            // hold these tables until `end`.
             .map(|(_, slot)| unsafe {
                 IoBuf::new(self.tables.table(*slot).as_ptr(), self.table_size())
             })
             .collect();
-        // The check may have yielded; a cache that was poisoned meanwhile never writes again.
+        // `pre_write_check` may have yielded; a cache that was poisoned meanwhile never writes
+        // again.
         let written = self
             .check_poison()
             .and_then(|()| self.storage.pwritev(*offset, &bufs));
@@ -182,23 +209,27 @@ impl Cache {
         written
     }
 
-    fn ticket_while_writing(&self, (offset, slot): Listed) -> Option<Ticket> {
+    /// If the listed table still has to be written, a waiter for the moment to try again; `None`:
+    /// it is clean or gone.
+    fn waiter_while_writing(&self, (offset, slot): TableRef) -> Option<Waiter> {
         let mut inner = self.lock_inner();
         let word = self.slots[slot as usize].word();
         let same = self.offset_of(slot) == offset && word.is_readable();
         (same && (word.is_writing() || word.is_dirty())).then(|| {
             if word.is_writing() {
-                Self::wait_for(&mut inner, Wait::Slot(slot))
+                Self::register_waiter(&mut inner, Wait::Slot(slot))
             } else {
-                // Its write failed, or it was dirtied again: ours to write, at once.
-                Ticket::ready()
+                // The other's write failed, or the table was dirtied again. The caller writes it,
+                // without waiting.
+                Waiter::ready()
             }
         })
     }
 }
 
-/// Of several errors the first counts, but running out of space is what the caller must hear of (QEMU keeps it, too).
-fn keep(result: &mut Result<(), Errno>, next: Result<(), Errno>) {
+/// Adds an error to a result. The first error is kept, but `ENOSPC` replaces any other: the caller
+/// must learn that storage is full. QEMU keeps `ENOSPC`, too.
+fn merge_error(result: &mut Result<(), Errno>, next: Result<(), Errno>) {
     match (&result, next) {
         (Ok(()), next) => *result = next,
         (Err(_), Err(Errno::NOSPC)) => *result = Err(Errno::NOSPC),
@@ -206,36 +237,38 @@ fn keep(result: &mut Result<(), Errno>, next: Result<(), Errno>) {
     }
 }
 
-/// Tables claimed for writing; whatever is left in it when it is dropped (a panic in a Rust storage) is dirty again.
+/// Tables claimed for writing. Tables that are still in it when it is dropped (after a panic in a
+/// Rust storage) become dirty again.
 struct Batch<'a> {
     cache: &'a Cache,
-    tables: Vec<Listed>,
+    tables: Vec<TableRef>,
 }
 
 impl Batch<'_> {
-    fn end(&mut self, tables: &[Listed], failed: bool) {
+    /// Ends the claims of `tables` and wakes the waiters; a failed write leaves the tables dirty.
+    fn end(&mut self, tables: &[TableRef], failed: bool) {
         let cache = self.cache;
-        // Both are in offset order.
+        // `tables` is in offset order, as binary search needs.
         self.tables
             .retain(|table| tables.binary_search(table).is_err());
-        let wakes = {
+        let wake_list = {
             let mut inner = cache.lock_inner();
-            let mut wakes = Wakes::default();
+            let mut wake_list = WakeList::default();
             for (_, slot) in tables {
                 let number = *slot as usize;
                 let word = cache.slots[number].end_write(failed);
                 if word.is_dirty() {
                     cache.dirty.insert(&cache.groups, *slot);
                 }
-                cache.reclaim_locked(&mut inner, *slot);
-                wakes.append(Cache::ended(&mut inner, *slot));
+                cache.free_discarded_locked(&mut inner, *slot);
+                wake_list.append(Cache::notify_waiters(&mut inner, *slot));
             }
             inner
                 .writing
                 .retain(|slot| cache.slots[*slot as usize].word().is_writing());
-            wakes
+            wake_list
         };
-        wakes.wake();
+        wake_list.wake();
     }
 }
 
@@ -249,7 +282,9 @@ impl Drop for Batch<'_> {
 }
 
 impl Cache {
-    /// Drops every table; all or none. `EBUSY`: one is pinned, loading, being written, or dirty again.
+    /// Drops every table. `EBUSY`: a table is pinned, being loaded, being written, or was dirtied
+    /// again; nothing was dropped then, unless the pin came without the lock while tables were
+    /// being dropped.
     fn drop_all_clean(&self) -> Result<(), Errno> {
         let mut inner = self.lock_inner();
         let taken = || {
@@ -271,7 +306,7 @@ impl Cache {
         for slot in taken() {
             if !self.slots[slot as usize].word().is_releasing() && !self.drop_slot(&mut inner, slot)
             {
-                // Pinned without the lock since the look above.
+                // A caller without the structure lock pinned it since the check above.
                 result = Err(Errno::BUSY);
             }
         }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Arrays that begin as zeros, without an abort where there is not enough memory; large ones without touching it.
+//! Arrays that start as zeros. If memory runs out, creating one fails instead of aborting.
 //!
-//! Large ones are mappings of their own. An allocator hands memory out again that was freed before, and has to fill it with zeros: a cache of
-//! 1 GiB took 1.5 ms to make where another one had been, 0.2 ms where none had.
+//! A large array has its own mapping, so that creating it touches no memory. An allocator may reuse
+//! memory that was freed before, and has to fill it with zeros then: making a cache of 1 GiB took
+//! 1.5 ms in a process that had freed another one, and 0.2 ms in one that had not.
 
 use std::ops::Deref;
 use std::ptr::NonNull;
@@ -24,18 +25,19 @@ pub(super) unsafe trait Zeroable: Default {}
 
 // SAFETY: an atomic 0, which is its default.
 unsafe impl Zeroable for AtomicU64 {}
-// SAFETY: as above.
+// SAFETY: an atomic 0, which is its default.
 unsafe impl Zeroable for AtomicU32 {}
 // SAFETY: two atomics of value 0: a free slot, which is its default.
 unsafe impl Zeroable for Slot {}
 // SAFETY: atomics of value 0: no bit set, which is its default.
 unsafe impl Zeroable for Group {}
 
-/// From so many bytes on, an array is a mapping of its own: what glibc's allocator starts with for the same (M_MMAP_THRESHOLD).
+/// Arrays of this many bytes or more have their own mapping. The number is glibc's initial
+/// `M_MMAP_THRESHOLD`, from which on its allocator maps memory for one allocation.
 #[cfg(not(any(loom, shuttle)))]
 const MAPPED_FROM: usize = 128 << 10;
 
-/// A fixed number of values that began as zeros.
+/// A fixed number of values that started as zeros.
 pub(super) struct Zeroed<T> {
     first: NonNull<T>,
     len: usize,
@@ -43,7 +45,7 @@ pub(super) struct Zeroed<T> {
 
 // SAFETY: owns its values, as a boxed slice does.
 unsafe impl<T: Send> Send for Zeroed<T> {}
-// SAFETY: as above.
+// SAFETY: owns its values, as a boxed slice does.
 unsafe impl<T: Sync> Sync for Zeroed<T> {}
 
 impl<T> Deref for Zeroed<T> {
@@ -51,7 +53,8 @@ impl<T> Deref for Zeroed<T> {
 
     #[inline(always)]
     fn deref(&self) -> &[T] {
-        // SAFETY: `zeroed` made `len` values there, which live as long as `self` and are lent out as shared alone.
+        // SAFETY: `zeroed` made `len` values there. They live as long as `self`, and only shared
+        // references to them are given out.
         unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
     }
 }
@@ -76,7 +79,7 @@ pub(super) fn zeroed<T: Zeroable>(n: usize) -> Result<Zeroed<T>> {
             let memory = unsafe { std::alloc::alloc_zeroed(layout) };
             NonNull::new(memory.cast()).ok_or_else(|| no_memory(n))?
         }
-        // Page-aligned: more than any type here asks for.
+        // Page-aligned, which is more than the alignment of any `Zeroable` type.
         bytes => map(bytes, 0).ok_or_else(|| no_memory(n))?.cast(),
     };
     const { assert!(!std::mem::needs_drop::<T>()) };
@@ -87,7 +90,8 @@ pub(super) fn zeroed<T: Zeroable>(n: usize) -> Result<Zeroed<T>> {
 impl<T> Drop for Zeroed<T> {
     fn drop(&mut self) {
         let bytes = self.len * size_of::<T>();
-        // SAFETY: made by `zeroed` in the same way, with the same size; nobody borrows from it any more.
+        // SAFETY: `zeroed` made it in the same way, with the same size; nobody borrows from it any
+        // more.
         unsafe {
             if bytes >= MAPPED_FROM {
                 unmap(self.first.cast(), bytes);
@@ -99,7 +103,8 @@ impl<T> Drop for Zeroed<T> {
     }
 }
 
-/// `n` default values; a model checker's atomics are not made of zeros.
+/// `n` default values. `Default` makes them, since a model checker's atomics are not all zero
+/// bytes.
 #[cfg(any(loom, shuttle))]
 pub(super) fn zeroed<T: Zeroable>(n: usize) -> Result<Zeroed<T>> {
     let values: Box<[T]> = (0..n).map(|_| T::default()).collect();
@@ -110,7 +115,7 @@ pub(super) fn zeroed<T: Zeroable>(n: usize) -> Result<Zeroed<T>> {
 #[cfg(any(loom, shuttle))]
 impl<T> Drop for Zeroed<T> {
     fn drop(&mut self) {
-        // SAFETY: leaked by `zeroed`; nobody borrows from it any more.
+        // SAFETY: `zeroed` leaked it; nobody borrows from it any more.
         drop(unsafe {
             Box::from_raw(std::ptr::slice_from_raw_parts_mut(
                 self.first.as_ptr(),
@@ -134,7 +139,7 @@ mod tests {
     use crate::primitives::Ordering;
 
     #[test]
-    fn small_and_large_ones_are_zeros_of_their_length() {
+    fn small_and_large_arrays_start_as_zeros_with_exact_length() {
         let at = MAPPED_FROM / size_of::<AtomicU64>();
         for n in [0, 1, 63, at - 1, at, at + 1, 3 * at + 5] {
             let values = zeroed::<AtomicU64>(n).unwrap();
@@ -145,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_are_an_error() {
+    fn too_large_array_fails_with_enomem() {
         for n in [usize::MAX, usize::MAX / 16, 1 << 60] {
             assert_eq!(zeroed::<Slot>(n).err().unwrap().errno(), Errno::NOMEM);
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A cache's handle: create, destroy, statistics.
+//! The handle of a cache: create, destroy, statistics.
 
 use std::ffi::c_int;
 use std::sync::Arc;
@@ -14,35 +14,39 @@ use crate::cache::{Cache, CacheOptions};
 use crate::error::Errno;
 use crate::host::block_on;
 
-/// A cache of equally sized tables (L2 tables or slices of them, refcount blocks) of one image
+/// A cache of equally sized tables (L2 tables, slices of them, or refcount blocks) of one image
 /// file.
 ///
-/// Made by `q2c_cache_create` and destroyed by `q2c_cache_destroy`, or borrowed from a state. Any
-/// number of threads and coroutines may use it at once, but for its destruction.
+/// Context: any number of threads and coroutines may use it at the same time, except for its
+/// destruction.
+///
+/// Ownership: made by `q2c_cache_create` and destroyed by `q2c_cache_destroy`, or borrowed from a
+/// state.
 pub struct q2c_cache {
     _private: [u8; 0],
 }
 
-/// `Arc::into_raw`, or `Arc::as_ptr` for one that a state holds.
+/// The pointer is from `Arc::into_raw`, or from `Arc::as_ptr` for a cache that a state owns.
 impl Handle for q2c_cache {
     type Value = Cache;
 }
 
-/// How a cache is made.
+/// How `q2c_cache_create` makes a cache.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct q2c_cache_options {
-    /// sizeof(q2c_cache_options).
+    /// `sizeof(q2c_cache_options)`.
     pub struct_size: usize,
-    /// How many tables it holds at most: 1 to `INT_MAX`.
+    /// Number of slots, that is, the most tables that the cache can hold: 1 to `INT_MAX`.
     pub tables: usize,
-    /// Bytes of one table: a power of two from 512 to 2 MiB (2097152).
+    /// Size of one table in bytes: a power of two from 512 to 2097152 (2 MiB).
     pub table_size: usize,
-    /// The caller's own number for what the tables are, handed to `pre_write_check` and
-    /// `corruption`.
+    /// The caller's own number for what the tables are; any value. The library passes it to
+    /// `pre_write_check` and `corruption`.
     pub kind: c_int,
-    /// How many of the slots `q2c_cache_get_unlocked` neither loads into nor pins, so that callers
-    /// with the lock never starve: 1 for an L2 cache, 2 for refcount blocks; at most `tables`.
+    /// Number of slots, 0 to `tables`, that `q2c_cache_get_unlocked` neither loads into nor pins,
+    /// so that callers with the state lock never starve. Use 1 for an L2 cache and 2 for refcount
+    /// blocks.
     pub reserved_tables: u32,
 }
 
@@ -51,41 +55,45 @@ unsafe impl CStruct for q2c_cache_options {
     const NAME: &'static str = "q2c_cache_options";
 }
 
-/// What a cache did since its creation, and what it holds now.
+/// What a cache has done since its creation, and what it holds now.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct q2c_cache_stats {
-    /// sizeof(q2c_cache_stats), set by the caller before the call.
+    /// `sizeof(q2c_cache_stats)`, set by the caller before the call.
     pub struct_size: usize,
-    /// Pins of tables that were resident; copies by `q2c_cache_read` are not counted.
+    /// Pins of tables that were resident. A get that waited for another caller's load counts here
+    /// and as a miss. Copies by `q2c_cache_read` are not counted.
     pub hits: u64,
-    /// Gets that had to load, or to wait for a load.
+    /// Gets that found their table absent or being loaded, including those that then failed.
+    /// `q2c_cache_try_get` counts no miss.
     pub misses: u64,
-    /// Tables read from storage.
+    /// Tables that were read from storage.
     pub loads: u64,
-    /// Tables that gave their slot to another one.
+    /// Tables that were dropped so that another table could take their slot.
     pub evictions: u64,
-    /// Tables written.
+    /// Tables that were written.
     pub write_backs: u64,
-    /// Write requests that those took.
+    /// Write requests that wrote these tables; one request can write several neighbours.
     pub writes: u64,
-    /// Tables dropped by cleaning.
+    /// Tables that cleaning dropped.
     pub cleaned: u64,
-    /// Tables discarded.
+    /// Tables that were discarded.
     pub discarded: u64,
-    /// Slots, as created.
+    /// Number of slots, as created.
     pub tables: usize,
-    /// Bytes of one table, as created.
+    /// Size of one table in bytes, as created.
     pub table_size: usize,
-    /// Slots that hold a table.
+    /// Slots that hold a table, including a discarded one that is still pinned or being written.
     pub resident_tables: usize,
-    /// Slots that hold a dirty one.
+    /// Slots that hold a dirty table. A table that is being written counts only if it was marked
+    /// dirty again.
     pub dirty_tables: usize,
     /// Slots that are pinned.
     pub pinned_tables: usize,
-    /// Bytes of table memory that were used and have not been given back to the kernel.
+    /// Bytes of table memory, in whole pages, that were used and have not been given back to the
+    /// kernel.
     pub resident_bytes: u64,
-    /// Bytes of memory besides the tables.
+    /// Bytes of memory for everything besides the tables.
     pub metadata_bytes: u64,
 }
 
@@ -94,21 +102,30 @@ unsafe impl CStruct for q2c_cache_stats {
     const NAME: &'static str = "q2c_cache_stats";
 }
 
-/// Makes a cache without a table in it. Table memory is taken from the kernel when it is first
-/// used.
+/// Makes an empty cache. Table memory is taken from the kernel when it is first used.
 ///
-/// Any thread, never waits, calls neither storage nor host. `options`, `storage` and `host` are
-/// copied and may go afterwards; what their `opaque`s lead to must live as long as the cache.
-/// `host` NULL: threads. On success `*cache` is the caller's, for `q2c_cache_destroy`; on an error
-/// it is left alone. `error` may be NULL.
+/// Parameters:
+/// - `options`, `storage`: must not be NULL.
+/// - `host`: NULL means `Q2C_HOST_THREADS`.
+/// - `cache`: receives the handle; must not be NULL.
+/// - `error`: may be NULL.
 ///
+/// Context: any thread; never waits; calls neither storage nor host.
+///
+/// Returns: 0 on success.
 /// - `-EINVAL`: `options`, `storage` or `cache` is NULL; a `struct_size` is too small; an option is
-///   out of its range; a callback that must be there is NULL, or one is given that is not for the
-///   host's kind; `max_iov` is negative; unknown host kind.
-/// - `-ENOMEM`: there is no address space for so many tables.
+///   out of its range; `preadv`, `pwritev` or `flush` is NULL; `max_iov` is negative; the host's
+///   `kind` is unknown; a callback that this kind needs is NULL, or one is set that it does not
+///   take.
+/// - `-ENOMEM`: there is not enough address space for the tables, or not enough memory for what the
+///   cache keeps about them.
+///
+/// Ownership: `*cache` is the caller's, to be destroyed by `q2c_cache_destroy`. `options`,
+/// `storage` and `host` are copied and need not outlive the call. What the `opaque` pointers lead
+/// to must live as long as the cache.
 ///
 /// # Safety
-/// Pointers are NULL or valid; callbacks keep the contracts of `q2c_storage` and `q2c_host`.
+/// Pointers are NULL or valid. Callbacks keep the contracts of `q2c_storage` and `q2c_host`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_cache_create(
     options: *const q2c_cache_options,
@@ -120,7 +137,8 @@ pub unsafe extern "C" fn q2c_cache_create(
     let create = || {
         // SAFETY: NULL or readable as far as its struct_size says, as the caller promised.
         let options = CacheOptions::from(unsafe { read_struct(options) }?);
-        // SAFETY: as above; the callbacks' contract was promised, too.
+        // SAFETY: NULL or readable as far as their struct_size says, with callbacks that keep their
+        // contract, as the caller promised.
         let (storage, host) = unsafe { (storage_from(storage)?, host_from(host)?) };
         // SAFETY: NULL or writable, as the caller promised.
         let cache = unsafe { named_out(cache, "cache") }?;
@@ -143,70 +161,83 @@ impl From<q2c_cache_options> for CacheOptions {
     }
 }
 
-/// Destroys a cache and sets `*cache` to NULL. NULL, and a NULL in `*cache`, is 0.
+/// Destroys a cache. It never writes a table of this cache: dirty tables are an error. If other
+/// caches depend on this one, it satisfies their dependencies first, which flushes storage.
 ///
-/// State lock held, or calls serialised otherwise; may wait. Never writes a table of this cache:
-/// dirty ones are an error. Caches that depend on this one are relieved of that first, which
-/// flushes storage. On an error the cache is as it was. Not to be called while another call uses
-/// the cache; a cleaner that still holds it, asked to stop or not, does no harm.
+/// Parameters:
+/// - `cache`: set to NULL on success. NULL, or a pointer to NULL, returns 0.
 ///
+/// Context: state lock held, or calls serialised otherwise; may wait. No other call may use the
+/// cache meanwhile. A cleaner that still holds the cache, asked to stop or not, does no harm.
+///
+/// Returns: 0 on success. On an error the cache is as it was.
 /// - `-EBUSY`: a table is pinned, being loaded or being written.
-/// - `-ENOTEMPTY`: tables are dirty. Flush them, or give them up: `q2c_cache_discard_range(cache,
-///   0, UINT64_MAX)`.
+/// - `-ENOTEMPTY`: tables are dirty. Flush them, or give them up with
+///   `q2c_cache_discard_range(cache, 0, UINT64_MAX)`. Dirty tables of a poisoned cache are no
+///   obstacle.
 /// - `-EPERM`: the cache belongs to a state, which will destroy it.
-/// - `-EIO`, or storage's own: the flush for a dependent cache failed.
+/// - `-EIO`: the cache is poisoned and another cache depends on it. Destroy that one first.
+/// - any errno of `flush`: a dependency of another cache could not be satisfied.
+///
+/// Ownership: frees the handle. A cleaner that was told of the cache keeps its memory until it lets
+/// go of it: each instance when it ends, the cleaner itself at the next `q2c_cleaner_set_caches` or
+/// when it is destroyed.
 ///
 /// # Safety
-/// `cache` is NULL or points to NULL or to a live cache, which nobody uses during the call or after
-/// it.
+/// `cache` is NULL or points to NULL or to a live cache, which nobody else uses during the call and
+/// nobody uses after it succeeded.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_cache_destroy(cache: *mut *mut q2c_cache) -> c_int {
     let check = |handle: *mut q2c_cache| {
         // SAFETY: live, as the caller promised; the borrow ends before the cache does.
         on_cache(unsafe { value(handle) }?, |cache| {
-            if cache.belongs_to_state() {
+            if cache.is_owned_by_state() {
                 return Err(Errno::PERM);
             }
             cache.check_destroy()?;
-            // SAFETY: live, as above.
+            // SAFETY: live, as the caller promised.
             let shared = unsafe { share(handle) }?;
-            block_on(cache.host(), &[], shared.release_dependents())
+            block_on(cache.host(), &[], shared.flush_dependents())
         })
     };
     // SAFETY: the pointer came from `Arc::into_raw` in `q2c_cache_create`, since the cache belongs
-    // to no state, and its count is given back here alone, as the handle's place holds NULL from
-    // now on.
+    // to no state. Only this call gives its count back: the caller's pointer is NULL from now on.
     let free = |cache: *mut Cache| drop(unsafe { Arc::from_raw(cache) });
-    // SAFETY: the caller's promise about `cache`.
+    // SAFETY: the caller keeps this function's contract for `cache`.
     unsafe { call_destroy(cache, check, free) }
 }
 
-/// A further owner of a cache that C refers to. `EINVAL`: NULL.
+/// Adds an owner to a cache that C refers to. `EINVAL`: NULL.
 ///
 /// # Safety
-/// As [`value`].
+/// The contract of [`value`].
 pub(super) unsafe fn share(cache: *const q2c_cache) -> Result<Arc<Cache>, Errno> {
     if cache.is_null() {
         return Err(Errno::INVAL);
     }
     let cache = cache.cast::<Cache>();
-    // SAFETY: every handle is the address of a cache inside an Arc (see `Handle`), whose count is
-    // above 0 since the handle is live; the count that is added here belongs to the result.
+    // SAFETY: every handle is the address of a cache inside an Arc (see `Handle`). Its count is
+    // above 0, since the handle is live. The count that is added here belongs to the result.
     unsafe {
         Arc::increment_strong_count(cache);
         Ok(Arc::from_raw(cache))
     }
 }
 
-/// Fills `*stats`, whose `struct_size` the caller has set: a sum over moments, not one moment.
+/// Fills `*stats`. The numbers are read one after the other while the cache is in use, so they do
+/// not describe one single moment.
 ///
-/// Any thread, never waits, takes no lock; looks at every slot. On an error `*stats` is left alone.
+/// Parameters:
+/// - `stats`: its `struct_size` must be set; it stays as it is.
 ///
+/// Context: any thread; never waits, takes no lock. Looks at every slot.
+///
+/// Returns: 0 on success.
 /// - `-EINVAL`: an argument is NULL, or `struct_size` is too small.
 /// - `-EIO`: the cache is poisoned.
 ///
 /// # Safety
-/// `cache` is NULL or a live cache; `stats` is NULL or writable.
+/// `cache` is NULL or a live cache. `stats` is NULL or writable as far as its `struct_size` says.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_cache_get_stats(
     cache: *mut q2c_cache,

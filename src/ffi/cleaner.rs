@@ -14,36 +14,42 @@ use crate::cache::tables::CAN_RELEASE;
 use crate::cleaner::{CleanTarget, Cleaner};
 use crate::error::Errno;
 
-/// A cache cleaner: drops the tables that nobody used for an interval, again and again, and gives
-/// their memory back. With it comes the state lock, under which it drops tables.
+/// A cache cleaner. Again and again it drops the tables that nobody used for an interval, and gives
+/// their memory back to the kernel. It comes with the state lock, under which it drops tables.
 ///
-/// Made by `q2c_cleaner_create` and destroyed by `q2c_cleaner_destroy`, or borrowed from a state.
-/// Each start makes an *instance*; one that was asked to stop may still be on its way out when the
-/// next one starts. Usable from any thread.
+/// Each start makes an *instance*. An instance that was asked to stop may still be on its way to
+/// its end when the next one starts.
+///
+/// Context: usable from any thread, except for its destruction.
+///
+/// Ownership: made by `q2c_cleaner_create` and destroyed by `q2c_cleaner_destroy`, or borrowed from
+/// a state.
 pub struct q2c_cleaner {
     _private: [u8; 0],
 }
 
-/// `Box::into_raw`, or the address of a state's own.
+/// The pointer is from `Box::into_raw`, or the address of a cleaner inside a state.
 impl Handle for q2c_cleaner {
     type Value = Cleaner;
 }
 
-/// What a cleaner did since its creation.
+/// What a cleaner has done since its creation.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct q2c_cleaner_stats {
-    /// sizeof(q2c_cleaner_stats), set by the caller before the call.
+    /// `sizeof(q2c_cleaner_stats)`, set by the caller before the call.
     pub struct_size: usize,
-    /// Instances started.
+    /// Instances that were started, including those that `co_spawn` then refused.
     pub starts: u64,
-    /// Passes over the caches that looked at every table.
+    /// Passes that looked at every table of the caches.
     pub passes: u64,
-    /// Tables that they dropped.
+    /// Tables that passes dropped, including passes that a stop cut short.
     pub tables_cleaned: u64,
-    /// Interval of the newest instance in ns, kept after its stop.
+    /// Interval in ns that was set last: by `q2c_cleaner_start` or `q2c_cleaner_set_interval` with
+    /// a number above 0, or by the options of the state that the cleaner belongs to. A stop does
+    /// not change it.
     pub interval_ns: u64,
-    /// Instances alive, those that were asked to stop included.
+    /// Instances that are alive, including those that were asked to stop.
     pub instances: u32,
 }
 
@@ -52,20 +58,22 @@ unsafe impl CStruct for q2c_cleaner_stats {
     const NAME: &'static str = "q2c_cleaner_stats";
 }
 
+/// An export on a cleaner.
+///
 /// # Safety
-/// As [`value`].
+/// The contract of [`value`].
 unsafe fn call_cleaner<T: Code>(
     cleaner: *const q2c_cleaner,
     body: impl FnOnce(&Cleaner) -> Result<T, Errno>,
 ) -> c_int {
-    // SAFETY: the caller's promise; the borrow ends with this call.
+    // SAFETY: the caller keeps this function's contract; the borrow ends with this call.
     call(|| body(unsafe { value(cleaner) }?))
 }
 
-/// As [`call_cleaner`]; stopping NULL is 0.
+/// [`call_cleaner`] for a stop: stopping NULL returns 0.
 ///
 /// # Safety
-/// As [`value`].
+/// The contract of [`value`].
 unsafe fn call_stop(
     cleaner: *const q2c_cleaner,
     stop: impl FnOnce(&Cleaner) -> Result<(), Errno>,
@@ -73,11 +81,12 @@ unsafe fn call_stop(
     if cleaner.is_null() {
         return 0;
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps this function's contract.
     unsafe { call_cleaner(cleaner, stop) }
 }
 
-/// `ENOTSUP`: cleaning makes no sense where the kernel takes no memory back.
+/// `ENOTSUP`: the interval is above 0, but the kernel cannot take memory back, so that cleaning
+/// would be useless.
 pub(super) fn check_interval(interval_ns: u64) -> Result<(), Errno> {
     if interval_ns > 0 && !CAN_RELEASE {
         return Err(Errno::NOTSUP);
@@ -85,18 +94,26 @@ pub(super) fn check_interval(interval_ns: u64) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Makes a cleaner on `host` (NULL: threads), with the host's own lock if it brought one, else with
-/// a built-in one. Nothing is started, and it has no caches yet.
+/// Makes a cleaner on `host`. Its state lock is the host's own, if the host has one, else a
+/// built-in one. No instance is started, and the cleaner has no caches yet.
 ///
-/// Any thread, never waits, calls no callback. `host` is copied; what its `opaque` leads to must
-/// live as long as the cleaner. On success `*cleaner` is the caller's, for `q2c_cleaner_destroy`;
-/// on an error it is left alone. `error` may be NULL.
+/// Parameters:
+/// - `host`: NULL means `Q2C_HOST_THREADS`.
+/// - `cleaner`: receives the handle; must not be NULL.
+/// - `error`: may be NULL.
 ///
-/// - `-EINVAL`: `cleaner` is NULL; `host` is too small, of no known kind, lacks a callback or has
-///   one that is not for its kind.
+/// Context: any thread; never waits; calls no callback.
+///
+/// Returns: 0 on success.
+/// - `-EINVAL`: `cleaner` is NULL; the host's `struct_size` is too small; its `kind` is unknown; a
+///   callback that this kind needs is NULL, or one is set that it does not take.
+///
+/// Ownership: `*cleaner` is the caller's, to be destroyed by `q2c_cleaner_destroy`. `host` is
+/// copied and need not outlive the call. What its `opaque` leads to must live as long as the
+/// cleaner.
 ///
 /// # Safety
-/// Pointers are NULL or valid; callbacks keep the contract of `q2c_host`.
+/// Pointers are NULL or valid. Callbacks keep the contract of `q2c_host`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_cleaner_create(
     host: *const q2c_host,
@@ -116,24 +133,30 @@ pub unsafe extern "C" fn q2c_cleaner_create(
     unsafe { call_set_up("q2c_cleaner_create", error, create) }
 }
 
-/// Destroys a cleaner and sets `*cleaner` to NULL. NULL, and a NULL in `*cleaner`, is 0.
+/// Destroys a cleaner.
 ///
-/// Any thread, state lock not held. On the thread host the last cleaner's end waits for the
-/// background thread's. Not to be called while another call uses the cleaner.
+/// Parameters:
+/// - `cleaner`: set to NULL on success. NULL, or a pointer to NULL, returns 0.
 ///
-/// - `-EBUSY`: an instance is alive (stop it first), or the built-in lock is held. Nothing
-///   happened.
-/// - `-EPERM`: the cleaner belongs to a state.
+/// Context: any thread, state lock not held. May wait on the thread host: the destruction of the
+/// last cleaner that was started waits for the end of the background thread. No other call may use
+/// the cleaner meanwhile.
+///
+/// Returns: 0 on success. On an error nothing happened.
+/// - `-EBUSY`: an instance is alive (stop it first), or somebody holds the built-in lock.
+/// - `-EPERM`: the cleaner belongs to a state, which will destroy it.
+///
+/// Ownership: frees the handle and lets go of the caches that it was told of.
 ///
 /// # Safety
-/// `cleaner` is NULL or points to NULL or to a live cleaner, which nobody uses during the call or
-/// after it.
+/// `cleaner` is NULL or points to NULL or to a live cleaner, which nobody else uses during the call
+/// and nobody uses after it succeeded.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_cleaner_destroy(cleaner: *mut *mut q2c_cleaner) -> c_int {
     let check = |handle: *mut q2c_cleaner| {
         // SAFETY: live, as the caller promised; the borrow ends before the cleaner does.
         let cleaner = unsafe { value(handle) }?;
-        if cleaner.belongs_to_state() {
+        if cleaner.is_owned_by_state() {
             return Err(Errno::PERM);
         }
         cleaner.check_idle()
@@ -141,20 +164,29 @@ pub unsafe extern "C" fn q2c_cleaner_destroy(cleaner: *mut *mut q2c_cleaner) -> 
     // SAFETY: the pointer came from `Box::into_raw` in `q2c_cleaner_create`, since the cleaner
     // belongs to no state.
     let free = |cleaner: *mut Cleaner| drop(unsafe { Box::from_raw(cleaner) });
-    // SAFETY: the caller's promise about `cleaner`.
+    // SAFETY: the caller keeps this function's contract for `cleaner`.
     unsafe { call_destroy(cleaner, check, free) }
 }
 
-/// Sets the caches that the *next* start cleans. Each instance holds those it was started with,
-/// also beyond their destruction by the caller.
+/// Sets the caches that the *next* start cleans. Instances that run keep those that they were
+/// started with.
 ///
-/// Any thread, never waits. The array is copied; `n` 0: none, and `caches` may be NULL.
+/// Parameters:
+/// - `caches`: array of `n` handles, none of them NULL. May be NULL if `n` is 0.
+/// - `n`: number of caches; 0 means none.
 ///
-/// - `-EINVAL`: `cleaner`, `caches` or one of them is NULL; `n` is no possible length.
+/// Context: any thread; never waits.
+///
+/// Returns: 0 on success.
+/// - `-EINVAL`: `cleaner` is NULL; `n` is not 0 and `caches` or one of the handles is NULL; `n` is
+///   larger than any array can be.
+///
+/// Ownership: the array is copied and need not outlive the call. The cleaner holds the caches, and
+/// each instance holds those that it was started with, even after the caller has destroyed them.
 ///
 /// # Safety
-/// `cleaner` is NULL or a live cleaner; `caches` is NULL or an array of `n` pointers, NULL or to
-/// live caches.
+/// `cleaner` is NULL or a live cleaner. `caches` is NULL or an array of `n` pointers, each NULL or
+/// to a live cache.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_cleaner_set_caches(
     cleaner: *mut q2c_cleaner,
@@ -170,8 +202,10 @@ pub unsafe extern "C" fn q2c_cleaner_set_caches(
     unsafe { call_cleaner(cleaner, set) }
 }
 
+/// The caches of an array of handles. `EINVAL`: NULL, or an impossible length.
+///
 /// # Safety
-/// `caches` is NULL or an array of `n` pointers, NULL or to live caches.
+/// `caches` is NULL or an array of `n` pointers, each NULL or to a live cache.
 unsafe fn targets_from(
     caches: *const *mut q2c_cache,
     n: usize,
@@ -194,13 +228,18 @@ unsafe fn targets_from(
 
 /// Takes the state lock.
 ///
-/// Thread or coroutine that does not hold it; may wait in the host's way. On a coroutine host with
-/// a lock of its own, from a coroutine only. Requests are served in order; the cleaner never goes
-/// before them for long.
+/// The built-in lock serves waiting requests in order. A caller that runs may take a lock that was
+/// just released before the first waiting request has woken. Once a request has woken and found the
+/// lock taken, the next release hands the lock over to it. The cleaner takes the lock only when it
+/// is free, and holds it for a few us at a time. A host's own lock has the host's own order.
 ///
+/// Context: a thread or coroutine that does not hold the lock; may wait. Plain code of a coroutine
+/// host can take the built-in lock, but not the host's own.
+///
+/// Returns: 0 on success.
 /// - `-EINVAL`: `cleaner` is NULL.
-/// - `-EDEADLK`: the caller holds the built-in lock already.
-/// - `-EPERM`: the host's own lock, from plain code.
+/// - `-EDEADLK`: the caller already holds the built-in lock.
+/// - `-EPERM`: the lock is the host's own and the caller is plain code.
 ///
 /// # Safety
 /// `cleaner` is NULL or a live cleaner.
@@ -210,36 +249,48 @@ pub unsafe extern "C" fn q2c_cleaner_lock(cleaner: *mut q2c_cleaner) -> c_int {
     unsafe { call_cleaner(cleaner, Cleaner::lock) }
 }
 
-/// Lets the state lock go. By the thread or coroutine that took it; never waits, but may run the
-/// next owner at once where the host's `co_wake` does.
+/// Releases the state lock.
 ///
+/// Context: the thread or coroutine that took the lock. Never waits, but may run the next owner
+/// inside the call if the host's `co_wake` does so.
+///
+/// Returns: 0 on success.
 /// - `-EINVAL`: `cleaner` is NULL.
-/// - `-EPERM`: the caller does not hold the built-in lock; the host's own lock, from plain code.
+/// - `-EPERM`: the caller does not hold the built-in lock; or the lock is the host's own and the
+///   caller is plain code.
 ///
 /// # Safety
-/// `cleaner` is NULL or a live cleaner.
+/// `cleaner` is NULL or a live cleaner. If the lock is the host's own, the caller holds it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_cleaner_unlock(cleaner: *mut q2c_cleaner) -> c_int {
     // SAFETY: NULL or live, as the caller promised.
     unsafe { call_cleaner(cleaner, Cleaner::unlock) }
 }
 
-/// Starts an instance that makes a pass over the caches every `interval_ns` ns. 0 starts none and
-/// is no error. A pass drops what was not used since the one before. It takes the state lock for
-/// some hundred tables at a time, some us, and gives their memory back to the kernel without it.
+/// Starts an instance that makes a pass over the caches every `interval_ns` ns. A pass drops the
+/// tables that were not used since the pass before. It takes the state lock for some hundred tables
+/// at a time, which is a few us, and gives memory back to the kernel without the lock.
 ///
-/// `context` says where it runs. Threads: NULL. Event loop: the `q2c_loop`, which lives on as long
-/// as it is needed here. Coroutines: handed to `co_spawn`; NULL is the caller's current context.
-/// Any thread, state lock held or not; never waits, but may run the new coroutine up to its first
-/// wait.
+/// Parameters:
+/// - `context`: where the instance runs. Thread host: NULL. Event loop host: a `q2c_loop`, not
+///   NULL. Coroutine host: passed to `co_spawn`; NULL means the caller's current context.
+/// - `interval_ns`: ns between two passes. 0 starts nothing and is no error.
 ///
-/// - `-EINVAL`: `cleaner` is NULL; `context` is none of this host.
-/// - `-EALREADY`: an instance lives that was not asked to stop.
-/// - `-ENOTSUP`: the interval is above 0, and the kernel takes no memory back.
-/// - `-EAGAIN`, or `co_spawn`'s own: the host could not start it.
+/// Context: any thread. Never waits, but may run the new coroutine up to its first wait inside the
+/// call.
+///
+/// Returns: 0 on success.
+/// - `-EINVAL`: `cleaner` is NULL; `context` does not fit the host.
+/// - `-EALREADY`: an instance is alive that was not asked to stop.
+/// - `-ENOTSUP`: `interval_ns` is above 0, and the kernel takes no memory back.
+/// - `-EAGAIN`, `-EMFILE`, `-ENFILE`, `-ENOMEM`: thread host: the background thread or its
+///   descriptor could not be made.
+/// - any errno of `co_spawn`: the coroutine could not be made.
+///
+/// Ownership: the instance holds the cleaner's caches, and its loop, until it ends.
 ///
 /// # Safety
-/// `cleaner` is NULL or a live cleaner; on an event loop host `context` is NULL or a live loop.
+/// `cleaner` is NULL or a live cleaner. On an event loop host, `context` is NULL or a live loop.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_cleaner_start(
     cleaner: *mut q2c_cleaner,
@@ -248,7 +299,7 @@ pub unsafe extern "C" fn q2c_cleaner_start(
 ) -> c_int {
     let start = |cleaner: &Cleaner| {
         check_interval(interval_ns)?;
-        // SAFETY: the caller's promise about `context`.
+        // SAFETY: on an event loop host, `context` is NULL or a live loop, as the caller promised.
         let context = unsafe { context_from(&**cleaner.host(), context) }?;
         cleaner.start(context, interval_ns)
     };
@@ -256,10 +307,17 @@ pub unsafe extern "C" fn q2c_cleaner_start(
     unsafe { call_cleaner(cleaner, start) }
 }
 
-/// Asks every instance to stop, and does not wait: for places where waiting is forbidden. The
-/// instances end by themselves. With none, and for NULL, it does nothing.
+/// Asks every instance to stop and does not wait: for places where waiting is forbidden. A stop
+/// request is never lost and cannot be taken back; the instances end by themselves. Without an
+/// instance it does nothing.
 ///
-/// Any thread, any lock held, never waits. Returns 0.
+/// Parameters:
+/// - `cleaner`: NULL returns 0.
+///
+/// Context: any thread, with any lock held. Never waits, but may run a cleaner's coroutine inside
+/// the call if the host's `co_wake` does so.
+///
+/// Returns: 0.
 ///
 /// # Safety
 /// `cleaner` is NULL or a live cleaner.
@@ -273,8 +331,12 @@ pub unsafe extern "C" fn q2c_cleaner_request_stop(cleaner: *mut q2c_cleaner) -> 
     unsafe { call_stop(cleaner, stop) }
 }
 
-/// Returns 1 if an instance lives that was not asked to stop, else 0. Any thread, never waits.
-/// `-EINVAL`: `cleaner` is NULL.
+/// Whether an instance is alive that was not asked to stop.
+///
+/// Context: any thread; never waits.
+///
+/// Returns: 1 if there is one, 0 if not.
+/// - `-EINVAL`: `cleaner` is NULL.
 ///
 /// # Safety
 /// `cleaner` is NULL or a live cleaner.
@@ -284,14 +346,19 @@ pub unsafe extern "C" fn q2c_cleaner_is_running(cleaner: *mut q2c_cleaner) -> c_
     unsafe { call_cleaner(cleaner, |cleaner| Ok(cleaner.is_running())) }
 }
 
-/// Gives the running instance a new interval in ns, at once: its present sleep counts from where it
-/// began. 0 asks it to stop.
+/// Gives the running instance a new interval. It takes effect immediately: the present sleep counts
+/// from where it began.
 ///
-/// Any thread, state lock held or not, never waits.
+/// Parameters:
+/// - `interval_ns`: ns between two passes. 0 asks the instance to stop.
 ///
+/// Context: any thread. Never waits, but may run a cleaner's coroutine inside the call if the
+/// host's `co_wake` does so.
+///
+/// Returns: 0 on success.
 /// - `-EINVAL`: `cleaner` is NULL.
-/// - `-ESRCH`: none runs that was not asked to stop.
-/// - `-ENOTSUP`: as `q2c_cleaner_start`.
+/// - `-ESRCH`: no instance is alive that was not asked to stop.
+/// - `-ENOTSUP`: `interval_ns` is above 0, and the kernel takes no memory back.
 ///
 /// # Safety
 /// `cleaner` is NULL or a live cleaner.
@@ -308,11 +375,19 @@ pub unsafe extern "C" fn q2c_cleaner_set_interval(
     unsafe { call_cleaner(cleaner, set) }
 }
 
-/// Fills `*stats`, whose `struct_size` the caller has set. Any thread, never waits. `-EINVAL`: an
-/// argument is NULL, or `struct_size` is too small; `*stats` is left alone then.
+/// Fills `*stats`.
+///
+/// Parameters:
+/// - `stats`: its `struct_size` must be set; it stays as it is.
+///
+/// Context: any thread; never waits.
+///
+/// Returns: 0 on success.
+/// - `-EINVAL`: an argument is NULL, or `struct_size` is too small.
 ///
 /// # Safety
-/// `cleaner` is NULL or a live cleaner; `stats` is NULL or writable.
+/// `cleaner` is NULL or a live cleaner. `stats` is NULL or writable as far as its `struct_size`
+/// says.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_cleaner_get_stats(
     cleaner: *mut q2c_cleaner,
@@ -336,29 +411,40 @@ pub unsafe extern "C" fn q2c_cleaner_get_stats(
     unsafe { call_cleaner(cleaner, fill) }
 }
 
-/// Stops every instance and waits for their ends, with the state lock held: it is let go while
-/// waiting. On return it is held again and no instance is alive, however many starts came between.
-/// NULL: 0.
+/// Stops every instance and waits for their ends, for callers that hold the state lock. The lock is
+/// released while the call waits. When it returns 0, the lock is held again and no instance is
+/// alive, however many starts came in between. A start without the lock that races the return is
+/// ordered after it.
 ///
-/// Coroutine or thread that holds the state lock; may wait. Any number of stops may run at once.
+/// Parameters:
+/// - `cleaner`: NULL returns 0.
 ///
-/// - `-EPERM`: the caller does not hold the built-in lock; or it is plain code on a coroutine host.
-/// - `-EDEADLK`: from the cleaner itself.
+/// Context: a thread or coroutine that holds the state lock; may wait. Any number of stops may run
+/// at the same time; all of them return.
+///
+/// Returns: 0 on success.
+/// - `-EPERM`: the caller does not hold the built-in lock, or is plain code on a coroutine host.
+/// - `-EDEADLK`: the caller is the cleaner itself.
 ///
 /// # Safety
-/// `cleaner` is NULL or a live cleaner. With a host's own lock, the caller holds it.
+/// `cleaner` is NULL or a live cleaner. If the lock is the host's own, the caller holds it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_cleaner_co_locked_del_and_wait(cleaner: *mut q2c_cleaner) -> c_int {
     // SAFETY: NULL or live, as the caller promised.
     unsafe { call_stop(cleaner, Cleaner::co_locked_del_and_wait) }
 }
 
-/// Stops every instance that is alive when it is called, those that were asked to stop before too,
-/// and waits for their ends. A start that races it is ordered before or after it. When it returns,
-/// they touch nothing any more. NULL: 0.
+/// Stops every instance that is alive when it is called, including those that were asked to stop
+/// before, and waits for their ends. A start that races it is ordered before or after it. When it
+/// returns 0, these instances touch nothing any more.
 ///
-/// Coroutine or thread, state lock not held; may wait. Any number of stops may run at once.
+/// Parameters:
+/// - `cleaner`: NULL returns 0.
 ///
+/// Context: thread or coroutine, state lock not held; may wait. Any number of stops may run at the
+/// same time; all of them return. Plain code of a coroutine host calls `q2c_cleaner_del_and_wait`.
+///
+/// Returns: 0 on success.
 /// - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself. Nothing was stopped.
 ///
 /// # Safety
@@ -369,8 +455,19 @@ pub unsafe extern "C" fn q2c_cleaner_co_del_and_wait(cleaner: *mut q2c_cleaner) 
     unsafe { call_stop(cleaner, Cleaner::co_del_and_wait) }
 }
 
-/// As `q2c_cleaner_co_del_and_wait`, from coroutine, thread, or plain code of a coroutine host,
-/// which polls until done. Same errors.
+/// Stops every instance that is alive when it is called, including those that were asked to stop
+/// before, and waits for their ends. A start that races it is ordered before or after it. When it
+/// returns 0, these instances touch nothing any more. It is `q2c_cleaner_co_del_and_wait` for
+/// callers of every kind.
+///
+/// Parameters:
+/// - `cleaner`: NULL returns 0.
+///
+/// Context: thread, coroutine, or plain code of a coroutine host, which polls; state lock not held;
+/// may wait. Any number of stops may run at the same time; all of them return.
+///
+/// Returns: 0 on success.
+/// - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself. Nothing was stopped.
 ///
 /// # Safety
 /// `cleaner` is NULL or a live cleaner.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Dropping tables: clean ones by cleaning, any by discarding.
+//! Dropping tables: cleaning drops unused clean ones, discarding drops any.
 
 use std::ffi::{c_int, c_void};
 
@@ -7,13 +7,13 @@ use super::cache::q2c_cache;
 use super::{call_cache, out};
 use crate::cache::Cache;
 
-/// Drops the tables that are clean, not pinned and not used since the previous call, and gives
-/// their memory back to the kernel as far as whole pages are free. A cleaner does this; it may also
-/// be called by hand.
+/// Drops the tables that are clean, not pinned and not used since the previous pass, and gives the
+/// memory of free slots back to the kernel as far as whole pages are free. A cleaner does this in
+/// its passes; this call is a whole pass by hand.
 ///
-/// Any thread, state lock held or not; never waits, never does I/O.
+/// Context: any thread; never waits, never does I/O.
 ///
-/// Returns how many tables were dropped (`INT_MAX` stands for more), or
+/// Returns: the number of tables dropped, 0 or more; `INT_MAX` stands for more than that.
 /// - `-EINVAL`: `cache` is NULL.
 /// - `-EIO`: the cache is poisoned.
 ///
@@ -29,18 +29,22 @@ pub unsafe extern "C" fn q2c_cache_clean_unused(cache: *mut q2c_cache) -> c_int 
     unsafe { call_cache(cache, clean) }
 }
 
-/// Whether the table at `table_offset` is in the cache. If so, `*table` is its address; it is not
-/// pinned, so that the address is only good for `q2c_cache_discard`. If not, `*table` is NULL.
+/// Tells whether the table at `table_offset` is in the cache, and where. The table is not pinned,
+/// so the address is only good for `q2c_cache_discard`.
 ///
-/// Any thread, state lock held or not, never waits.
+/// Parameters:
+/// - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+/// - `table`: receives the table's address, or NULL if the table is not there; must not be NULL.
 ///
-/// Returns 1: it is; 0: it is not, or is still being loaded; or
+/// Context: any thread; never waits.
+///
+/// Returns: 1 if the table is in the cache, 0 if it is not or is still being loaded.
 /// - `-EINVAL`: an argument is NULL; `table_offset` is 0.
-/// - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the
+/// - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
 ///   cache is poisoned.
 ///
 /// # Safety
-/// `cache` is NULL or a live cache; `table` is NULL or writable.
+/// `cache` is NULL or a live cache. `table` is NULL or writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_cache_is_table_offset(
     cache: *mut q2c_cache,
@@ -58,15 +62,19 @@ pub unsafe extern "C" fn q2c_cache_is_table_offset(
     unsafe { call_cache(cache, look) }
 }
 
-/// Discards the table at `table_offset`, dirty or not: its cluster was freed. It is out of the
-/// cache at once, and nothing of it will be written; a next get reads anew. Those who have it
-/// pinned keep it until they put it. A table that is not there: 0.
+/// Discards the table at `table_offset`, dirty or not, because its cluster was freed. It leaves the
+/// cache immediately: nothing of it will be written, and the next get reads it from storage again.
+/// Callers that have it pinned keep their bytes until their put.
 ///
-/// State lock held, or calls serialised otherwise: no write-back of the table may be under way.
-/// Never waits.
+/// Parameters:
+/// - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
 ///
+/// Context: state lock held, or calls serialised otherwise: no write-back of the table may be under
+/// way. Never waits.
+///
+/// Returns: 0 on success, and if the table is not in the cache.
 /// - `-EINVAL`: `cache` is NULL; `table_offset` is 0.
-/// - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); the
+/// - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
 ///   cache is poisoned.
 ///
 /// # Safety
@@ -80,10 +88,17 @@ pub unsafe extern "C" fn q2c_cache_discard_offset(
     unsafe { call_cache(cache, |cache| cache.discard_offset(table_offset)) }
 }
 
-/// Discards every table that shares a byte with the `bytes` bytes from `offset` of the file on, as
-/// `q2c_cache_discard_offset` does: all slices of a freed cluster, or with 0 and `UINT64_MAX` all
-/// there are. A range need not be aligned, may reach over the end, and may be empty. Same context.
+/// Discards, as `q2c_cache_discard_offset` does, every table that shares a byte with a range of the
+/// file: all slices of a freed cluster, or the whole cache with 0 and `UINT64_MAX`.
 ///
+/// Parameters:
+/// - `offset`, `bytes`: the range, in bytes. It need not be aligned, may reach beyond the end of
+///   the file, and may be empty.
+///
+/// Context: state lock held, or calls serialised otherwise: no write-back of these tables may be
+/// under way. Never waits.
+///
+/// Returns: 0 on success, also if no table is there.
 /// - `-EINVAL`: `cache` is NULL.
 /// - `-EIO`: the cache is poisoned.
 ///
@@ -99,13 +114,22 @@ pub unsafe extern "C" fn q2c_cache_discard_range(
     unsafe { call_cache(cache, |cache| cache.discard_range(offset, bytes)) }
 }
 
-/// Discards the table at `table_offset` if it is still the one that `q2c_cache_is_table_offset`
-/// found at the address `table`. Same context as `q2c_cache_discard_offset`.
+/// Discards, as `q2c_cache_discard_offset` does, the table at `table_offset` if it is still the one
+/// that `q2c_cache_is_table_offset` found at the address `table`.
 ///
+/// Parameters:
+/// - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+/// - `table`: an address from `q2c_cache_is_table_offset`.
+///
+/// Context: state lock held, or calls serialised otherwise: no write-back of the table may be under
+/// way. Never waits.
+///
+/// Returns: 0 on success.
 /// - `-EINVAL`: an argument is NULL; `table_offset` is 0; `table` is not the address of a table of
 ///   this cache.
 /// - `-ESTALE`: another table, or none, is at that address by now. Nothing was discarded.
-/// - `-EIO`: as `q2c_cache_discard_offset`.
+/// - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
+///   cache is poisoned.
 ///
 /// # Safety
 /// `cache` is NULL or a live cache. `table` may be any value.

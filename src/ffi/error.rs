@@ -1,28 +1,31 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `q2c_error`: what set-up functions say in words.
+//! `q2c_error`: how set-up functions tell an error in words.
 
 use std::ffi::{c_char, c_int};
 
 use crate::error::Error;
 
-/// What went wrong, for a person. Allocated by the caller; set-up functions take NULL, too, and
-/// then tell the errno alone. A function that takes one always fills it: on success with 0 and an
-/// empty message.
+/// What went wrong, for a person.
+///
+/// Set-up functions take a pointer to one, or NULL to get the errno alone. A function that takes
+/// one always fills it: on success with code 0 and an empty message.
+///
+/// Ownership: the caller allocates it; the library does not keep the pointer.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct q2c_error {
-    /// The errno, positive; the function returned its negative. 0: no error.
+    /// The errno, as a positive number; the function returned its negative. 0: no error.
     pub code: c_int,
-    /// One sentence, UTF-8, NUL-terminated, cut at a character's end where it would not fit. It
-    /// names the option or argument, its value and what is allowed.
+    /// One sentence in UTF-8, NUL-terminated. It names the option or argument, its value and what
+    /// is allowed. A longer sentence is cut at the end of a character.
     pub message: [c_char; 256],
 }
 
-/// Bytes of a message, its NUL included.
+/// Size of a message in bytes, including its NUL.
 const MESSAGE_SIZE: usize = size_of::<q2c_error>() - std::mem::offset_of!(q2c_error, message);
 const _: () = assert!(MESSAGE_SIZE == 256, "no padding behind the message");
 
-/// Fills the caller's `q2c_error`; `None` is success.
+/// Fills the caller's `q2c_error`; `None` means success.
 ///
 /// # Safety
 /// `place` is NULL or valid for a write.
@@ -32,8 +35,8 @@ pub(super) unsafe fn fill(place: *mut q2c_error, error: Option<&Error>) {
     }
     let code = error.map_or(0, |error| error.errno().code());
     let kept = cut(error.map_or("", Error::message)).as_bytes();
-    // SAFETY: the caller's promise, for both fields; `cut` leaves a byte for the NUL, and a message
-    // of ours does not lie in the caller's struct.
+    // SAFETY: the caller promised that both fields can be written; `cut` leaves a byte for the NUL,
+    // and a message of the library does not lie in the caller's struct.
     unsafe {
         (&raw mut (*place).code).write(code);
         let message = (&raw mut (*place).message).cast::<u8>();
@@ -42,8 +45,8 @@ pub(super) unsafe fn fill(place: *mut q2c_error, error: Option<&Error>) {
     }
 }
 
-/// As much of `message` as fits, and no half character; a NUL inside would end it in C, so it ends
-/// there.
+/// The longest prefix of `message` that fits and ends at a character. It also ends before a NUL,
+/// which would end the string in C.
 fn cut(message: &str) -> &str {
     let message = message.split('\0').next().unwrap_or("");
     let mut end = message.len().min(MESSAGE_SIZE - 1);
@@ -82,7 +85,7 @@ mod tests {
     #[test]
     fn a_long_message_is_cut_at_a_characters_end() {
         assert_eq!(filled(&"x".repeat(256)).1, "x".repeat(255).as_bytes());
-        // Characters of 2, 3 and 4 bytes that begin before byte 255 and end behind it.
+        // Characters of 2, 3 and 4 bytes that begin before byte 255 and end after it.
         for (before, wide) in [(254, "é"), (253, "€"), (254, "€"), (252, "𝄞"), (254, "𝄞")]
         {
             let kept = "x".repeat(before);

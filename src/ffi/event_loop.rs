@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The built-in event loop's handle.
+//! The handle of the built-in event loop.
 
 use std::ffi::c_int;
 use std::sync::Arc;
@@ -11,51 +11,61 @@ use crate::error::Errno;
 use crate::host::event_loop::EventLoop;
 
 /// An event loop of the library, in which cleaners live as tasks. Its *home* is the thread that
-/// made it, which turns it by `q2c_loop_poll`, or by `q2c_loop_dispatch` from inside a foreign loop
-/// that watches the descriptor and the timeout.
+/// made it. That thread turns the loop by `q2c_loop_poll`; or by `q2c_loop_dispatch` from inside a
+/// foreign loop, which watches the loop's descriptor and timeout.
+///
+/// Ownership: made by `q2c_loop_new` and freed by `q2c_loop_free`.
 pub struct q2c_loop {
     _private: [u8; 0],
 }
 
-/// `Arc::into_raw`.
+/// The pointer is from `Arc::into_raw`.
 impl Handle for q2c_loop {
     type Value = EventLoop;
 }
 
-/// A further owner of a loop. `EINVAL`: NULL.
+/// Adds an owner to a loop. `EINVAL`: NULL.
 ///
 /// # Safety
-/// As [`value`].
+/// The contract of [`value`].
 pub(super) unsafe fn share_loop(event_loop: *const q2c_loop) -> Result<Arc<EventLoop>, Errno> {
     if event_loop.is_null() {
         return Err(Errno::INVAL);
     }
     let event_loop = event_loop.cast::<EventLoop>();
-    // SAFETY: every handle came from `Arc::into_raw` in `q2c_loop_new`, and its count is above 0
-    // since it is live; the count that is added here belongs to the result.
+    // SAFETY: every handle came from `Arc::into_raw` in `q2c_loop_new`. Its count is above 0, since
+    // the handle is live. The count that is added here belongs to the result.
     unsafe {
         Arc::increment_strong_count(event_loop);
         Ok(Arc::from_raw(event_loop))
     }
 }
 
+/// An export on a loop.
+///
 /// # Safety
-/// As [`value`].
+/// The contract of [`value`].
 unsafe fn call_loop<T: Code>(
     event_loop: *const q2c_loop,
     body: impl FnOnce(&EventLoop) -> Result<T, Errno>,
 ) -> c_int {
-    // SAFETY: the caller's promise; the borrow ends with this call.
+    // SAFETY: the caller keeps this function's contract; the borrow ends with this call.
     call(|| body(unsafe { value(event_loop) }?))
 }
 
 /// Makes an event loop whose home is the calling thread. It holds one file descriptor.
 ///
-/// Any thread, never waits. On success `*loop` is the caller's, for `q2c_loop_free`; on an error it
-/// is left alone. `error` may be NULL.
+/// Parameters:
+/// - `loop`: receives the handle; must not be NULL.
+/// - `error`: may be NULL.
 ///
+/// Context: any thread; never waits.
+///
+/// Returns: 0 on success.
 /// - `-EINVAL`: `loop` is NULL.
-/// - `-EMFILE`, `-ENFILE`, `-ENOMEM`: there is no descriptor to be had.
+/// - `-EMFILE`, `-ENFILE`, `-ENOMEM`, or another errno of `eventfd`: no descriptor could be made.
+///
+/// Ownership: `*loop` is the caller's, to be freed by `q2c_loop_free`.
 ///
 /// # Safety
 /// Pointers are NULL or valid.
@@ -71,18 +81,25 @@ pub unsafe extern "C" fn q2c_loop_new(r#loop: *mut *mut q2c_loop, error: *mut q2
     unsafe { call_set_up("q2c_loop_new", error, create) }
 }
 
-/// Frees a loop and sets `*loop` to NULL. NULL, and a NULL in `*loop`, is 0.
+/// Frees a loop.
 ///
-/// Home thread, never waits. Not to be called while another call uses the loop, or from inside its
-/// dispatch.
+/// Parameters:
+/// - `loop`: set to NULL on success. NULL, or a pointer to NULL, returns 0.
 ///
-/// - `-EPERM`: not the home thread.
-/// - `-EBUSY`: a cleaner lives in it, asked to stop or not: a loop has to be turned until its last
-///   one has ended.
+/// Context: home thread; never waits. Not from inside the loop's own dispatch, and no other call
+/// may use the loop meanwhile.
+///
+/// Returns: 0 on success.
+/// - `-EPERM`: the caller is not the home thread.
+/// - `-EBUSY`: a cleaner lives in the loop, asked to stop or not. Stop it and wait for its end
+///   first; a stop ends it without the loop being turned.
+///
+/// Ownership: frees the handle and closes the descriptor as soon as no cleaner and no state refers
+/// to the loop.
 ///
 /// # Safety
-/// `loop` is NULL or points to NULL or to a live loop, which nobody uses during the call or after
-/// it.
+/// `loop` is NULL or points to NULL or to a live loop, which nobody else uses during the call and
+/// nobody uses after it succeeded.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_loop_free(r#loop: *mut *mut q2c_loop) -> c_int {
     let check = |handle: *mut q2c_loop| {
@@ -96,21 +113,25 @@ pub unsafe extern "C" fn q2c_loop_free(r#loop: *mut *mut q2c_loop) -> c_int {
         }
         Ok(())
     };
-    // SAFETY: the pointer came from `Arc::into_raw` in `q2c_loop_new`; its count is given back here
-    // alone.
+    // SAFETY: the pointer came from `Arc::into_raw` in `q2c_loop_new`; only this call gives its
+    // count back.
     let free = |event_loop: *mut EventLoop| drop(unsafe { Arc::from_raw(event_loop) });
-    // SAFETY: the caller's promise about `loop`.
+    // SAFETY: the caller keeps this function's contract for `loop`.
     unsafe { call_destroy(r#loop, check, free) }
 }
 
-/// Waits at most `timeout_ns` ns (-1: without limit, 0: not at all) until there is something to
-/// dispatch, and dispatches it. A kick or a signal ends the wait, too.
+/// Waits until there is something to dispatch, and dispatches it. A kick or a signal ends the wait,
+/// too.
 ///
-/// Home thread, state lock not held; waits.
+/// Parameters:
+/// - `timeout_ns`: the longest wait in ns; 0: do not wait; -1: without limit.
 ///
-/// Returns how many tasks and timers ran, perhaps 0, or
+/// Context: home thread, state lock not held; waits.
+///
+/// Returns: the number of tasks and timers that ran, perhaps 0; `INT_MAX` stands for more than
+/// that.
 /// - `-EINVAL`: `loop` is NULL; `timeout_ns` is below -1.
-/// - `-EPERM`: not the home thread.
+/// - `-EPERM`: the caller is not the home thread.
 ///
 /// # Safety
 /// `loop` is NULL or a live loop.
@@ -124,11 +145,15 @@ pub unsafe extern "C" fn q2c_loop_poll(r#loop: *mut q2c_loop, timeout_ns: i64) -
     unsafe { call_loop(r#loop, poll) }
 }
 
-/// The loop's file descriptor, for `poll` and its like: readable when there is something to
-/// dispatch, but for timers, which `q2c_loop_timeout_ns` tells of. It stays the loop's: neither
-/// read nor close it.
+/// The loop's file descriptor, for `poll` and similar calls. It is readable when there is something
+/// to dispatch, except for timers: ask `q2c_loop_timeout_ns` about those.
 ///
-/// Any thread, never waits. Returns the descriptor, 0 or more, or `-EINVAL`: `loop` is NULL.
+/// Context: any thread; never waits.
+///
+/// Returns: the descriptor, 0 or more.
+/// - `-EINVAL`: `loop` is NULL.
+///
+/// Ownership: the descriptor belongs to the loop; neither read nor close it.
 ///
 /// # Safety
 /// `loop` is NULL or a live loop.
@@ -144,14 +169,20 @@ pub unsafe extern "C" fn q2c_loop_fd(r#loop: *mut q2c_loop) -> c_int {
     unsafe { call_loop(r#loop, |event_loop| Ok(Descriptor(event_loop.fd()))) }
 }
 
-/// Sets `*timeout_ns` to how long a foreign loop may wait before the next dispatch is due: ns; 0:
-/// now; -1: until the descriptor is readable. It changes with whatever runs in between: ask before
-/// each wait.
+/// Tells how long a foreign loop may wait before the next dispatch is due. The answer changes with
+/// whatever runs in between, so ask before each wait.
 ///
-/// Any thread, never waits. `-EINVAL`: an argument is NULL.
+/// Parameters:
+/// - `timeout_ns`: receives the time in ns; 0: a dispatch is due now; -1: wait until the descriptor
+///   is readable. Must not be NULL.
+///
+/// Context: any thread; never waits.
+///
+/// Returns: 0 on success.
+/// - `-EINVAL`: an argument is NULL.
 ///
 /// # Safety
-/// `loop` is NULL or a live loop; `timeout_ns` is NULL or writable.
+/// `loop` is NULL or a live loop. `timeout_ns` is NULL or writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_loop_timeout_ns(r#loop: *mut q2c_loop, timeout_ns: *mut i64) -> c_int {
     let ask = |event_loop: &EventLoop| {
@@ -165,14 +196,15 @@ pub unsafe extern "C" fn q2c_loop_timeout_ns(r#loop: *mut q2c_loop, timeout_ns: 
     unsafe { call_loop(r#loop, ask) }
 }
 
-/// Runs the timers that are due and the tasks that are ready, and makes the descriptor unreadable
-/// until there is more.
+/// Runs the timers that are due and the tasks that are ready. The descriptor is unreadable then
+/// until there is more to dispatch.
 ///
-/// Home thread, state lock not held; never waits.
+/// Context: home thread, state lock not held; never waits.
 ///
-/// Returns how many tasks and timers ran, perhaps 0, or
+/// Returns: the number of tasks and timers that ran, perhaps 0; `INT_MAX` stands for more than
+/// that.
 /// - `-EINVAL`: `loop` is NULL.
-/// - `-EPERM`: not the home thread.
+/// - `-EPERM`: the caller is not the home thread.
 ///
 /// # Safety
 /// `loop` is NULL or a live loop.
@@ -182,9 +214,13 @@ pub unsafe extern "C" fn q2c_loop_dispatch(r#loop: *mut q2c_loop) -> c_int {
     unsafe { call_loop(r#loop, EventLoop::dispatch) }
 }
 
-/// Makes the descriptor readable, so that a `q2c_loop_poll` that waits, or the next one, returns.
+/// Makes the descriptor readable, so that a `q2c_loop_poll` that waits, or else the next one,
+/// returns.
 ///
-/// Any thread, never waits. `-EINVAL`: `loop` is NULL.
+/// Context: any thread; never waits.
+///
+/// Returns: 0 on success.
+/// - `-EINVAL`: `loop` is NULL.
 ///
 /// # Safety
 /// `loop` is NULL or a live loop.
@@ -198,14 +234,16 @@ pub unsafe extern "C" fn q2c_loop_kick(r#loop: *mut q2c_loop) -> c_int {
     unsafe { call_loop(r#loop, kick) }
 }
 
+/// An export that changes a loop's clock; `otherwise` is the error if `change` returns false.
+///
 /// # Safety
-/// As [`value`].
+/// The contract of [`value`].
 unsafe fn call_clock(
     event_loop: *const q2c_loop,
     otherwise: Errno,
     change: impl FnOnce(&EventLoop) -> bool,
 ) -> c_int {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps this function's contract.
     unsafe {
         call_loop(event_loop, |event_loop| {
             change(event_loop).then_some(()).ok_or(otherwise)
@@ -213,13 +251,14 @@ unsafe fn call_clock(
     }
 }
 
-/// Stops the loop's clock, as a virtual machine's stands still while it is stopped. Cleaners in the
-/// loop sleep on, and can be stopped.
+/// Stops the loop's clock, as the clock of a virtual machine stands still while the machine is
+/// stopped. Cleaners in the loop sleep on, and can still be stopped.
 ///
-/// Any thread, never waits.
+/// Context: any thread; never waits.
 ///
+/// Returns: 0 on success.
 /// - `-EINVAL`: `loop` is NULL.
-/// - `-EALREADY`: it stands already.
+/// - `-EALREADY`: the clock already stands still.
 ///
 /// # Safety
 /// `loop` is NULL or a live loop.
@@ -233,12 +272,13 @@ pub unsafe extern "C" fn q2c_loop_clock_pause(r#loop: *mut q2c_loop) -> c_int {
     }
 }
 
-/// Lets the loop's clock go on from where it stands.
+/// Lets the loop's clock run on from where it stands.
 ///
-/// Any thread, never waits.
+/// Context: any thread; never waits.
 ///
+/// Returns: 0 on success.
 /// - `-EINVAL`: `loop` is NULL.
-/// - `-EALREADY`: it runs already.
+/// - `-EALREADY`: the clock already runs.
 ///
 /// # Safety
 /// `loop` is NULL or a live loop.
@@ -252,10 +292,16 @@ pub unsafe extern "C" fn q2c_loop_clock_resume(r#loop: *mut q2c_loop) -> c_int {
     }
 }
 
-/// Moves a paused clock forward by `ns` ns, for tests, to `INT64_MAX - 1` at most. What becomes due
-/// runs in the home thread's next dispatch.
+/// Moves a paused clock forward, for tests. What becomes due runs in the home thread's next
+/// dispatch.
 ///
-/// Any thread, never waits. `-EINVAL`: `loop` is NULL, or its clock runs.
+/// Parameters:
+/// - `ns`: how far, in ns. The clock goes no further than `INT64_MAX - 1`.
+///
+/// Context: any thread; never waits.
+///
+/// Returns: 0 on success.
+/// - `-EINVAL`: `loop` is NULL, or its clock runs.
 ///
 /// # Safety
 /// `loop` is NULL or a live loop.

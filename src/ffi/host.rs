@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! C's host as the core's [`Host`]: the three kinds, and the coroutine callbacks.
+//! C's host as the core's [`Host`]: the three kinds, and the callbacks of a coroutine host.
 
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use crate::host::{Context, Host};
 use crate::sync::sleep::Timer;
 
 /// Callers are operating system threads, which park where they wait. One background thread for the
-/// whole process runs all cleaners; it comes with the first start of one and goes with the last
-/// cleaner's handle.
+/// whole process runs all cleaners. It comes with the first start of a cleaner and goes with the
+/// last handle of a cleaner that was started.
 pub const Q2C_HOST_THREADS: u32 = 0;
-/// Callers are threads; cleaners are tasks of a `q2c_loop`, which is turned while its home thread
-/// waits for the end of one.
+/// Callers are threads, which park where they wait. Cleaners are tasks of a `q2c_loop`. A wait for
+/// the end of a cleaner does not turn its loop: a stop takes the cleaner out of the loop.
 pub const Q2C_HOST_EVENT_LOOP: u32 = 1;
 /// Callers are the host's own stackful coroutines, which yield where they wait, and plain code of
 /// its threads, which polls.
@@ -27,40 +27,54 @@ pub const Q2C_HOST_COROUTINES: u32 = 2;
 
 /// Where callers wait and where cleaners run. A NULL host is `Q2C_HOST_THREADS`.
 ///
-/// `kind` says who the callers are; the callbacks are for `Q2C_HOST_COROUTINES` alone, where all
-/// must be there but for `lock` and `unlock`, which come as a pair or not at all. For the other
-/// kinds they must be NULL.
+/// `kind` says who the callers are. The callbacks are for `Q2C_HOST_COROUTINES` alone. There all of
+/// them must be set, except `lock` and `unlock`, which are both set or both NULL. For the other
+/// kinds all callbacks must be NULL.
 ///
-/// Callbacks are called from any thread unless they say otherwise, with no lock of the library
-/// held, so that they may call back into it. They must not throw or `longjmp` out. No call of the
-/// library needs more than 16 KiB of the caller's stack, besides what callbacks use.
+/// Context: a callback is called from any thread unless its comment says otherwise, with no lock of
+/// the library held, so it may call the library. It must not throw or `longjmp` out. No call of the
+/// library needs more than 16 KiB of the caller's stack besides what callbacks use.
 ///
-/// Copied at creation. `opaque` and what it leads to must live as long as everything that was
-/// created with it.
+/// Ownership: copied when something is made with it. `opaque` and what it leads to must live as
+/// long as everything that was made with it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct q2c_host {
-    /// sizeof(q2c_host).
+    /// `sizeof(q2c_host)`.
     pub struct_size: usize,
-    /// `Q2C_HOST_*`.
+    /// One of `Q2C_HOST_*`.
     pub kind: u32,
-    /// The caller's own pointer, first argument of each callback; may be NULL.
+    /// The caller's own pointer, passed as first argument of each callback; may be NULL.
     pub opaque: *mut c_void,
-    /// Whether the caller runs in a coroutine; false: in plain code of a thread.
+    /// Tells whether the caller runs in a coroutine.
+    ///
+    /// Returns: true in a coroutine, false in plain code of a thread.
     pub in_coroutine: Option<unsafe extern "C" fn(opaque: *mut c_void) -> bool>,
-    /// The current coroutine, or, in plain code, something that stands for the thread. Never NULL.
-    /// Different for any two that live at the same time.
+    /// Names the caller.
+    ///
+    /// Returns: the current coroutine, or, in plain code, something that stands for the thread.
+    /// Never NULL, and never the same for two that live at the same time.
     pub co_self: Option<unsafe extern "C" fn(opaque: *mut c_void) -> *mut c_void>,
-    /// Suspends the current coroutine until `co_wake`. In a coroutine only. May return in another
-    /// thread. (What hosts call yield; `co_yield` is a word that C++20 keeps for itself.)
+    /// Suspends the current coroutine until `co_wake`. May return in another thread. (Hosts call
+    /// this yield; `co_yield` is a keyword of C++20.)
+    ///
+    /// Context: in a coroutine only.
     pub co_suspend: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
-    /// Resumes the coroutine `co` (of `co_self`), which has announced that it yields, once for each
-    /// yield. From any thread, perhaps before `co` has come to its `co_suspend`: the host defers it
-    /// to the coroutine's home then. May run `co` at once.
+    /// Resumes a coroutine. Called exactly once for each wait in which it suspends, perhaps before
+    /// it has reached its `co_suspend`: then the host defers the wake-up to the coroutine's home.
+    /// May run the coroutine inside the call.
+    ///
+    /// Parameters:
+    /// - `co`: the coroutine, a value of `co_self`.
     pub co_wake: Option<unsafe extern "C" fn(opaque: *mut c_void, co: *mut c_void)>,
-    /// Has `entry(arg)` run in a new coroutine in `context` (NULL: the caller's current one), at
-    /// once inside the call up to its first yield, or later; once. 0 or more: it will. `-errno`: it
-    /// never will; passed on to the caller of the start.
+    /// Makes a new coroutine that calls `entry(arg)` once. It may run inside the call up to its
+    /// first yield, or later.
+    ///
+    /// Parameters:
+    /// - `context`: where it runs, from the caller of the library; NULL means the current context.
+    ///
+    /// Returns: 0 or more: the coroutine will run.
+    /// - `-errno`: it never will. Passed on to the caller that needed the coroutine.
     pub co_spawn: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -70,16 +84,26 @@ pub struct q2c_host {
         ) -> c_int,
     >,
     /// Takes the host's own coroutine mutex, which then is the state lock in place of the built-in
-    /// one; may yield. In a coroutine only. NULL, and `unlock` too: the built-in one.
+    /// one. May yield. NULL, together with `unlock`, means the built-in lock.
+    ///
+    /// Context: in a coroutine only.
     pub lock: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
-    /// Lets that mutex go, in the coroutine that took it.
+    /// Releases the host's own coroutine mutex.
+    ///
+    /// Context: in the coroutine that took it.
     pub unlock: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
-    /// The host's clock in ns since a moment of its choice, 0 or more. May stand still; then
-    /// cleaning does, too, but no stop.
+    /// The host's clock. It may stand still; then cleaning does too, but stops still work.
+    ///
+    /// Returns: ns since a moment of the host's choice, 0 or more.
     pub now_ns: Option<unsafe extern "C" fn(opaque: *mut c_void) -> i64>,
-    /// A timer, not armed, that will call `cb(arg)` in the thread that makes it; never NULL. This
-    /// and the other `timer_*` are called in the cleaner's coroutine, hence in its home thread
-    /// only.
+    /// Makes a timer, not armed, that calls `cb(arg)` in the thread that makes it.
+    ///
+    /// Context: this and the other `timer_*` callbacks are called in the cleaner's coroutine, hence
+    /// only in its home thread.
+    ///
+    /// Returns: the timer; never NULL.
+    ///
+    /// Ownership: the library frees it with `timer_free`.
     pub timer_new: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -87,17 +111,18 @@ pub struct q2c_host {
             arg: *mut c_void,
         ) -> *mut c_void,
     >,
-    /// Arms the timer: its callback is called once when `now_ns` has reached `deadline_ns`.
+    /// Arms a timer: its callback is called once, when `now_ns` has reached `deadline_ns`.
     pub timer_mod:
         Option<unsafe extern "C" fn(opaque: *mut c_void, timer: *mut c_void, deadline_ns: i64)>,
-    /// Disarms the timer: no callback begins from now on. Also for one that has fired, perhaps from
-    /// inside its callback.
+    /// Disarms a timer: no call of its callback begins from now on. Also called for a timer that
+    /// has fired, perhaps from inside its callback.
     pub timer_del: Option<unsafe extern "C" fn(opaque: *mut c_void, timer: *mut c_void)>,
-    /// Frees the timer, after `timer_del`; perhaps from inside its callback.
+    /// Frees a timer, after `timer_del`; perhaps from inside its callback.
     pub timer_free: Option<unsafe extern "C" fn(opaque: *mut c_void, timer: *mut c_void)>,
-    /// Dispatches the calling thread's events while `cond(arg)` is true; looks at it first, after
-    /// each event, and after each `kick`. From plain code only; `cond` is called in the calling
-    /// thread.
+    /// Dispatches the calling thread's events while `cond(arg)` is true. It calls `cond` first,
+    /// after each event, and after each `kick`, always in the calling thread.
+    ///
+    /// Context: in plain code only.
     pub poll_while: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -105,8 +130,8 @@ pub struct q2c_host {
             arg: *mut c_void,
         ),
     >,
-    /// Makes every `poll_while`, in whatever thread, look at its condition again, also if it is
-    /// only about to wait.
+    /// Makes every `poll_while`, in whatever thread, call its condition again, including one that
+    /// is only about to wait.
     pub kick: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
 }
 
@@ -115,14 +140,14 @@ unsafe impl CStruct for q2c_host {
     const NAME: &'static str = "q2c_host";
 }
 
-/// The core's host on a copy of C's. `EINVAL`: too small, unknown kind, missing or unwanted
-/// callbacks.
+/// The core's host on a copy of C's; NULL is the thread host. `EINVAL`: `struct_size` is too small,
+/// the kind is unknown, a callback is missing, or one is set that the kind does not take.
 ///
 /// # Safety
-/// `host` is NULL or readable as far as its `struct_size` says; its callbacks and `opaque` keep the
+/// `host` is NULL or readable as far as its `struct_size` says. Its callbacks and `opaque` keep the
 /// contract of [`q2c_host`] as long as the result lives.
 pub(super) unsafe fn host_from(host: *const q2c_host) -> Result<Arc<dyn Host>> {
-    // SAFETY: the caller's promise.
+    // SAFETY: NULL or readable as far as its struct_size says, as the caller promised.
     let Some(host) = (unsafe { read_optional_struct(host) })? else {
         return Ok(ThreadHost::shared());
     };
@@ -173,8 +198,8 @@ impl q2c_host {
     }
 }
 
-/// Where a cleaner is to run, as C says it to this kind of host. `EINVAL`: not a context of this
-/// host.
+/// C's `context` parameter as a context of this host: where a cleaner is to run. `EINVAL`: it is
+/// not a context of this host.
 ///
 /// # Safety
 /// On an event loop host, `context` is NULL or a live `q2c_loop`.
@@ -191,7 +216,7 @@ pub(super) unsafe fn context_from(
     if takes(&opaque) {
         return Ok(opaque);
     }
-    // Only threads have a default context, and no other.
+    // A host that takes no opaque context but a default one is the thread host.
     if takes(&Context::Default) {
         return Err(Errno::INVAL);
     }
@@ -204,7 +229,7 @@ type Entry = Box<dyn FnOnce() + Send>;
 type Callback = unsafe extern "C" fn(*mut c_void);
 type TimerCall = unsafe extern "C" fn(*mut c_void, *mut c_void);
 
-/// The callbacks of a coroutine host, all there.
+/// The callbacks of a coroutine host, all of them set.
 #[derive(Clone, Copy)]
 struct Callbacks {
     opaque: *mut c_void,
@@ -224,10 +249,10 @@ struct Callbacks {
     kick: Callback,
 }
 
-// SAFETY: `q2c_host` says that the callbacks, with this `opaque`, are called from any thread, or
-// from the thread that each of them names, which is where the core calls it.
+// SAFETY: `q2c_host` says that the callbacks, with this `opaque`, are called from any thread. A few
+// of them name a thread instead, and the core calls them only there.
 unsafe impl Send for Callbacks {}
-// SAFETY: as above, from several threads at once.
+// SAFETY: `q2c_host` allows these calls from several threads at the same time.
 unsafe impl Sync for Callbacks {}
 
 impl Callbacks {
@@ -267,44 +292,48 @@ impl Callbacks {
 /// Runs the entry that [`Callbacks::spawn`] boxed.
 ///
 /// # Safety
-/// `arg` is from `spawn`, and this is its one call.
+/// `arg` is from `spawn`, and this is the only call with it.
 unsafe extern "C" fn run_entry(arg: *mut c_void) {
     // SAFETY: `spawn` boxed it and gave it up to this one call.
     let entry: Entry = *unsafe { Box::from_raw(arg.cast::<Entry>()) };
-    // A panic ends the entry alone; whatever it held has been dropped, which reports the end of a
-    // cleaner.
+    // A panic ends only the entry. What the entry held has been dropped by then, and that drop
+    // reports the end of a cleaner.
     let _ = guard(entry);
 }
 
+/// Calls the condition that [`Callbacks::poll_while`] passed.
+///
 /// # Safety
-/// `arg` is the condition that [`Callbacks::poll_while`] passes, during that call.
+/// `arg` is that condition, and that call of `poll_while` is still running.
 unsafe extern "C" fn look_at_condition(arg: *mut c_void) -> bool {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promised that this is the condition of a `poll_while` that still runs.
     let condition = unsafe { &*arg.cast::<&dyn Fn() -> bool>() };
-    // A condition that panics ends the polling; whoever polls looks again for itself.
+    // A condition that panics ends the polling; the caller of `poll_while` looks again by itself.
     guard(condition).unwrap_or(false)
 }
 
+/// Wakes the cleaner that armed the timer.
+///
 /// # Safety
 /// `arg` is the waker of a [`CTimer`] that has not been deleted when this call begins.
 unsafe extern "C" fn timer_fired(arg: *mut c_void) {
-    // Nothing is held over the wake-up but a clone: it may run the sleeper at once, which deletes
-    // the timer and its waker.
+    // Only a clone is used for the wake-up: it may run the sleeper inside the call, and the sleeper
+    // deletes the timer and its waker.
     let _ = guard(|| {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller promised the waker of a timer that is not deleted yet.
         let waker = unsafe { &*arg.cast::<Waker>() }.clone();
         waker.wake();
     });
 }
 
-/// A timer of the host's, and the waker that its callback calls.
+/// A timer of the host, and the waker that its callback calls.
 struct CTimer {
     callbacks: Callbacks,
     timer: *mut c_void,
     waker: *mut Waker,
 }
 
-// SAFETY: a coroutine may carry it to another thread; its host calls are made in the cleaner's
+// SAFETY: a coroutine may carry it to another thread. Its host calls are made in the cleaner's
 // coroutine, where `q2c_host` wants them, and the waker is Send and Sync.
 unsafe impl Send for CTimer {}
 
@@ -319,40 +348,40 @@ impl Drop for CTimer {
             ..
         } = self.callbacks;
         if !self.timer.is_null() {
-            // SAFETY: a timer of this host's `timer_new`, deleted and freed here alone; the
-            // callbacks keep their contract.
+            // SAFETY: the timer is from this host's `timer_new`, and only this drop deletes and
+            // frees it. The callbacks keep their contract.
             unsafe {
                 timer_del(opaque, self.timer);
                 timer_free(opaque, self.timer);
             }
         }
-        // SAFETY: boxed in `arm`, freed here alone; no callback begins after `timer_del`, and one
-        // that runs has its clone.
+        // SAFETY: boxed in `arm`, and only this drop frees it. No callback begins after
+        // `timer_del`, and one that runs uses its clone.
         drop(unsafe { Box::from_raw(self.waker) });
     }
 }
 
-// In each call below: the callbacks, with `opaque`, keep the contract of `q2c_host`, promised to
-// `host_from`.
+// For each call below: the caller of `host_from` promised that the callbacks, with this `opaque`,
+// keep the contract of `q2c_host`.
 impl Coroutines for Callbacks {
     fn in_coroutine(&self) -> bool {
-        // SAFETY: any thread may ask; see above.
+        // SAFETY: callable from any thread; contract: see above.
         unsafe { (self.in_coroutine)(self.opaque) }
     }
 
     fn current(&self) -> usize {
-        // SAFETY: any thread may ask; see above.
+        // SAFETY: callable from any thread; contract: see above.
         unsafe { (self.co_self)(self.opaque) }.expose_provenance()
     }
 
     fn yield_self(&self) {
-        // SAFETY: the core yields in coroutines only; see above.
+        // SAFETY: the core yields in coroutines only; contract: see above.
         unsafe { (self.co_suspend)(self.opaque) };
     }
 
     fn wake(&self, coroutine: usize) {
-        // SAFETY: the core wakes a coroutine only after it announced that it yields, and once; see
-        // above.
+        // SAFETY: the core wakes a coroutine only after the coroutine announced that it yields, and
+        // once for each yield; contract: see above.
         unsafe {
             (self.co_wake)(
                 self.opaque,
@@ -364,10 +393,12 @@ impl Coroutines for Callbacks {
     fn spawn(&self, context: usize, entry: Entry) -> std::result::Result<(), Errno> {
         let context = std::ptr::with_exposed_provenance_mut(context);
         let arg: *mut Entry = Box::into_raw(Box::new(entry));
-        // SAFETY: `run_entry` gets the box that it frees, once if the host takes it; see above.
+        // SAFETY: `run_entry` frees the box that it gets, and a host that accepts calls it once;
+        // contract: see above.
         let code = unsafe { (self.co_spawn)(self.opaque, context, run_entry, arg.cast()) };
         if code < 0 {
-            // SAFETY: a host that refuses never calls the entry, so that the box is still ours.
+            // SAFETY: a host that refuses never calls the entry, so the box still belongs to this
+            // function.
             drop(unsafe { Box::from_raw(arg) });
             return Err(Errno::from_code(code));
         }
@@ -380,27 +411,28 @@ impl Coroutines for Callbacks {
 
     fn lock(&self) {
         if let Some((lock, _)) = self.lock {
-            // SAFETY: the core locks in coroutines only; see above.
+            // SAFETY: the core locks in coroutines only; contract: see above.
             unsafe { lock(self.opaque) };
         }
     }
 
     fn unlock(&self) {
         if let Some((_, unlock)) = self.lock {
-            // SAFETY: the core unlocks where it, or its caller, locked; see above.
+            // SAFETY: the core unlocks in the coroutine in which it, or its caller, locked;
+            // contract: see above.
             unsafe { unlock(self.opaque) };
         }
     }
 
     fn now_ns(&self) -> u64 {
-        // SAFETY: any thread may ask; see above.
+        // SAFETY: callable from any thread; contract: see above.
         u64::try_from(unsafe { (self.now_ns)(self.opaque) }).unwrap_or(0)
     }
 
     fn arm(&self, deadline_ns: u64, waker: Waker) -> Box<dyn Timer> {
         let waker = Box::into_raw(Box::new(waker));
-        // SAFETY: the core arms timers in the cleaner's coroutine; the waker lives until after
-        // `timer_del`; see above.
+        // SAFETY: the core arms timers in the cleaner's coroutine, and the waker lives until after
+        // `timer_del`; contract: see above.
         let timer = unsafe { (self.timer_new)(self.opaque, timer_fired, waker.cast()) };
         let armed = Box::new(CTimer {
             callbacks: *self,
@@ -409,7 +441,7 @@ impl Coroutines for Callbacks {
         });
         if !timer.is_null() {
             let deadline_ns = i64::try_from(deadline_ns).unwrap_or(i64::MAX);
-            // SAFETY: made just above, in this same coroutine.
+            // SAFETY: the timer was made just above, in the same coroutine; contract: see above.
             unsafe { (self.timer_mod)(self.opaque, timer, deadline_ns) };
         }
         armed
@@ -417,13 +449,13 @@ impl Coroutines for Callbacks {
 
     fn poll_while(&self, condition: &dyn Fn() -> bool) {
         let arg = (&raw const condition).cast_mut().cast();
-        // SAFETY: the core polls in plain code only; `condition` outlives the call, and is only
-        // read through `arg`; see above.
+        // SAFETY: the core polls in plain code only. `condition` outlives the call and is only read
+        // through `arg`. Contract: see above.
         unsafe { (self.poll_while)(self.opaque, look_at_condition, arg) };
     }
 
     fn kick(&self) {
-        // SAFETY: any thread may kick; see above.
+        // SAFETY: callable from any thread; contract: see above.
         unsafe { (self.kick)(self.opaque) };
     }
 }

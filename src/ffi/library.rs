@@ -3,8 +3,8 @@
 
 use std::ffi::{CStr, c_char};
 
-/// Version of the binary interface, and the number in `libqcow2cache.so.0`: grows when a function
-/// or struct changes so that programs have to be built anew.
+/// Version of the binary interface, and the number in `libqcow2cache.so.0`. It grows when a
+/// function or struct changes in such a way that programs have to be built again.
 pub const Q2C_ABI_VERSION: u32 = 0;
 
 const VERSION: &CStr =
@@ -13,20 +13,24 @@ const VERSION: &CStr =
         Err(_) => panic!("a version has no NUL inside"),
     };
 
-/// The version of the library that runs, as `Q2C_VERSION` is that of the header:
-/// "major.minor.patch".
+/// The version of the library that runs, "major.minor.patch". `Q2C_VERSION` is that of the header.
 ///
-/// Any thread, never waits, cannot fail. The string is the library's and valid as long as it is
-/// loaded.
+/// Context: any thread; never waits.
+///
+/// Returns: the string; never NULL.
+///
+/// Ownership: the string belongs to the library and is valid as long as the library is loaded.
 #[unsafe(no_mangle)]
 pub extern "C" fn q2c_version() -> *const c_char {
     VERSION.as_ptr()
 }
 
-/// The version of the binary interface of the library that runs; to be compared with
+/// The version of the binary interface of the library that runs, to be compared with
 /// `Q2C_ABI_VERSION`.
 ///
-/// Any thread, never waits, cannot fail.
+/// Context: any thread; never waits.
+///
+/// Returns: the version; cannot fail.
 #[unsafe(no_mangle)]
 pub extern "C" fn q2c_abi_version() -> u32 {
     Q2C_ABI_VERSION

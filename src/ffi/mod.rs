@@ -1,26 +1,30 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The C API: `include/qcow2cache.h` is generated from this module.
 //!
-//! Nothing is decided here. An exported function checks its arguments, converts them, calls the
+//! This layer decides nothing. An exported function checks its arguments, converts them, calls the
 //! safe core and converts the result back:
 //!
-//! | step | here |
+//! | step | done by |
 //! |---|---|
-//! | a panic never crosses into C | `guard`, below every export; before it only the hits of `table`, which cannot panic |
-//! | a panic inside a cache poisons it | `call_cache`, `call_state` |
+//! | a panic never crosses into C | `guard`; the fast path before it cannot panic |
+//! | a panic inside a cache poisons the cache | `call_cache`, `call_state` |
 //! | an error becomes `-errno` | `outcome` |
 //! | set-up functions fill a `q2c_error` | `call_set_up` |
-//! | NULL, handle → `&T` (never `&mut T`) | `value` |
-//! | `struct_size` | `read_struct`, `out_struct` |
-//! | outputs are written on success alone | `Out`, `OutStruct` |
+//! | a handle becomes `&T`, never `&mut T`; NULL is an error | `value` |
+//! | `struct_size` is checked | `read_struct`, `out_struct` |
+//! | outputs are written only on success | `Out`, `OutStruct` |
 //!
 //! | file | subject |
 //! |---|---|
 //! | `library`, `error` | version; `q2c_error` |
 //! | `storage`, `host` | the caller's callbacks, as the core's traits |
 //! | `cache` | handle, options, statistics |
-//! | `table`, `writeback`, `discard` | what one does with a cache |
+//! | `table`, `writeback`, `discard` | operations on a cache |
 //! | `cleaner`, `options`, `state`, `update`, `poll`, `event_loop` | one group of the API each |
+//!
+//! The comments of exported functions and structs become the header. Each has the same parts in the
+//! same order: what it does, Parameters, Context, Returns, Ownership, Safety. The header's
+//! preamble, in `cbindgen.toml`, explains these parts, the conventions and the words.
 #![allow(non_camel_case_types)] // C's own names, so that header and source read alike
 
 pub mod library;
@@ -63,7 +67,7 @@ use crate::cache::Cache;
 use crate::error::{Errno, Error};
 use crate::state::State;
 
-/// What a call that succeeded returns to C: 0, or the number that it was asked for.
+/// What a successful call returns to C: 0, or the number that the caller asked for.
 trait Code {
     fn code(self) -> c_int;
 }
@@ -80,14 +84,14 @@ impl Code for bool {
     }
 }
 
-/// A number of things; `INT_MAX` stands for more.
+/// A count; `INT_MAX` stands for every larger one.
 impl Code for usize {
     fn code(self) -> c_int {
         c_int::try_from(self).unwrap_or(c_int::MAX)
     }
 }
 
-/// The one conversion of results.
+/// Converts the result of an export to C's.
 #[inline]
 fn outcome<T: Code>(result: Result<T, Errno>) -> c_int {
     match result {
@@ -98,22 +102,22 @@ fn outcome<T: Code>(result: Result<T, Errno>) -> c_int {
 
 type Panic = Box<dyn Any + Send>;
 
-/// The one place where panics end.
+/// Catches panics, for all exports.
 ///
-/// Unwind-safe: what a panic may leave half done is a cache, which is poisoned, or belongs to the
-/// body alone.
+/// This is unwind-safe: a panic can leave only two things half done. One is a cache, which is
+/// poisoned then. The other is what belongs to the body alone.
 #[inline]
 fn guard<T>(body: impl FnOnce() -> T) -> Result<T, Panic> {
     catch_unwind(AssertUnwindSafe(body))
 }
 
-/// An export without a cache behind it. A panic is `EIO`.
+/// An export that works on no cache. A panic becomes `EIO`.
 #[inline]
 fn call<T: Code>(body: impl FnOnce() -> Result<T, Errno>) -> c_int {
     outcome(guard(body).unwrap_or(Err(Errno::IO)))
 }
 
-/// `body` on a cache; a panic in it poisons the cache and is `EIO`.
+/// Runs `body` on a cache. A panic in it poisons the cache and becomes `EIO`.
 #[inline]
 fn on_cache<T>(cache: &Cache, body: impl FnOnce(&Cache) -> Result<T, Errno>) -> Result<T, Errno> {
     guard(|| body(cache)).unwrap_or_else(|_| {
@@ -125,17 +129,17 @@ fn on_cache<T>(cache: &Cache, body: impl FnOnce(&Cache) -> Result<T, Errno>) -> 
 /// An export on a cache.
 ///
 /// # Safety
-/// As `value`.
+/// The contract of [`value`].
 #[inline]
 unsafe fn call_cache<T: Code>(
     cache: *const q2c_cache,
     body: impl FnOnce(&Cache) -> Result<T, Errno>,
 ) -> c_int {
-    // SAFETY: the caller's promise; the borrow ends with this call.
+    // SAFETY: the caller keeps this function's contract; the borrow ends with this call.
     outcome(unsafe { value(cache) }.and_then(|cache| on_cache(cache, body)))
 }
 
-/// `body` on a state; a panic in it poisons both caches and is `EIO`.
+/// Runs `body` on a state. A panic in it poisons both caches and becomes `EIO`.
 fn on_state<T>(state: &State, body: impl FnOnce(&State) -> Result<T, Errno>) -> Result<T, Errno> {
     guard(|| body(state)).unwrap_or_else(|_| {
         poison_state(state);
@@ -143,8 +147,9 @@ fn on_state<T>(state: &State, body: impl FnOnce(&State) -> Result<T, Errno>) -> 
     })
 }
 
+/// Poisons both caches of a state.
 fn poison_state(state: &State) {
-    // Both are tried; that there is nothing to poison any more is no further harm.
+    // If the first attempt panics, the second cache is poisoned all the same.
     let _ = guard(|| state.l2_cache().poison());
     let _ = guard(|| state.refcount_cache().poison());
 }
@@ -152,16 +157,17 @@ fn poison_state(state: &State) {
 /// An export on a state.
 ///
 /// # Safety
-/// As `value`.
+/// The contract of [`value`].
 unsafe fn call_state<T: Code>(
     state: *const q2c_state,
     body: impl FnOnce(&State) -> Result<T, Errno>,
 ) -> c_int {
-    // SAFETY: the caller's promise; the borrow ends with this call.
+    // SAFETY: the caller keeps this function's contract; the borrow ends with this call.
     outcome(unsafe { value(state) }.and_then(|state| on_state(state, body)))
 }
 
-/// A set-up function, which tells its error in words. `what`: its name, for a panic's message.
+/// A set-up function, which tells its error in words. `what` is its name, for the message of a
+/// panic.
 ///
 /// # Safety
 /// `error` is NULL or valid for a write.
@@ -171,11 +177,12 @@ unsafe fn call_set_up(
     body: impl FnOnce() -> Result<(), Error>,
 ) -> c_int {
     let result = guard(body).unwrap_or_else(|panic| Err(internal_error(what, &*panic)));
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps this function's contract.
     unsafe { error::fill(error, result.as_ref().err()) };
     outcome(result.map_err(|error| error.errno()))
 }
 
+/// The error that a panic becomes, with the panic's message.
 fn internal_error(what: &str, panic: &(dyn Any + Send)) -> Error {
     let said = panic
         .downcast_ref::<String>()
@@ -185,29 +192,30 @@ fn internal_error(what: &str, panic: &(dyn Any + Send)) -> Error {
     Error::new(Errno::IO, format!("{what}: internal error: {said}"))
 }
 
-/// A handle type of C: an opaque struct whose pointers are in truth pointers to a Rust value.
+/// A handle type of C: an opaque struct. A pointer to it is really a pointer to a Rust value.
 trait Handle {
     type Value: Send + Sync;
 }
 
-/// The value behind a handle. `EINVAL`: NULL.
+/// The Rust value behind a handle. `EINVAL`: the handle is NULL.
 ///
 /// # Safety
 /// `handle` is NULL or a live handle that the library gave out, and stays one for `'a`.
 #[inline]
 unsafe fn value<'a, H: Handle>(handle: *const H) -> Result<&'a H::Value, Errno> {
-    // SAFETY: live handles are made from `H::Value` by `into_raw` or by a borrow, so that the
+    // SAFETY: live handles are made from an `H::Value`, by `into_raw` or by a borrow, so the
     // address is valid and aligned. All values behind handles are Sync and shared: nobody has a
     // `&mut` to them.
     unsafe { handle.cast::<H::Value>().as_ref() }.ok_or(Errno::INVAL)
 }
 
-/// A destroying export: NULL, or a place with NULL in it, is 0. Else `check` says whether the
-/// handle may go; if so, the place is set to NULL and `free` takes the handle.
+/// A destroying export. If `place` is NULL or holds NULL, it returns 0. Else `check` decides
+/// whether the handle may be destroyed. If it may, `place` is set to NULL and `free` takes the
+/// handle.
 ///
 /// # Safety
-/// `place` is NULL or valid for reads and writes and holds NULL or a live handle, which nobody else
-/// uses any more when `check` has agreed.
+/// `place` is NULL or valid for reads and writes, and holds NULL or a live handle. Nobody else uses
+/// that handle any more once `check` has agreed.
 unsafe fn call_destroy<H: Handle>(
     place: *mut *mut H,
     check: impl FnOnce(*mut H) -> Result<(), Errno>,
@@ -217,23 +225,23 @@ unsafe fn call_destroy<H: Handle>(
         if place.is_null() {
             return Ok(());
         }
-        // SAFETY: readable, as the caller promised and since it is not NULL.
+        // SAFETY: not NULL, hence readable, as the caller promised.
         let handle = unsafe { place.read() };
         if handle.is_null() {
             return Ok(());
         }
         check(handle)?;
-        // SAFETY: writable, as the caller promised.
+        // SAFETY: not NULL, hence writable, as the caller promised.
         unsafe { place.write(std::ptr::null_mut()) };
         free(handle.cast());
         Ok(())
     })
 }
 
-/// A place of the caller's for an output.
+/// The caller's place for an output.
 struct Out<T>(NonNull<T>);
 
-/// `EINVAL`: NULL.
+/// Takes the caller's place for an output. `EINVAL`: NULL.
 ///
 /// # Safety
 /// `place` is NULL or valid for a write as long as the result is in use.
@@ -242,12 +250,12 @@ unsafe fn out<T>(place: *mut T) -> Result<Out<T>, Errno> {
     NonNull::new(place).map(Out).ok_or(Errno::INVAL)
 }
 
-/// As [`out`], with words: the argument's name.
+/// [`out`], with an error in words that says the argument's name.
 ///
 /// # Safety
-/// As [`out`].
+/// The contract of [`out`].
 unsafe fn named_out<T>(place: *mut T, name: &str) -> Result<Out<T>, Error> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps this function's contract.
     unsafe { out(place) }.map_err(|errno| {
         Error::new(
             errno,
@@ -259,22 +267,25 @@ unsafe fn named_out<T>(place: *mut T, name: &str) -> Result<Out<T>, Error> {
 impl<T> Out<T> {
     #[inline]
     fn set(self, value: T) {
-        // SAFETY: `out` was promised a place to write to; there is no old value that would have to
-        // be dropped.
+        // SAFETY: the caller of `out` promised that the place is writable. It holds no Rust value
+        // that would have to be dropped.
         unsafe { self.0.write(value) };
     }
 }
 
-/// A struct that crosses the boundary with its size in front.
+/// A struct that crosses the boundary and begins with its size.
 ///
 /// # Safety
 /// `repr(C)`, its first field is `struct_size: usize`, and every bit pattern of its fields is
 /// valid.
 unsafe trait CStruct: Copy {
-    /// C's name of it.
+    /// Its name in C.
     const NAME: &'static str;
 }
 
+/// The `struct_size` of a struct of the caller. `EINVAL`: `at` is NULL, or the size is below that
+/// of `T`.
+///
 /// # Safety
 /// `at` is NULL or valid for reads of as many bytes as its `struct_size` says.
 unsafe fn struct_size<T: CStruct>(at: *const T) -> Result<usize, Error> {
@@ -294,50 +305,51 @@ unsafe fn struct_size<T: CStruct>(at: *const T) -> Result<usize, Error> {
     Ok(size)
 }
 
-/// A copy of a struct of the caller's. `EINVAL`: NULL, or its `struct_size` is too small; a larger
-/// one is of a newer version, whose further fields are not looked at.
+/// A copy of a struct of the caller. `EINVAL`: NULL, or its `struct_size` is too small. A larger
+/// struct is of a newer version; the fields that this version does not know are not read.
 ///
 /// # Safety
-/// As [`struct_size`].
+/// The contract of [`struct_size`].
 unsafe fn read_struct<T: CStruct>(at: *const T) -> Result<T, Error> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps this function's contract.
     unsafe { struct_size(at) }?;
-    // SAFETY: readable as far as `struct_size` says, which was checked to cover T; any bytes are a
-    // T (`CStruct`).
+    // SAFETY: readable as far as `struct_size` says, which covers T, as was just checked. Any bytes
+    // are a valid T (`CStruct`).
     Ok(unsafe { at.read() })
 }
 
-/// As `read_struct`; NULL is `None`.
+/// [`read_struct`], but NULL is `None`.
 ///
 /// # Safety
-/// As [`struct_size`].
+/// The contract of [`struct_size`].
 unsafe fn read_optional_struct<T: CStruct>(at: *const T) -> Result<Option<T>, Error> {
     if at.is_null() {
         return Ok(None);
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps this function's contract.
     unsafe { read_struct(at) }.map(Some)
 }
 
-/// A place of the caller's for a struct with its size in front, which stays as the caller set it.
+/// The caller's place for a struct that begins with its size. The size stays as the caller set it.
 struct OutStruct<T> {
     place: Out<T>,
     struct_size: usize,
 }
 
-/// `EINVAL`: see `read_struct`. Fields that a newer version has are not written.
+/// Takes the caller's place for an output that is a struct. `EINVAL`: NULL, or its `struct_size` is
+/// too small. Fields that only a newer version has are not written.
 ///
 /// # Safety
-/// As [`struct_size`], and writable as long as the result is in use.
+/// The contract of [`struct_size`]. Besides, `place` is writable as long as the result is in use.
 unsafe fn out_struct<T: CStruct>(place: *mut T) -> Result<OutStruct<T>, Error> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps this function's contract.
     let struct_size = unsafe { struct_size(place) }?;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps this function's contract.
     let place = unsafe { out(place) }?;
     Ok(OutStruct { place, struct_size })
 }
 
-/// The errno alone, for functions without a `q2c_error`.
+/// Drops the message of an error, for functions without a `q2c_error`.
 #[allow(clippy::needless_pass_by_value)] // for `map_err`
 fn errno_of(error: Error) -> Errno {
     error.errno()

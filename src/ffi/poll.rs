@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Waiting for what the library knows nothing of.
+//! Waiting for conditions of the caller, which the library knows nothing about.
 
 use std::ffi::{c_int, c_void};
 
@@ -8,14 +8,14 @@ use super::state::q2c_state;
 use crate::error::Errno;
 use crate::state::State;
 
-/// An entry of C's and its argument.
+/// A C function and its argument.
 struct Entry {
     entry: unsafe extern "C" fn(arg: *mut c_void),
     arg: *mut c_void,
 }
 
-// SAFETY: `q2c_run_until_done` says that the entry may run in another thread than its caller, who
-// waits for it.
+// SAFETY: `q2c_run_until_done` says that the entry may run in another thread than its caller. The
+// caller waits for it.
 unsafe impl Send for Entry {}
 
 impl Entry {
@@ -26,13 +26,19 @@ impl Entry {
     }
 }
 
-/// Waits until `done(arg)` is true. It is looked at first, then after each event that the host
-/// dispatches meanwhile, and after each `q2c_poll_kick`, perhaps more often.
+/// Waits until `done(arg)` is true. `done` is called first, after each event that the host
+/// dispatches meanwhile, after each `q2c_poll_kick`, and perhaps more often.
 ///
-/// Coroutine, thread or plain code, state lock not held; waits: the home thread of the state's
-/// event loop turns it, plain code of a coroutine host polls, a coroutine yields, anybody else
-/// sleeps until a kick. `done` is called in the caller's own context.
+/// Parameters:
+/// - `done`: called in the caller's own context; must not be NULL.
+/// - `arg`: passed to `done`; may be NULL.
 ///
+/// Context: thread, coroutine or plain code, state lock not held; waits. The home thread of an
+/// event loop turns the loop if the state is attached to it or a cleaner of the state lives in it.
+/// Plain code of a coroutine host polls, a coroutine yields, and any other caller sleeps until a
+/// kick.
+///
+/// Returns: 0 on success.
 /// - `-EINVAL`: `state` or `done` is NULL.
 ///
 /// # Safety
@@ -53,10 +59,14 @@ pub unsafe extern "C" fn q2c_poll_until_done(
     unsafe { call_state(state, poll) }
 }
 
-/// Has every `q2c_poll_until_done` of the state look at its condition again, after whatever may
-/// have made it true.
+/// Makes every `q2c_poll_until_done` of the state call its condition again. Call it after whatever
+/// may have made the condition true.
 ///
-/// Any thread, any lock held, never waits. `-EINVAL`: `state` is NULL.
+/// Context: any thread, with any lock held. Never waits, but may run a waiting coroutine inside the
+/// call if the host's `co_wake` does so.
+///
+/// Returns: 0 on success.
+/// - `-EINVAL`: `state` is NULL.
 ///
 /// # Safety
 /// `state` is NULL or a live state.
@@ -70,17 +80,22 @@ pub unsafe extern "C" fn q2c_poll_kick(state: *mut q2c_state) -> c_int {
     unsafe { call_state(state, kick) }
 }
 
-/// Runs `entry(arg)` to its end. Plain code of a coroutine host: in a new coroutine, while the
-/// caller polls. Everybody else: right here.
+/// Runs `entry(arg)` to its end. If the caller is plain code of a coroutine host, `entry` runs in a
+/// new coroutine while the caller polls. For every other caller it runs inside the call.
 ///
-/// Coroutine, thread or plain code, state lock not held; waits.
+/// Parameters:
+/// - `entry`: must not be NULL.
+/// - `arg`: passed to `entry`; may be NULL.
 ///
+/// Context: thread, coroutine or plain code, state lock not held; waits.
+///
+/// Returns: 0 on success. On an error `entry` was not called.
 /// - `-EINVAL`: `state` or `entry` is NULL.
 /// - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself.
-/// - `co_spawn`'s own: the coroutine could not be made. `entry` was not called.
+/// - any errno of `co_spawn`: the coroutine could not be made.
 ///
 /// # Safety
-/// `state` is NULL or a live state. `entry` takes `arg` and does not throw; on a coroutine host it
+/// `state` is NULL or a live state. `entry` takes `arg` and does not throw. On a coroutine host it
 /// may run in another thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_run_until_done(

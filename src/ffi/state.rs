@@ -18,42 +18,48 @@ use crate::state::{Config, State};
 
 /// An open image's metadata: state lock, L2 cache, refcount cache, cleaner, options.
 ///
-/// Made by `q2c_state_open` and destroyed by `q2c_state_close`. Usable from any thread, but for its
-/// closing.
+/// Context: usable from any thread, except for its closing.
+///
+/// Ownership: made by `q2c_state_open` and destroyed by `q2c_state_close`.
 pub struct q2c_state {
     _private: [u8; 0],
 }
 
-/// `Box::into_raw`.
+/// The pointer is from `Box::into_raw`.
 impl Handle for q2c_state {
     type Value = State;
 }
 
-/// What a state is opened with. All of it is copied.
+/// What a state is opened with.
+///
+/// Ownership: all structs are copied and need not outlive the call. A `q2c_loop` in `context` is
+/// not copied; the state keeps it alive while it is attached to it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct q2c_state_config {
-    /// sizeof(q2c_state_config).
+    /// `sizeof(q2c_state_config)`.
     pub struct_size: usize,
-    /// Where callers wait and the cleaner runs. NULL: threads.
+    /// Where callers wait and the cleaner runs. NULL means `Q2C_HOST_THREADS`.
     pub host: *const q2c_host,
-    /// Below the L2 cache. Must not be NULL.
+    /// The storage below the L2 cache. Must not be NULL.
     pub l2_storage: *const q2c_storage,
-    /// Below the refcount cache. NULL: `l2_storage`.
+    /// The storage below the refcount cache. NULL means `l2_storage`.
     pub refcount_storage: *const q2c_storage,
-    /// The caller's own number for L2 tables, handed to `pre_write_check` and `corruption`.
+    /// The caller's own number for L2 tables; any value. The library passes it to `pre_write_check`
+    /// and `corruption`.
     pub l2_kind: c_int,
-    /// The same for refcount blocks.
+    /// The caller's own number for refcount blocks; any value. The library passes it to
+    /// `pre_write_check` and `corruption`.
     pub refcount_kind: c_int,
-    /// The image's. Must not be NULL.
+    /// The image's geometry. Must not be NULL.
     pub geometry: *const q2c_geometry,
-    /// What the user set. NULL: nothing.
+    /// What the user set. NULL means that no option is set.
     pub options: *const q2c_options,
     /// Time between two cleaning passes in ns, in place of `cache_clean_interval`, for intervals
-    /// below a second (tests). 0: by the options.
+    /// below a second (tests). 0 means the interval of the options.
     pub clean_interval_ns: u64,
-    /// Where the cleaner runs. Threads: NULL. Event loop: the `q2c_loop`. Coroutines: handed to
-    /// `co_spawn`, NULL is the caller's current context.
+    /// Where the cleaner runs. Thread host: NULL. Event loop host: a `q2c_loop`, not NULL.
+    /// Coroutine host: passed to `co_spawn`; NULL means the caller's current context.
     pub context: *mut c_void,
 }
 
@@ -65,21 +71,31 @@ unsafe impl CStruct for q2c_state_config {
 /// Makes the state of an image that is being opened: both caches, empty, and the cleaner, which is
 /// started last, when every option is set.
 ///
-/// Any thread; never waits, calls no storage, but may run the cleaner's new coroutine up to its
-/// first wait. What the `opaque`s lead to must live as long as the state. On success `*state` is
-/// the caller's, for `q2c_state_close`; on an error it is left alone, nothing is left behind, and
-/// the message says which option or argument it was. `error` may be NULL.
+/// Parameters:
+/// - `config`: must not be NULL.
+/// - `state`: receives the handle; must not be NULL.
+/// - `error`: may be NULL. Its message says which option or argument was refused.
 ///
-/// - `-EINVAL`: `config`, `l2_storage`, `geometry` or `state` is NULL; what `q2c_cache_create`
-///   refuses of storage and host; what `q2c_options_resolve` refuses; `context` is none of this
-///   host.
-/// - `-ENOMEM`: there is no address space for so many tables.
-/// - `-ENOTSUP`: an interval above 0, and the kernel takes no memory back.
-/// - `-EAGAIN`, or `co_spawn`'s own: the cleaner could not be started.
+/// Context: any thread. Never waits and calls no storage, but may run the cleaner's new coroutine
+/// up to its first wait inside the call.
+///
+/// Returns: 0 on success. On an error nothing is left behind.
+/// - `-EINVAL`: `config`, `state`, `l2_storage` or `geometry` is NULL; a `struct_size` is too
+///   small; `q2c_cache_create` would refuse the host or a storage; `q2c_options_resolve` would
+///   refuse the options or the geometry; `context` does not fit the host.
+/// - `-ENOMEM`: there is not enough address space for the tables, or not enough memory for what the
+///   caches keep about them.
+/// - `-ENOTSUP`: an interval is above 0, and the kernel takes no memory back.
+/// - `-EAGAIN`, `-EMFILE`, `-ENFILE`, `-ENOMEM`: thread host: the background thread for the cleaner
+///   or its descriptor could not be made.
+/// - any errno of `co_spawn`: the cleaner's coroutine could not be made.
+///
+/// Ownership: `*state` is the caller's, to be destroyed by `q2c_state_close`. What the `opaque`
+/// pointers lead to must live as long as the state.
 ///
 /// # Safety
-/// Pointers are NULL or valid, those in `config` too; callbacks keep the contracts of `q2c_storage`
-/// and `q2c_host`; on an event loop host `context` is NULL or a live loop.
+/// Pointers are NULL or valid, including those in `config`. Callbacks keep the contracts of
+/// `q2c_storage` and `q2c_host`. On an event loop host, `context` is NULL or a live loop.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_state_open(
     config: *const q2c_state_config,
@@ -87,7 +103,7 @@ pub unsafe extern "C" fn q2c_state_open(
     error: *mut q2c_error,
 ) -> c_int {
     let open = || {
-        // SAFETY: the caller's promise about all that `config` leads to.
+        // SAFETY: the caller keeps this function's contract for all that `config` leads to.
         let config = unsafe { config_from(config) }?;
         // SAFETY: NULL or writable, as the caller promised.
         let state = unsafe { named_out(state, "state") }?;
@@ -98,39 +114,42 @@ pub unsafe extern "C" fn q2c_state_open(
     unsafe { call_set_up("q2c_state_open", error, open) }
 }
 
+/// The core's configuration on copies of C's structs.
+///
 /// # Safety
-/// As [`q2c_state_open`] says of `config`.
+/// The contract of [`q2c_state_open`] for `config`.
 unsafe fn config_from(config: *const q2c_state_config) -> Result<Config> {
-    // SAFETY: NULL or readable as far as its struct_size says, as the caller promised; so is what
-    // the calls below are given.
+    // SAFETY: NULL or readable as far as its struct_size says, as the caller promised. The caller
+    // promised the same for what `config` leads to, which the calls below get.
     let config = unsafe { read_struct(config) }?;
-    // SAFETY: as above, with callbacks that keep their contract.
+    // SAFETY: promised for all that `config` leads to; its callbacks keep their contract.
     let host = unsafe { host_from(config.host) }?;
-    // SAFETY: as above.
+    // SAFETY: promised for all that `config` leads to; its callbacks keep their contract.
     let l2_storage = unsafe { storage_from(config.l2_storage) }?;
     let refcount_storage = if config.refcount_storage.is_null() {
         Arc::clone(&l2_storage)
     } else {
-        // SAFETY: as above.
+        // SAFETY: promised for all that `config` leads to; its callbacks keep their contract.
         unsafe { storage_from(config.refcount_storage) }?
     };
     interval_in_words(config.clean_interval_ns)?;
     Ok(Config {
-        // SAFETY: as above, for the context.
+        // SAFETY: on an event loop host, NULL or a live loop, as the caller promised.
         context: unsafe { context_from(&*host, config.context) }.map_err(no_context)?,
         host,
         l2_storage,
         refcount_storage,
         l2_kind: config.l2_kind,
         refcount_kind: config.refcount_kind,
-        // SAFETY: as above.
+        // SAFETY: promised for all that `config` leads to.
         geometry: unsafe { geometry_from(config.geometry) }?,
-        // SAFETY: as above.
+        // SAFETY: promised for all that `config` leads to.
         options: unsafe { options_from(config.options) }?,
         clean_interval_ns: config.clean_interval_ns,
     })
 }
 
+/// The error for a `context` that does not fit the host, in words.
 #[allow(clippy::needless_pass_by_value)] // for `map_err`
 fn no_context(errno: Errno) -> Error {
     Error::new(
@@ -139,6 +158,7 @@ fn no_context(errno: Errno) -> Error {
     )
 }
 
+/// [`check_interval`], with the error in words.
 pub(super) fn interval_in_words(interval_ns: u64) -> Result<()> {
     check_interval(interval_ns).map_err(|errno| {
         let message = format!(
@@ -149,46 +169,60 @@ pub(super) fn interval_in_words(interval_ns: u64) -> Result<()> {
     })
 }
 
-/// Closes a state: stops the cleaner and waits for its end, writes what is dirty, flushes, frees
-/// everything, and sets `*state` to NULL. NULL, and a NULL in `*state`, is 0.
+/// Closes a state: stops the cleaner and waits for its end, writes what is dirty, flushes storage,
+/// and frees everything.
 ///
-/// Coroutine, thread or plain code, state lock not held; may wait. Not to be called while another
-/// call uses the state or one of its parts.
+/// Parameters:
+/// - `state`: set to NULL on success. NULL, or a pointer to NULL, returns 0.
 ///
-/// On an error the state stays open and nothing is lost, but its cleaner is stopped. Call it again,
-/// or give dirty tables up with `q2c_state_invalidate` first.
+/// Context: thread, coroutine, or plain code of a coroutine host, which polls; state lock not held;
+/// may wait. No other call may use the state or one of its parts meanwhile.
 ///
-/// - `-EBUSY`: a table is in use, or the state lock is held by somebody else.
-/// - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself.
+/// Returns: 0 on success. On an error the state stays open and nothing is lost, but its cleaner is
+/// stopped, unless the list says otherwise. Call it again, or give dirty tables up with
+/// `q2c_state_invalidate` first.
+/// - `-EBUSY`: a table is pinned, being loaded or being written; somebody else holds the built-in
+///   lock; or a cleaner was started meanwhile, and runs.
+/// - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself. Nothing was stopped.
 /// - `-ENOTEMPTY`: tables were dirtied meanwhile.
-/// - `-EIO`: a cache is poisoned; storage's own: of a write or flush.
+/// - `-EIO`: a cache is poisoned, and that cache or one that depends on it has dirty tables.
+/// - any errno of `pwritev`, `flush` or `pre_write_check`.
+///
+/// Ownership: frees the handle, both caches and the cleaner. Handles that were borrowed from the
+/// state are invalid from then on.
 ///
 /// # Safety
-/// `state` is NULL or points to NULL or to a live state, which nobody uses during the call or, once
-/// it is 0, after it; no prepared change of it is left.
+/// `state` is NULL or points to NULL or to a live state, which nobody else uses during the call and
+/// nobody uses after it succeeded. No prepared change of the state is left.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_state_close(state: *mut *mut q2c_state) -> c_int {
     let check = |handle: *mut q2c_state| {
         // SAFETY: live, as the caller promised; the borrow ends before the state does.
         on_state(unsafe { value(handle) }?, State::close)
     };
-    // SAFETY: the pointer came from `Box::into_raw` in `q2c_state_open`, and is freed here alone.
+    // SAFETY: the pointer came from `Box::into_raw` in `q2c_state_open`, and only this call frees
+    // it.
     let free = |state: *mut State| drop(unsafe { Box::from_raw(state) });
-    // SAFETY: the caller's promise about `state`.
+    // SAFETY: the caller keeps this function's contract for `state`.
     unsafe { call_destroy(state, check, free) }
 }
 
-/// Another process wrote the image: stops the cleaner, drops every table, dirty ones too, and
-/// starts the cleaner again.
+/// Takes notice that another process wrote the image: stops the cleaner, drops every table, dirty
+/// ones too, and starts the cleaner again. It never writes.
 ///
-/// Coroutine, thread or plain code, state lock not held (it is taken inside, except by plain code
-/// where it is the host's: there the image has to be quiesced); may wait. Never writes.
+/// Context: thread, coroutine, or plain code of a coroutine host, which polls; state lock not held;
+/// may wait. The call takes the lock itself. Plain code cannot take a host's own lock: there the
+/// image must be quiesced.
 ///
+/// Returns: 0 on success.
 /// - `-EINVAL`: `state` is NULL.
-/// - `-EBUSY`: a table is in use. Tables of neither cache were dropped for that, and the cleaner
-///   runs again.
-/// - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself.
-/// - as `q2c_cleaner_start`: every table was dropped, but the cleaner could not be started again.
+/// - `-EBUSY`: a table is pinned, being loaded or being written. Nothing was dropped, and the
+///   cleaner was started again if the host could start it. One exception: if a table of the L2
+///   cache came into use during the call, by a get without the state lock, the tables of the
+///   refcount cache may have been dropped.
+/// - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself. Nothing was stopped.
+/// - `-EAGAIN`, `-EMFILE`, `-ENFILE`, `-ENOMEM`, any errno of `co_spawn`: every table was dropped,
+///   but the cleaner could not be started again; see `q2c_cleaner_start`.
 ///
 /// # Safety
 /// `state` is NULL or a live state.
@@ -198,25 +232,34 @@ pub unsafe extern "C" fn q2c_state_invalidate(state: *mut q2c_state) -> c_int {
     unsafe { call_state(state, State::invalidate) }
 }
 
-/// The image has come to `context`: starts the cleaner there (see `q2c_cleaner_start`), with the
+/// Tells the state that the image has come to `context`: starts the cleaner there, with the
 /// interval that was set last.
 ///
-/// Any thread, state lock held or not; never waits, but may run the new coroutine up to its first
-/// wait.
+/// Parameters:
+/// - `context`: where the cleaner runs. Thread host: NULL. Event loop host: a `q2c_loop`, not NULL.
+///   Coroutine host: passed to `co_spawn`; NULL means the caller's current context.
 ///
-/// - `-EINVAL`: `state` is NULL; `context` is none of this host.
+/// Context: any thread. Never waits, but may run the cleaner's new coroutine up to its first wait
+/// inside the call.
+///
+/// Returns: 0 on success. On an error other than `-EALREADY` the image is still detached.
+/// - `-EINVAL`: `state` is NULL; `context` does not fit the host.
 /// - `-EALREADY`: the image is attached.
-/// - as `q2c_cleaner_start`: the cleaner could not be started; the image is still detached.
+/// - `-EAGAIN`, `-EMFILE`, `-ENFILE`, `-ENOMEM`: thread host: the background thread or its
+///   descriptor could not be made.
+/// - any errno of `co_spawn`: the coroutine could not be made.
+///
+/// Ownership: the state keeps a `q2c_loop` alive while it is attached to it.
 ///
 /// # Safety
-/// `state` is NULL or a live state; on an event loop host `context` is NULL or a live loop.
+/// `state` is NULL or a live state. On an event loop host, `context` is NULL or a live loop.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_state_attach_context(
     state: *mut q2c_state,
     context: *mut c_void,
 ) -> c_int {
     let attach = |state: &State| {
-        // SAFETY: the caller's promise about `context`.
+        // SAFETY: the caller keeps this function's contract for `context`.
         let context = unsafe { context_from(&**state.cleaner().host(), context) }?;
         state.attach(context)
     };
@@ -224,10 +267,14 @@ pub unsafe extern "C" fn q2c_state_attach_context(
     unsafe { call_state(state, attach) }
 }
 
-/// The image leaves its context: asks the cleaner to stop, and does not wait. Its interval is kept
-/// for the next attach. If it is detached already: 0.
+/// Tells the state that the image leaves its context: asks the cleaner to stop and does not wait
+/// for its end. The interval is kept for the next attach.
 ///
-/// Any thread, any lock held, never waits. `-EINVAL`: `state` is NULL.
+/// Context: any thread, with any lock held. Never waits, but may run the cleaner's coroutine inside
+/// the call if the host's `co_wake` does so.
+///
+/// Returns: 0 on success, and if the image is detached already.
+/// - `-EINVAL`: `state` is NULL.
 ///
 /// # Safety
 /// `state` is NULL or a live state.
@@ -241,7 +288,16 @@ pub unsafe extern "C" fn q2c_state_detach_context(state: *mut q2c_state) -> c_in
     unsafe { call_state(state, detach) }
 }
 
-/// Takes the state lock: `q2c_cleaner_lock` of the state's cleaner, with its context and errors.
+/// Takes the state lock. It is `q2c_cleaner_lock` of the state's cleaner; the order in which
+/// callers get the lock is described there.
+///
+/// Context: a thread or coroutine that does not hold the lock; may wait. Plain code of a coroutine
+/// host can take the built-in lock, but not the host's own.
+///
+/// Returns: 0 on success.
+/// - `-EINVAL`: `state` is NULL.
+/// - `-EDEADLK`: the caller already holds the built-in lock.
+/// - `-EPERM`: the lock is the host's own and the caller is plain code.
 ///
 /// # Safety
 /// `state` is NULL or a live state.
@@ -251,23 +307,30 @@ pub unsafe extern "C" fn q2c_state_lock(state: *mut q2c_state) -> c_int {
     unsafe { call_state(state, |state| state.cleaner().lock()) }
 }
 
-/// Lets the state lock go: `q2c_cleaner_unlock` of the state's cleaner, with its context and
-/// errors.
+/// Releases the state lock. It is `q2c_cleaner_unlock` of the state's cleaner.
+///
+/// Context: the thread or coroutine that took the lock. Never waits, but may run the next owner
+/// inside the call if the host's `co_wake` does so.
+///
+/// Returns: 0 on success.
+/// - `-EINVAL`: `state` is NULL.
+/// - `-EPERM`: the caller does not hold the built-in lock; or the lock is the host's own and the
+///   caller is plain code.
 ///
 /// # Safety
-/// `state` is NULL or a live state.
+/// `state` is NULL or a live state. If the lock is the host's own, the caller holds it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_state_unlock(state: *mut q2c_state) -> c_int {
     // SAFETY: NULL or live, as the caller promised.
     unsafe { call_state(state, |state| state.cleaner().unlock()) }
 }
 
-/// A part of the state, for a handle that C only borrows. NULL for NULL.
+/// A part of the state, as a handle that C only borrows. NULL if `state` is NULL, or after a panic.
 ///
 /// # Safety
-/// As [`value`].
+/// The contract of [`value`].
 unsafe fn part<H>(state: *const q2c_state, part: impl FnOnce(&State) -> *const H) -> *mut H {
-    // SAFETY: the caller's promise; the borrow ends with this call.
+    // SAFETY: the caller keeps this function's contract; the borrow ends with this call.
     let Ok(state) = (unsafe { value(state) }) else {
         return std::ptr::null_mut();
     };
@@ -277,38 +340,51 @@ unsafe fn part<H>(state: *const q2c_state, part: impl FnOnce(&State) -> *const H
     })
 }
 
-/// The L2 cache. Borrowed: valid until the next `q2c_update_options_commit`, `q2c_state_invalidate`
-/// or `q2c_state_close`; not to be destroyed.
+/// The state's L2 cache.
 ///
-/// Any thread, never waits. NULL for NULL.
+/// Context: any thread; never waits.
+///
+/// Returns: the handle; NULL if `state` is NULL, or if the library panicked inside.
+///
+/// Ownership: borrowed; not to be destroyed. Valid until the next `q2c_update_options_commit`,
+/// `q2c_state_invalidate` or `q2c_state_close`.
 ///
 /// # Safety
 /// `state` is NULL or a live state.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_state_l2_cache(state: *mut q2c_state) -> *mut q2c_cache {
-    // The state owns it beyond the temporary Arc, hence the address stays good.
+    // The state still owns the cache when the temporary Arc is dropped, so the address stays valid.
     let l2 = |state: &State| Arc::as_ptr(&state.l2_cache()).cast();
     // SAFETY: NULL or live, as the caller promised.
     unsafe { part(state, l2) }
 }
 
-/// The refcount cache. Borrowed, as the L2 cache is.
+/// The state's refcount cache.
 ///
-/// Any thread, never waits. NULL for NULL.
+/// Context: any thread; never waits.
+///
+/// Returns: the handle; NULL if `state` is NULL, or if the library panicked inside.
+///
+/// Ownership: borrowed; not to be destroyed. Valid until the next `q2c_update_options_commit`,
+/// `q2c_state_invalidate` or `q2c_state_close`.
 ///
 /// # Safety
 /// `state` is NULL or a live state.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_state_refcount_cache(state: *mut q2c_state) -> *mut q2c_cache {
-    // As for the L2 cache.
+    // The state still owns the cache when the temporary Arc is dropped, so the address stays valid.
     let refcount = |state: &State| Arc::as_ptr(&state.refcount_cache()).cast();
     // SAFETY: NULL or live, as the caller promised.
     unsafe { part(state, refcount) }
 }
 
-/// The cleaner, with the state lock. Borrowed: valid until `q2c_state_close`; not to be destroyed.
+/// The state's cleaner, which comes with the state lock.
 ///
-/// Any thread, never waits. NULL for NULL.
+/// Context: any thread; never waits.
+///
+/// Returns: the handle; NULL if `state` is NULL, or if the library panicked inside.
+///
+/// Ownership: borrowed; not to be destroyed. Valid until `q2c_state_close`.
 ///
 /// # Safety
 /// `state` is NULL or a live state.

@@ -25,33 +25,41 @@ const _: () = assert!(
     "an IoBuf is an iovec"
 );
 
-/// The most buffers that one call may have on Linux (`UIO_MAXIOV`); the system refuses more.
+/// The most buffers that one call may have on Linux (`UIO_MAXIOV`); the kernel refuses more.
 const IOV_MAX: usize = 1024;
 
 /// The image file below a cache: the caller's callbacks.
 ///
-/// They are called in the caller's own coroutine or thread, never in one that the library made,
-/// with no lock of the library held, from several threads at once for different tables. They may
-/// block or yield, and may come back on another thread if the host's coroutines do. They must not
-/// throw or `longjmp` out, and must not call functions on the same cache that wait for the table at
-/// hand.
+/// `preadv` and `pwritev` get buffers of one table each. A buffer is aligned to the table size or
+/// to the page size, whichever is less.
 ///
-/// Each buffer is one table, aligned to its size or to a page, whichever is less.
+/// Two storages with the same `opaque` and the same `flush` count as one: a flush of one makes the
+/// other's writes stable, too.
 ///
-/// Copied at creation. `opaque` and what it leads to must live as long as the cache or state. Two
-/// storages with the same `opaque` and the same `flush` count as one: a flush of one makes the
-/// other's writes stable.
+/// Context: callbacks are called in the caller's own coroutine or thread, never in one that the
+/// library made, and with no lock of the library held. They can be called from several threads at
+/// the same time for different tables. They may block or yield, and may return in another thread if
+/// the host's coroutines do. They must not throw or `longjmp` out. They must not call functions on
+/// the same cache that wait for the table at hand.
+///
+/// Ownership: copied when something is made with it. `opaque` and what it leads to must live as
+/// long as the cache or state. Buffers belong to the library and are valid during the call.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct q2c_storage {
-    /// sizeof(q2c_storage).
+    /// `sizeof(q2c_storage)`.
     pub struct_size: usize,
-    /// The caller's own pointer, first argument of each callback; may be NULL.
+    /// The caller's own pointer, passed as first argument of each callback; may be NULL.
     pub opaque: *mut c_void,
-    /// Reads into the `iovcnt` (1 to 1024) buffers from byte `offset` of the file on. 0 or more:
-    /// every byte was read; what lies behind the end of the file has to be filled with zeros.
-    /// `-errno`: passed to the caller of the get unchanged, and the table is not in the cache. Must
-    /// not be NULL.
+    /// Reads tables. Must not be NULL.
+    ///
+    /// Parameters:
+    /// - `offset`: where the first buffer begins in the file, in bytes.
+    /// - `iov`, `iovcnt`: 1 to 1024 buffers to fill. Bytes behind the end of the file must be
+    ///   filled with zeros.
+    ///
+    /// Returns: 0 or more if every byte was read.
+    /// - `-errno`: passed unchanged to the caller of the get; the table is not in the cache.
     pub preadv: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -60,9 +68,15 @@ pub struct q2c_storage {
             iovcnt: c_int,
         ) -> c_int,
     >,
-    /// Writes the `iovcnt` buffers to byte `offset` of the file on. 0 or more: every byte was
-    /// written. `-errno`: passed on unchanged, and the tables stay dirty. The callback must not
-    /// change the buffers; whoever has a table pinned may. Must not be NULL.
+    /// Writes tables. Must not be NULL. It must not change the buffers; callers that have one of
+    /// the tables pinned may change it meanwhile.
+    ///
+    /// Parameters:
+    /// - `offset`: where the first buffer goes in the file, in bytes.
+    /// - `iov`, `iovcnt`: 1 to 1024 buffers, not more than 1 GiB in all.
+    ///
+    /// Returns: 0 or more if every byte was written.
+    /// - `-errno`: passed on unchanged; the tables stay dirty.
     pub pwritev: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -71,18 +85,32 @@ pub struct q2c_storage {
             iovcnt: c_int,
         ) -> c_int,
     >,
-    /// Makes stable what was written before it was called. 0 or more: done. `-errno`: passed on
-    /// unchanged, and what had to wait for the flush still waits. Must not be NULL.
+    /// Makes stable everything that was written before the call. Must not be NULL.
+    ///
+    /// Returns: 0 or more when that is done.
+    /// - `-errno`: passed on unchanged; what had to wait for the flush still waits.
     pub flush: Option<unsafe extern "C" fn(opaque: *mut c_void) -> c_int>,
-    /// Asked once for each table before it is written: may `bytes` bytes of `kind` be written at
-    /// `offset`? For overlap checks. 0 or more: yes. `-errno`: that table is not written and stays
-    /// dirty, others are. NULL: always yes.
+    /// Asked once for each table before it is written, for overlap checks. NULL means that every
+    /// write is allowed.
+    ///
+    /// Parameters:
+    /// - `kind`: the cache's `kind`.
+    /// - `offset`, `bytes`: the part of the file that is about to be written, in bytes.
+    ///
+    /// Returns: 0 or more to allow the write.
+    /// - `-errno`: passed on unchanged; this table is not written and stays dirty, others are
+    ///   written.
     pub pre_write_check: Option<
         unsafe extern "C" fn(opaque: *mut c_void, kind: c_int, offset: u64, bytes: u64) -> c_int,
     >,
-    /// Told about a damaged image, before the call that found it returns `-EIO`. `reason`:
-    /// `Q2C_CORRUPTION_*`, more may come; `kind`: the cache's; `offset`: bytes in the file;
-    /// `message`: UTF-8, valid during the call. NULL: nobody is told.
+    /// Told about a damaged image, before the call that found it returns `-EIO`. NULL means that
+    /// nobody is told.
+    ///
+    /// Parameters:
+    /// - `reason`: one of `Q2C_CORRUPTION_*`; more may come.
+    /// - `kind`: the cache's `kind`.
+    /// - `offset`: the table's offset in the file, in bytes.
+    /// - `message`: one sentence in UTF-8, valid during the call.
     pub corruption: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -92,7 +120,8 @@ pub struct q2c_storage {
             message: *const c_char,
         ),
     >,
-    /// The most tables that one write may join. 0: 1024, which is also the most. 1: no joining.
+    /// The most tables that one write may join, 0 or more. 0 means 1024, which is also the most. 1
+    /// means no joining. A write never joins more than 1 GiB.
     pub max_iov: c_int,
 }
 
@@ -103,6 +132,7 @@ unsafe impl CStruct for q2c_storage {
 
 type Vectored = unsafe extern "C" fn(*mut c_void, u64, *const iovec, c_int) -> c_int;
 
+/// A copy of C's callbacks, those that must be set unwrapped.
 struct CStorage {
     calls: q2c_storage,
     preadv: Vectored,
@@ -114,17 +144,17 @@ struct CStorage {
 
 // SAFETY: `q2c_storage` says that the callbacks, with this `opaque`, are called from any thread.
 unsafe impl Send for CStorage {}
-// SAFETY: as above, from several at once.
+// SAFETY: `q2c_storage` allows these calls from several threads at the same time.
 unsafe impl Sync for CStorage {}
 
-/// The core's storage on a copy of C's. `EINVAL`: NULL, too small, a missing callback, a negative
-/// `max_iov`.
+/// The core's storage on a copy of C's. `EINVAL`: NULL, a `struct_size` that is too small, a
+/// missing callback, or a negative `max_iov`.
 ///
 /// # Safety
-/// `storage` is NULL or readable as far as its `struct_size` says; its callbacks and `opaque` keep
+/// `storage` is NULL or readable as far as its `struct_size` says. Its callbacks and `opaque` keep
 /// the contract of [`q2c_storage`] as long as the result lives.
 pub(super) unsafe fn storage_from(storage: *const q2c_storage) -> Result<Arc<dyn Storage>> {
-    // SAFETY: the caller's promise.
+    // SAFETY: NULL or readable as far as its struct_size says, as the caller promised.
     let calls = unsafe { read_struct(storage) }?;
     let missing = |name: &str| {
         Error::new(
@@ -154,7 +184,8 @@ fn max_iov_of(max_iov: c_int) -> Result<usize> {
     }
 }
 
-/// A callback's answer: 0 or more is all done, below 0 passes through unchanged.
+/// A callback's answer: 0 or more means that all is done; a number below 0 passes through
+/// unchanged.
 fn answer(code: c_int) -> std::result::Result<(), Errno> {
     if code < 0 {
         return Err(Errno::from_code(code));
@@ -171,9 +202,9 @@ impl CStorage {
     ) -> std::result::Result<(), Errno> {
         let count = c_int::try_from(bufs.len()).map_err(|_| Errno::INVAL)?;
         let iov = bufs.as_ptr().cast::<iovec>();
-        // SAFETY: the callback keeps `q2c_storage`'s contract (promised at creation); `iov` is an
-        // array of `count` iovecs, as which IoBufs are laid out (asserted above), over table memory
-        // that is valid during the call.
+        // SAFETY: the callback keeps `q2c_storage`'s contract, promised at creation. `iov` is an
+        // array of `count` IoBufs, which have the layout of iovecs (asserted above). They point to
+        // table memory that is valid during the call.
         answer(unsafe { callback(self.calls.opaque, offset, iov, count) })
     }
 }
@@ -232,8 +263,8 @@ impl Storage for CStorage {
     }
 }
 
-/// What stands for one pair of `opaque` and `flush`: its address is the same for all living
-/// storages with that pair, different for all others, and never 0.
+/// Stands for one pair of `opaque` and `flush`. Its address is the same for all living storages
+/// with that pair, different for all others, and never 0.
 struct Device {
     opaque: usize,
     flush: usize,
@@ -257,7 +288,7 @@ impl Drop for Device {
     fn drop(&mut self) {
         let mut devices = DEVICES.lock();
         let key = (self.opaque, self.flush);
-        // Another one may have come for the same pair since the last owner let go of this one.
+        // After the last owner dropped this one, a new one may have been made for the same pair.
         if devices.get(&key).is_some_and(|now| now.strong_count() == 0) {
             devices.remove(&key);
         }

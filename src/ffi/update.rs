@@ -14,13 +14,15 @@ use super::{
 use crate::error::{Errno, Error, Result};
 use crate::state::{State, Update};
 
-/// A prepared change of options, with the new caches, not in use yet. Ends by
-/// `q2c_update_options_commit` or `q2c_update_options_abort`, before its state is closed.
+/// A prepared change of options, with the new caches, which are not in use yet.
+///
+/// Ownership: made by `q2c_update_options_prepare`. It must be committed or aborted before its
+/// state is closed.
 pub struct q2c_update {
     _private: [u8; 0],
 }
 
-/// `Box::into_raw`.
+/// The pointer is from `Box::into_raw`.
 impl Handle for q2c_update {
     type Value = Prepared;
 }
@@ -45,18 +47,30 @@ impl Prepared {
 /// Works out new options, allocates their caches and flushes the old ones. Nothing else changes,
 /// and the cleaner runs on.
 ///
-/// State lock held, or calls serialised otherwise; may wait, writes. `options` NULL: nothing set,
-/// that is, the defaults. `geometry` NULL: as it is. `clean_interval_ns`: as in `q2c_state_config`.
-/// On success `*update` is the caller's, for commit or abort; on an error it is left alone, and the
-/// message says what it was. `error` may be NULL.
+/// Parameters:
+/// - `options`: NULL means that no option is set, that is, the defaults.
+/// - `geometry`: NULL means that the geometry stays as it is.
+/// - `clean_interval_ns`: time between two cleaning passes in ns, in place of the options'
+///   interval; 0 means the interval of the options.
+/// - `update`: receives the handle; must not be NULL.
+/// - `error`: may be NULL. Its message says what was refused or what failed.
 ///
-/// - `-EINVAL`: `state` or `update` is NULL; what `q2c_options_resolve` refuses.
-/// - `-ENOMEM`: there is no address space for so many tables.
-/// - `-ENOTSUP`: an interval above 0, and the kernel takes no memory back.
-/// - `-EIO`: a cache is poisoned; storage's own: the old caches could not be flushed.
+/// Context: state lock held, or calls serialised otherwise; may wait. Writes what is dirty.
+///
+/// Returns: 0 on success.
+/// - `-EINVAL`: `state` or `update` is NULL; a `struct_size` is too small; `q2c_options_resolve`
+///   would refuse the options or the geometry.
+/// - `-ENOMEM`: there is not enough address space for the tables, or not enough memory for what the
+///   caches keep about them.
+/// - `-ENOTSUP`: an interval is above 0, and the kernel takes no memory back.
+/// - `-EIO`: an old cache is poisoned, and that cache or one that depends on it has dirty tables.
+/// - any errno of `pwritev`, `flush` or `pre_write_check`: the old caches could not be flushed.
+///
+/// Ownership: `*update` is the caller's, to be ended by `q2c_update_options_commit` or
+/// `q2c_update_options_abort`. `options` and `geometry` are copied and need not outlive the call.
 ///
 /// # Safety
-/// Pointers are NULL or valid; `state` is NULL or a live state.
+/// Pointers are NULL or valid. `state` is NULL or a live state.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_update_options_prepare(
     state: *mut q2c_state,
@@ -69,7 +83,7 @@ pub unsafe extern "C" fn q2c_update_options_prepare(
     let prepare = || {
         // SAFETY: NULL or writable, as the caller promised.
         let place = unsafe { named_out(update, "update") }?;
-        // SAFETY: the caller's promise about all three.
+        // SAFETY: the caller keeps this function's contract for these arguments.
         let prepared = unsafe { prepare(state, options, geometry, clean_interval_ns) }?;
         place.set(Box::into_raw(Box::new(prepared)).cast());
         Ok(())
@@ -78,8 +92,10 @@ pub unsafe extern "C" fn q2c_update_options_prepare(
     unsafe { call_set_up("q2c_update_options_prepare", error, prepare) }
 }
 
+/// [`q2c_update_options_prepare`] without its output.
+///
 /// # Safety
-/// As [`q2c_update_options_prepare`] says of these.
+/// The contract of [`q2c_update_options_prepare`] for these arguments.
 unsafe fn prepare(
     state: *const q2c_state,
     options: *const q2c_options,
@@ -106,30 +122,40 @@ unsafe fn prepare(
     })
 }
 
-/// Puts a prepared change into effect: stops the cleaner and waits for its end, swaps the caches,
-/// sets every option, starts the cleaner. Frees the update and sets `*update` to NULL. Caches that
-/// were borrowed from the state are gone.
-///
-/// `locked` tells whether the caller holds the state lock. True: coroutine or thread that holds it;
-/// it is let go while waiting for the cleaner. False: coroutine, thread or plain code; the lock is
-/// taken inside, except by plain code where the lock is the host's: there the image has to be
-/// quiesced. May wait, may write. No request may use the old caches.
-///
-/// On an error nothing changed, the cleaner is as it was, and `*update` stays, to be committed
-/// again or aborted. A cleaner that the host cannot start is no error and does not undo the change:
+/// Puts a prepared change into effect: stops the cleaner and waits for its end, flushes the old
+/// caches, swaps the caches, sets every option, and starts the cleaner if the image is attached. If
+/// the host cannot start the cleaner, that is no error and does not undo the change:
 /// `q2c_cleaner_is_running` tells.
 ///
-/// - `-EINVAL`: `state`, `update` or `*update` is NULL; the update is of another state.
-/// - `-EBUSY`: a table of an old cache is in use.
+/// Parameters:
+/// - `update`: set to NULL on success.
+/// - `locked`: whether the caller holds the state lock.
+///
+/// Context: may wait, and may write. No request may use the old caches. With `locked` true: a
+/// thread or coroutine that holds the state lock, which is released while the call waits for the
+/// cleaner. With `locked` false: thread, coroutine, or plain code of a coroutine host, which polls;
+/// the state lock is not held. The call takes it itself. Plain code cannot take a host's own lock:
+/// there the image must be quiesced.
+///
+/// Returns: 0 on success. On an error caches and options are as they were, and `*update` stays, to
+/// be committed again or aborted. The cleaner was not touched after `-EINVAL`, `-EPERM` and
+/// `-EDEADLK`; after any other error it was stopped, and started again if the image is attached and
+/// the host could start it.
+/// - `-EINVAL`: `state`, `update` or `*update` is NULL; the update was prepared for another state.
+/// - `-EBUSY`: a table of an old cache is pinned, being loaded or being written.
 /// - `-ENOTEMPTY`: a table of an old cache was dirtied meanwhile.
-/// - `-EPERM`: `locked`, and the caller does not hold the built-in lock, or is plain code on a
-///   coroutine host.
-/// - `-EDEADLK`: not `locked`, and the caller holds the built-in lock; or the caller is the cleaner
-///   itself.
-/// - `-EIO`: a cache is poisoned; storage's own: an old cache could not be flushed.
+/// - `-EPERM`: `locked` is true, and the caller does not hold the built-in lock, or is plain code
+///   on a coroutine host.
+/// - `-EDEADLK`: `locked` is false, and the caller holds the built-in lock; or the caller is the
+///   cleaner itself.
+/// - `-EIO`: an old cache is poisoned.
+/// - any errno of `pwritev`, `flush` or `pre_write_check`: an old cache could not be flushed.
+///
+/// Ownership: frees the update. Caches that were borrowed from the state before are invalid from
+/// then on.
 ///
 /// # Safety
-/// `state` is NULL or a live state; `update` is NULL or points to NULL or to a live update, which
+/// `state` is NULL or a live state. `update` is NULL or points to NULL or to a live update, which
 /// nobody else uses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_update_options_commit(
@@ -138,7 +164,8 @@ pub unsafe extern "C" fn q2c_update_options_commit(
     locked: bool,
 ) -> c_int {
     let commit = |handle: *mut q2c_update| {
-        // SAFETY: NULL or live, and live, as the caller promised; the borrows end with this call.
+        // SAFETY: the state is NULL or live and the update is live, as the caller promised; the
+        // borrows end with this call.
         let (target, prepared) = unsafe { (value(state)?, value(handle)?) };
         prepared.check_state(state)?;
         on_state(target, |target| commit(target, prepared, locked))
@@ -147,8 +174,8 @@ pub unsafe extern "C" fn q2c_update_options_commit(
     if update.is_null() || unsafe { update.read() }.is_null() {
         return -Errno::INVAL.code();
     }
-    // SAFETY: the caller's promise about `update`; the update is freed once the change is in
-    // effect.
+    // SAFETY: the caller keeps this function's contract for `update`; the update is freed once the
+    // change is in effect.
     unsafe { call_destroy(update, commit, free) }
 }
 
@@ -161,20 +188,25 @@ fn commit(state: &State, prepared: &Prepared, locked: bool) -> std::result::Resu
 }
 
 fn free(prepared: *mut Prepared) {
-    // SAFETY: called by `call_destroy` alone, with the pointer of `Box::into_raw` in
-    // `q2c_update_options_prepare`, once.
+    // SAFETY: only `call_destroy` calls this, once, with the pointer from `Box::into_raw` in
+    // `q2c_update_options_prepare`.
     drop(unsafe { Box::from_raw(prepared) });
 }
 
-/// Gives a prepared change up: frees the new caches and sets `*update` to NULL. NULL, and a NULL in
-/// `*update`, is 0.
+/// Gives a prepared change up.
 ///
-/// Any thread, state lock held or not, never waits.
+/// Parameters:
+/// - `update`: set to NULL on success. NULL, or a pointer to NULL, returns 0.
 ///
-/// - `-EINVAL`: the update is of another state.
+/// Context: any thread; never waits.
+///
+/// Returns: 0 on success.
+/// - `-EINVAL`: the update was prepared for another state, or `state` is NULL.
+///
+/// Ownership: frees the update and its new caches.
 ///
 /// # Safety
-/// `state` is NULL or a live state; `update` is NULL or points to NULL or to a live update, which
+/// `state` is NULL or a live state. `update` is NULL or points to NULL or to a live update, which
 /// nobody else uses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_update_options_abort(
@@ -183,6 +215,6 @@ pub unsafe extern "C" fn q2c_update_options_abort(
 ) -> c_int {
     // SAFETY: live, as the caller promised; the borrow ends before the update does.
     let check = |handle: *mut q2c_update| unsafe { value(handle) }?.check_state(state);
-    // SAFETY: the caller's promise about `update`.
+    // SAFETY: the caller keeps this function's contract for `update`.
     unsafe { call_destroy(update, check, free) }
 }

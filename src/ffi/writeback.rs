@@ -7,18 +7,21 @@ use super::cache::{q2c_cache, share};
 use super::call_cache;
 use crate::host::block_on;
 
-/// Writes every dirty table, in the order of their offsets and neighbours joined, but does not
-/// flush storage. What the tables depend on is flushed first. Waits for those that somebody else is
-/// writing.
+/// Writes every dirty table, in the order of their offsets and with neighbours joined, but does not
+/// flush storage. What the tables depend on is flushed first. A table that is marked dirty again
+/// during its write stays dirty.
 ///
-/// State lock held, or calls serialised otherwise; may wait. A table that is changed meanwhile
-/// stays dirty.
+/// Context: state lock held, or calls serialised otherwise; may wait, also for writes that somebody
+/// else has begun.
 ///
+/// Returns: 0 on success. On an error, what was not written is still dirty. Of several errors the
+/// call returns the first, but `-ENOSPC` before all others.
 /// - `-EINVAL`: `cache` is NULL.
-/// - `-EIO`: the cache is poisoned.
-/// - storage's own: of a write, a flush or `pre_write_check`. Every table was tried; of several
-///   errors this is the first, but `-ENOSPC` before all others. What was not written is still
-///   dirty.
+/// - `-EIO`: the cache is poisoned, or it has dirty tables and the cache that it depends on is
+///   poisoned.
+/// - any errno of `pwritev` or `pre_write_check`: these tables were not written; all the others
+///   were tried.
+/// - any errno of a flush of what the tables depend on: no table was written from then on.
 ///
 /// # Safety
 /// `cache` is NULL or a live cache.
@@ -28,8 +31,22 @@ pub unsafe extern "C" fn q2c_cache_write(cache: *mut q2c_cache) -> c_int {
     unsafe { call_cache(cache, |cache| block_on(cache.host(), &[], cache.write())) }
 }
 
-/// As `q2c_cache_write`, and then flushes storage: when it returns 0, what was dirty when it was
-/// called is stable. Storage is not flushed if a write failed. Same context, same errors.
+/// Writes every dirty table, as `q2c_cache_write` does, and then flushes storage. When it returns
+/// 0, everything that was dirty when it was called is stable. Storage is not flushed if a write
+/// failed.
+///
+/// Context: state lock held, or calls serialised otherwise; may wait, also for writes that somebody
+/// else has begun.
+///
+/// Returns: 0 on success. On an error, what was not written is still dirty. Of several errors of
+/// writes the call returns the first, but `-ENOSPC` before all others.
+/// - `-EINVAL`: `cache` is NULL.
+/// - `-EIO`: the cache is poisoned, or it has dirty tables and the cache that it depends on is
+///   poisoned.
+/// - any errno of `pwritev` or `pre_write_check`: these tables were not written; all the others
+///   were tried.
+/// - any errno of a flush of what the tables depend on: no table was written from then on.
+/// - any errno of `flush`: every table was written, but is not known to be stable.
 ///
 /// # Safety
 /// `cache` is NULL or a live cache.
@@ -39,10 +56,25 @@ pub unsafe extern "C" fn q2c_cache_flush(cache: *mut q2c_cache) -> c_int {
     unsafe { call_cache(cache, |cache| block_on(cache.host(), &[], cache.flush())) }
 }
 
-/// As `q2c_cache_flush`, and then drops every table, or none. Same context, same errors, and
+/// Writes every dirty table, flushes storage, as `q2c_cache_flush` does, and then drops every
+/// table.
 ///
-/// - `-EBUSY`: a table is pinned, being loaded or written, or was dirtied again. Everything was
-///   written, nothing dropped.
+/// Context: state lock held, or calls serialised otherwise; may wait, also for writes that somebody
+/// else has begun.
+///
+/// Returns: 0 on success. On an error other than `-EBUSY` no table was dropped, and what was not
+/// written is still dirty. Of several errors of writes the call returns the first, but `-ENOSPC`
+/// before all others.
+/// - `-EINVAL`: `cache` is NULL.
+/// - `-EBUSY`: a table is pinned, being loaded or being written, or was dirtied again. Everything
+///   was written, nothing was dropped. One exception: if a get without the state lock pinned a
+///   table during the call, other tables may have been dropped.
+/// - `-EIO`: the cache is poisoned, or it has dirty tables and the cache that it depends on is
+///   poisoned.
+/// - any errno of `pwritev` or `pre_write_check`: these tables were not written; all the others
+///   were tried.
+/// - any errno of a flush of what the tables depend on: no table was written from then on.
+/// - any errno of `flush`: every table was written, but is not known to be stable.
 ///
 /// # Safety
 /// `cache` is NULL or a live cache.
@@ -52,19 +84,26 @@ pub unsafe extern "C" fn q2c_cache_empty(cache: *mut q2c_cache) -> c_int {
     unsafe { call_cache(cache, |cache| block_on(cache.host(), &[], cache.empty())) }
 }
 
-/// From now on `dependency` is flushed before a table of `cache` is written, once; then the
-/// dependency is gone.
+/// Makes `cache` depend on `dependency`: before the next write of a table of `cache`, `dependency`
+/// is flushed. That happens once; then the dependency is gone. Setting what is already set changes
+/// nothing and returns 0.
 ///
-/// State locks of both held, or calls serialised otherwise; may wait: what would become a chain or
-/// a ring of dependencies, or a second one, is flushed first. Setting what is set already is 0.
+/// There are no chains, no rings, and no second dependency of a cache: what would become one is
+/// flushed first, inside this call.
 ///
+/// Context: state locks of both caches held, or calls serialised otherwise; may wait.
+///
+/// Returns: 0 on success. On an error the dependency was not set.
 /// - `-EINVAL`: an argument is NULL, or both are the same cache.
-/// - `-EIO`: one of the caches is poisoned.
-/// - storage's own, of such a flush; the dependency was not set then.
+/// - `-EIO`: one of the caches is poisoned, or a cache that had to be flushed first is.
+/// - any errno of `pwritev`, `flush` or `pre_write_check`: what had to be flushed first could not
+///   be.
+///
+/// Ownership: `cache` holds `dependency` until the dependency is gone. Either may be destroyed
+/// before that: the destruction of `dependency` satisfies the dependency.
 ///
 /// # Safety
-/// `cache` and `dependency` are NULL or live caches. A cache that others depend on may be
-/// destroyed; its destruction relieves them.
+/// `cache` and `dependency` are NULL or live caches.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn q2c_cache_set_dependency(
     cache: *mut q2c_cache,
@@ -79,11 +118,12 @@ pub unsafe extern "C" fn q2c_cache_set_dependency(
     unsafe { call_cache(cache, set) }
 }
 
-/// From now on storage is flushed before a table of `cache` is written, once. Asked for while a
-/// flush runs, it means another one.
+/// Makes `cache` depend on a flush: before the next write of a table of `cache`, its storage is
+/// flushed, once. If this is asked for while a flush runs, that flush does not count.
 ///
-/// Any thread, state lock held or not, never waits.
+/// Context: any thread; never waits.
 ///
+/// Returns: 0 on success.
 /// - `-EINVAL`: `cache` is NULL.
 /// - `-EIO`: the cache is poisoned.
 ///

@@ -1,48 +1,52 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The coroutine host: a wait yields the caller's stackful coroutine, which is woken exactly once; plain code polls.
+//! The coroutine host. A coroutine that has to wait yields and is woken exactly once. Plain code
+//! polls instead.
 //!
-//! | caller | sleeps by | is woken by |
+//! | caller | sleeps in | is woken by |
 //! |---|---|---|
-//! | coroutine | `yield_self` | `wake`, once, only after it announced the sleep (see `sync::parker`) |
-//! | plain code | `poll_while` the wait has not ended | `kick` |
+//! | coroutine | `yield_self` | `wake`, once, after it announced the sleep (see `sync::parker`) |
+//! | plain code | `poll_while`, until the wait ends | `kick` |
 //!
-//! Nothing of the caller's thread lives across a call into the host: a coroutine may come back on another thread.
+//! No thread-specific state is kept across a call into the host, since a coroutine may continue on
+//! another thread.
 
 use std::sync::Arc;
 use std::task::Waker;
 
-use super::{Cancel, Context, Host, HostLock, Task, block_on};
+use super::{CancelHandle, Context, Host, HostLock, Task, block_on};
 use crate::error::Errno;
 use crate::primitives::{AtomicBool, Ordering};
 use crate::sync::lock::Owner;
 use crate::sync::parker::Sleeper;
 use crate::sync::sleep::{Clock, Timer};
 
-/// What a host with stackful coroutines offers. No lock of the library is held in any of these calls.
+/// What a host with stackful coroutines offers. The library holds no internal lock in these calls.
 pub trait Coroutines: Send + Sync {
-    /// Whether the caller runs in a coroutine, as opposed to plain code of a thread.
+    /// Whether the caller runs in a coroutine, not in plain code of a thread.
     fn in_coroutine(&self) -> bool;
-    /// The current coroutine, or the thread's leader in plain code; not 0.
+    /// Identifies the current coroutine; in plain code, the thread's leader. Not 0.
     fn current(&self) -> usize;
     /// Suspends the current coroutine until it is woken.
     fn yield_self(&self);
-    /// Resumes a coroutine that announced that it yields. Any thread; deferred if it has not yielded yet.
+    /// Resumes a coroutine that announced that it is about to yield. Any thread; if the coroutine
+    /// has not yielded yet, it is resumed once it has.
     fn wake(&self, coroutine: usize);
-    /// Runs `entry` in a new coroutine in `context` (0: the caller's), at once or later.
+    /// Runs `entry` in a new coroutine in `context` (0: the caller's), inside the call or later.
     fn spawn(&self, context: usize, entry: Box<dyn FnOnce() + Send>) -> Result<(), Errno>;
-    /// Whether the host brought its own mutex; `lock` and `unlock` are called only then.
+    /// Whether the host has its own mutex; `lock` and `unlock` are called only if it has.
     fn has_lock(&self) -> bool;
-    /// Takes the host's own mutex. In a coroutine only.
+    /// Takes the host's own mutex. Called only in a coroutine.
     fn lock(&self);
-    /// Lets the host's own mutex go, in the coroutine that took it.
+    /// Releases the host's own mutex. Called in the coroutine that took it.
     fn unlock(&self);
-    /// The host's clock, ns.
+    /// The host's clock, in ns.
     fn now_ns(&self) -> u64;
-    /// A timer of the current context that calls `waker` at `deadline_ns`; deleted by its drop in the same context.
+    /// Makes a timer of the current context that calls `waker` at `deadline_ns`. Dropping it, in
+    /// the same context, deletes it.
     fn arm(&self, deadline_ns: u64, waker: Waker) -> Box<dyn Timer>;
-    /// Plain code: dispatches the caller's context until `condition` is false.
+    /// For plain code: dispatches the caller's context as long as `condition` is true.
     fn poll_while(&self, condition: &dyn Fn() -> bool);
-    /// Makes every `poll_while` look at its condition again. Any thread.
+    /// Makes every `poll_while` check its condition again. Any thread.
     fn kick(&self);
 }
 
@@ -53,7 +57,7 @@ pub struct CoroutineHost {
 }
 
 impl CoroutineHost {
-    /// A host on `coroutines`.
+    /// Makes a host that uses `coroutines`.
     pub fn new(coroutines: Arc<dyn Coroutines>) -> Self {
         Self { coroutines }
     }
@@ -74,7 +78,7 @@ impl Host for CoroutineHost {
         Owner(self.coroutines.current())
     }
 
-    fn sleeper(&self, _turn: &[Context]) -> Box<dyn Sleeper> {
+    fn sleeper(&self, _contexts: &[Context]) -> Box<dyn Sleeper> {
         let coroutines = self.coroutines.clone();
         if coroutines.in_coroutine() {
             let coroutine = coroutines.current();
@@ -83,14 +87,14 @@ impl Host for CoroutineHost {
                 coroutine,
             })
         } else {
-            Box::new(PlainSleeper {
+            Box::new(PollingSleeper {
                 coroutines,
                 kicked: AtomicBool::new(false),
             })
         }
     }
 
-    fn spawn(&self, context: &Context, task: Task) -> Result<Option<Box<dyn Cancel>>, Errno> {
+    fn spawn(&self, context: &Context, task: Task) -> Result<Option<Box<dyn CancelHandle>>, Errno> {
         let context = match context {
             Context::Default => 0,
             Context::Opaque(context) => *context,
@@ -100,7 +104,7 @@ impl Host for CoroutineHost {
             let future = task(Arc::new(CoroutineClock(host.coroutines.clone())));
             block_on(host, &[], future);
         })?;
-        // A coroutine ends by itself alone.
+        // A coroutine cannot be ended from outside.
         Ok(None)
     }
 
@@ -119,7 +123,7 @@ impl Host for CoroutineHost {
         !self.coroutines.in_coroutine()
     }
 
-    fn dispatch_until(&self, _turn: &[Context], done: &dyn Fn() -> bool) -> bool {
+    fn dispatch_until(&self, _contexts: &[Context], done: &dyn Fn() -> bool) -> bool {
         if self.coroutines.in_coroutine() {
             return false;
         }
@@ -129,7 +133,7 @@ impl Host for CoroutineHost {
         true
     }
 
-    fn kick(&self, _turn: &[Context]) {
+    fn kick(&self, _contexts: &[Context]) {
         self.coroutines.kick();
     }
 
@@ -144,9 +148,10 @@ impl Host for CoroutineHost {
             let (done, kicked) = (done.clone(), kicked.clone());
             move |host| {
                 entry();
-                // Release: what the entry did is visible to the poller, whose load acquires.
+                // Release: what `entry` did is visible to the poller; pairs with its acquire load.
                 done.store(true, Ordering::Release);
                 host.coroutines.kick();
+                // Release: the kick is over before the poller leaves; pairs with its acquire load.
                 kicked.store(true, Ordering::Release);
             }
         })?;
@@ -173,8 +178,8 @@ struct CoroutineSleeper {
 
 impl Sleeper for CoroutineSleeper {
     fn sleep(&self, notified: &dyn Fn() -> bool) {
-        // The announcement (PARKED) is made: a wake from now on is this sleep's. One yield is answered by one wake;
-        // the loop is for a host that resumes coroutines on its own account.
+        // The sleep is announced (`PARKED`), so any wake from now on belongs to it. One yield gets
+        // one wake; the loop is for a host that also resumes coroutines for reasons of its own.
         loop {
             self.coroutines.yield_self();
             if notified() {
@@ -188,14 +193,15 @@ impl Sleeper for CoroutineSleeper {
     }
 }
 
-/// Plain code, which may look at its condition for a reason of its own, return, and free the host before the waker has
-/// called `kick`. So it leaves only when the kick was made.
-struct PlainSleeper {
+/// The sleeper of plain code. `poll_while` may check the condition without a kick, so the caller
+/// could return and free the host before the waker has called `kick`. So it returns only after the
+/// kick.
+struct PollingSleeper {
     coroutines: Arc<dyn Coroutines>,
     kicked: AtomicBool,
 }
 
-impl Sleeper for PlainSleeper {
+impl Sleeper for PollingSleeper {
     fn sleep(&self, notified: &dyn Fn() -> bool) {
         while !notified() {
             self.coroutines.poll_while(&|| !notified());
@@ -205,12 +211,14 @@ impl Sleeper for PlainSleeper {
 
     fn wake(&self) {
         self.coroutines.kick();
-        // Release: the kick is over before the sleeper leaves. The last touch of the host.
+        // Release: the kick is over before the sleeper leaves; pairs with the acquire in `sleep`.
+        // The host is not used after this.
         self.kicked.store(true, Ordering::Release);
     }
 }
 
-/// The waker is between its notification and the end of `kick`, which waits for nothing.
+/// Spins until the kick is over. That is a short time: the waker has notified already, and `kick`
+/// does not wait.
 fn wait_for_kick(was_kicked: impl Fn() -> bool) {
     while !was_kicked() {
         std::thread::yield_now();

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The built-in event loop: tasks, timers and a kick, turned by its home thread, embeddable in a foreign loop.
+//! The built-in event loop: tasks, timers and a kick, turned by its home thread, embeddable in a
+//! foreign loop.
 //!
 //! | call | thread | |
 //! |---|---|---|
 //! | [`EventLoop::poll`], [`EventLoop::dispatch`] | home | runs timers and tasks |
 //! | [`EventLoop::fd`], [`EventLoop::timeout_ns`], [`EventLoop::kick`], the clock | any | |
 //!
-//! A wait on this host parks the thread. None needs a loop to turn: a cleaner that is asked to stop is taken out of its
-//! loop by whoever stops it, so that two threads can stop each other's cleaners, and there is no nested dispatch. Only
-//! `poll_until_done` turns the caller's own loop.
+//! A wait on this host parks the thread. None needs a loop to turn: a cleaner that is asked to stop
+//! is taken out of its loop by whoever stops it, so that two threads can stop each other's
+//! cleaners, and there is no nested dispatch. Only `poll_until_done` turns the caller's own loop.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use once_cell::sync::OnceCell;
 
 use super::executor::{Executor, ExecutorClock};
-use super::{Cancel, Context, Host, Task, thread_owner};
+use super::{CancelHandle, Context, Host, Task, thread_owner};
 use crate::error::{Errno, Error, Result};
 use crate::sync::lock::Owner;
 use crate::sync::parker::{Sleeper, ThreadSleeper};
@@ -32,11 +33,11 @@ impl EventLoop {
     /// A loop whose home is the calling thread.
     pub fn new() -> Result<Arc<Self>> {
         let event_loop = Self::without_home()?;
-        event_loop.adopt();
+        event_loop.set_home_thread();
         Ok(event_loop)
     }
 
-    /// A loop whose home is the thread that calls [`EventLoop::adopt`] first.
+    /// A loop whose home is the thread that calls [`EventLoop::set_home_thread`] first.
     pub(super) fn without_home() -> Result<Arc<Self>> {
         // SAFETY: no pointer is passed.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
@@ -58,12 +59,12 @@ impl EventLoop {
     }
 
     /// Makes the calling thread the loop's home, if it has none.
-    pub(super) fn adopt(&self) {
+    pub(super) fn set_home_thread(&self) {
         self.home.get_or_init(thread_owner);
     }
 
-    /// Waits at most `limit_ns` (`None`: without limit) for something to do, then runs it; returns how many timers
-    /// and tasks ran. `EPERM` outside the home thread.
+    /// Waits at most `limit_ns` (`None`: without limit) for something to do, then runs it; returns
+    /// how many timers and tasks ran. `EPERM` outside the home thread.
     pub fn poll(&self, limit_ns: Option<u64>) -> core::result::Result<usize, Errno> {
         self.check_home()?;
         let timeout = match (self.executor.timeout_ns(), limit_ns) {
@@ -79,15 +80,17 @@ impl EventLoop {
         wait_readable(self.fd(), timeout_ns);
     }
 
-    /// Runs what is ready, never waits; returns how many timers and tasks ran. `EPERM` outside the home thread.
+    /// Runs what is ready, never waits; returns how many timers and tasks ran. `EPERM` outside the
+    /// home thread.
     pub fn dispatch(&self) -> core::result::Result<usize, Errno> {
         self.check_home()?;
         // Drained before the turn: a notification during it leaves the descriptor readable.
         drain(&self.wakeup);
-        Ok(self.executor.turn())
+        Ok(self.executor.run_ready())
     }
 
-    /// Readable when there is something to dispatch. Timers are not behind it: see [`EventLoop::timeout_ns`].
+    /// Readable when there is something to dispatch. Timers are not behind it: see
+    /// [`EventLoop::timeout_ns`].
     pub fn fd(&self) -> RawFd {
         self.wakeup.as_raw_fd()
     }
@@ -103,7 +106,7 @@ impl EventLoop {
     }
 
     /// Adds a task, with the loop's clock. Any thread.
-    pub(super) fn spawn(&self, task: Task) -> Box<dyn Cancel> {
+    pub(super) fn spawn(&self, task: Task) -> Box<dyn CancelHandle> {
         let clock = Arc::new(ExecutorClock(self.executor.clone()));
         self.executor.spawn(task(clock))
     }
@@ -129,7 +132,8 @@ impl EventLoop {
 
 fn notify(fd: &OwnedFd) {
     let one = 1_u64;
-    // SAFETY: eight readable bytes. EAGAIN means that the counter is full, hence readable, which is all that is wanted.
+    // SAFETY: eight readable bytes. EAGAIN means that the counter is full, hence readable, which is
+    // all that is wanted.
     unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast(), 8) };
 }
 
@@ -150,7 +154,8 @@ fn wait_readable(fd: RawFd, timeout_ns: Option<u64>) {
         tv_nsec: libc::c_long::try_from(ns % 1_000_000_000).unwrap_or(0),
     });
     let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: one pollfd, and a timespec that lives to the end of the call. EINTR is as good as a wake-up.
+    // SAFETY: one pollfd, and a timespec that lives to the end of the call. EINTR is as good as a
+    // wake-up.
     unsafe { libc::ppoll(&raw mut poll, 1, limit, std::ptr::null()) };
 }
 
@@ -165,8 +170,8 @@ impl EventLoopHost {
     }
 }
 
-fn home_loop(turn: &[Context]) -> Option<&Arc<EventLoop>> {
-    turn.iter().find_map(|context| match context {
+fn home_loop(contexts: &[Context]) -> Option<&Arc<EventLoop>> {
+    contexts.iter().find_map(|context| match context {
         Context::Loop(event_loop) if event_loop.is_home() => Some(event_loop),
         _ => None,
     })
@@ -177,7 +182,7 @@ impl Host for EventLoopHost {
         thread_owner()
     }
 
-    fn sleeper(&self, _turn: &[Context]) -> Box<dyn Sleeper> {
+    fn sleeper(&self, _contexts: &[Context]) -> Box<dyn Sleeper> {
         Box::new(ThreadSleeper::new())
     }
 
@@ -185,7 +190,7 @@ impl Host for EventLoopHost {
         &self,
         context: &Context,
         task: Task,
-    ) -> core::result::Result<Option<Box<dyn Cancel>>, Errno> {
+    ) -> core::result::Result<Option<Box<dyn CancelHandle>>, Errno> {
         let Context::Loop(event_loop) = context else {
             return Err(Errno::INVAL);
         };
@@ -204,16 +209,16 @@ impl Host for EventLoopHost {
         None
     }
 
-    fn dispatch_until(&self, turn: &[Context], done: &dyn Fn() -> bool) -> bool {
-        let Some(event_loop) = home_loop(turn) else {
+    fn dispatch_until(&self, contexts: &[Context], done: &dyn Fn() -> bool) -> bool {
+        let Some(event_loop) = home_loop(contexts) else {
             return false;
         };
         turn_until(event_loop, done);
         true
     }
 
-    fn kick(&self, turn: &[Context]) {
-        for context in turn {
+    fn kick(&self, contexts: &[Context]) {
+        for context in contexts {
             if let Context::Loop(event_loop) = context {
                 event_loop.kick();
             }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Tasks and a timer heap that one thread turns: inside the background thread of the thread host, and inside each event loop.
+//! Tasks and a timer heap that one thread turns: inside the background thread of the thread host,
+//! and inside each event loop.
 //!
 //! | task | wake | turn |
 //! |---|---|---|
@@ -7,7 +8,8 @@
 //! | queued | stays | → polling |
 //! | polling | → queued (polled once more) | → idle, or gone when it is done or was cancelled |
 //!
-//! A cancelled task is dropped at once if it is not being polled, by whoever cancels it; else by its poller.
+//! A cancelled task is dropped at once if it is not being polled, by whoever cancels it; else by
+//! its poller.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
@@ -16,7 +18,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
-use super::Cancel;
+use super::CancelHandle;
 use crate::primitives::Mutex;
 use crate::sync::sleep::{Clock, Timer};
 
@@ -63,7 +65,7 @@ impl Executor {
     }
 
     /// Adds a task; it is polled in the next turn. Any thread.
-    pub fn spawn(self: &Arc<Self>, future: BoxFuture) -> Box<dyn Cancel> {
+    pub fn spawn(self: &Arc<Self>, future: BoxFuture) -> Box<dyn CancelHandle> {
         let mut inner = self.inner.lock();
         let id = inner.next_id();
         let entry = TaskEntry {
@@ -105,8 +107,9 @@ impl Executor {
         !self.inner.lock().tasks.is_empty()
     }
 
-    /// Runs due timers and then every task that is ready now; returns how many of both. One thread at a time.
-    pub fn turn(self: &Arc<Self>) -> usize {
+    /// Runs due timers and then every task that is ready now; returns how many of both. One thread
+    /// at a time.
+    pub fn run_ready(self: &Arc<Self>) -> usize {
         let due = self.take_due_timers();
         let mut count = due.len();
         due.into_iter().for_each(Waker::wake);
@@ -160,7 +163,8 @@ impl Executor {
         let Some(at) = inner.clock.paused_at.as_mut() else {
             return false;
         };
-        // Below the furthest deadline there is (see `Sleep::new`): beyond it every sleep would be over at once.
+        // Below the furthest deadline there is (see `Sleep::new`): beyond it every sleep would be
+        // over at once.
         *at = at.saturating_add(ns).min(i64::MAX as u64 - 1);
         drop(inner);
         (self.notify)();
@@ -254,7 +258,7 @@ struct TaskHandle {
     id: u64,
 }
 
-impl Cancel for TaskHandle {
+impl CancelHandle for TaskHandle {
     fn cancel(&self) {
         if let Some(executor) = self.executor.upgrade() {
             executor.cancel(self.id);
@@ -321,7 +325,8 @@ pub(crate) fn monotonic_ns() -> u64 {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: `now` is a valid place for the result; CLOCK_MONOTONIC exists on every Unix this is built for.
+    // SAFETY: `now` is a valid place for the result; CLOCK_MONOTONIC exists on every Unix this is
+    // built for.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     u64::try_from(i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)).unwrap_or(0)
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The host: where the library's waits happen and where its cleaners run.
+//! The host: how the library waits, and where its cleaners run.
 //!
-//! The inside of the library is `async`; [`block_on`] is the driver that polls it on whatever the host has. A wait
-//! never blocks the host in a way that it did not offer.
+//! Inside, the library is `async`. [`block_on`] polls a future in the caller's own context and puts
+//! the caller to sleep by the means that the host offers. No wait blocks the host in another way.
 
 #[cfg(not(any(loom, shuttle)))]
 pub mod coroutine;
@@ -32,7 +32,7 @@ pub enum Context {
     /// An event loop of the library.
     #[cfg(not(any(loom, shuttle)))]
     Loop(Arc<event_loop::EventLoop>),
-    /// The coroutine host's own number for one of its contexts; handed through to its `co_spawn`.
+    /// The coroutine host's own number for one of its contexts; passed unchanged to its `co_spawn`.
     Opaque(usize),
 }
 
@@ -48,92 +48,100 @@ impl PartialEq for Context {
     }
 }
 
-/// The body of a cleaner: given the clock of its context, a future to run to its end there.
+/// The body of a cleaner: takes the clock of its context, and returns the future to be run there to
+/// its end.
 pub type Task = Box<dyn FnOnce(Arc<dyn Clock>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
-/// The host's own coroutine mutex, in place of the built-in state lock. Called in coroutines only, in pairs from the
-/// same one.
+/// The host's own coroutine mutex, which replaces the built-in state lock. Only coroutines call it,
+/// and the coroutine that locks it also unlocks it.
 pub trait HostLock: Send + Sync {
-    /// Waits for the lock, in the host's way.
+    /// Takes the lock; waits as the host's coroutines wait.
     fn lock(&self);
-    /// Lets it go.
+    /// Releases the lock.
     fn unlock(&self);
 }
 
-/// Ends a task without its context's help, so that nobody who waits for its end depends on that context's progress.
-pub trait Cancel: Send + Sync {
-    /// Drops the task's future now, in the calling thread; or, while the future is being polled in another thread, right after that
-    /// poll. Any thread.
+/// Ends a task from outside its context. A caller that waits for the task's end then does not
+/// depend on that context making progress.
+pub trait CancelHandle: Send + Sync {
+    /// Drops the task's future inside the call, in the calling thread. If the future is being
+    /// polled just now, the polling thread drops it right after that poll. Any thread.
     fn cancel(&self);
 }
 
-/// What the library needs from its host. Every method may be called from any thread with no lock of the library
-/// held, and returns in the caller's own context.
+/// What the library needs from its host. Every method may be called from any thread, with no
+/// internal lock held, and returns in the caller's own context.
 pub trait Host: Send + Sync {
-    /// Who calls: the current coroutine, else the current thread (or its leader).
+    /// Identifies the caller: the current coroutine, else the current thread (or its leader).
     fn owner(&self) -> Owner;
 
-    /// How the caller sleeps. `turn`: the contexts whose progress ends the wait (those of a stopped cleaner), for a host whose tasks
-    /// cannot be ended from outside.
-    fn sleeper(&self, turn: &[Context]) -> Box<dyn Sleeper>;
+    /// Makes the sleeper of the caller. `contexts`: the contexts whose progress ends the wait
+    /// (those of a stopped cleaner's instances), for a host whose tasks cannot be ended from
+    /// outside.
+    fn sleeper(&self, contexts: &[Context]) -> Box<dyn Sleeper>;
 
-    /// Has `task` run in `context`, at once inside the call or later. An error: it never runs. On success, a way to end it
-    /// from outside, where the host has one.
-    fn spawn(&self, context: &Context, task: Task) -> Result<Option<Box<dyn Cancel>>, Errno>;
+    /// Runs `task` in `context`, inside the call or later. On success, returns the means to end the
+    /// task from outside, if the host has any. On an error the task never runs.
+    fn spawn(&self, context: &Context, task: Task) -> Result<Option<Box<dyn CancelHandle>>, Errno>;
 
-    /// Whether `context` is one that this host can run a cleaner in; else why not.
+    /// Checks that this host can run a cleaner in `context`. An error tells why not.
     fn check_context(&self, context: &Context) -> Result<(), Errno>;
 
-    /// The host's own mutex, if it brought one.
+    /// The host's own mutex, if it has one.
     fn own_lock(&self) -> Option<&dyn HostLock> {
         None
     }
 
-    /// Whether the caller is plain code on a coroutine host: it cannot take the host's lock or yield, only poll.
+    /// Whether the caller is plain code on a coroutine host. Plain code cannot take the host's own
+    /// lock and cannot yield; it can only poll.
     fn in_plain_code(&self) -> bool {
         false
     }
 
-    /// Who a cleaner that runs now is, if that is told apart from everybody else in its context.
+    /// Identifies the cleaner that is the caller. `None`: on this host, a cleaner has the same
+    /// owner as other code in its context.
     fn cleaner_owner(&self) -> Option<Owner> {
         Some(self.owner())
     }
 
-    /// Whether cleaners that were started in the process `pid` are gone for good: the child of a `fork` does not have
-    /// the background thread of its parent.
-    fn lost_cleaners_of(&self, pid: u32) -> bool {
+    /// Whether cleaners that were started in the process `pid` can never run again: the child of a
+    /// `fork` does not have its parent's background thread.
+    fn lost_in_fork(&self, pid: u32) -> bool {
         let _ = pid;
         false
     }
 
-    /// Dispatches the caller's own loop until `done`, if this is a place to do so; false if it is not.
-    fn dispatch_until(&self, turn: &[Context], done: &dyn Fn() -> bool) -> bool {
-        let _ = (turn, done);
+    /// Dispatches the caller's own loop until `done` returns true. Returns false, without
+    /// dispatching, if the caller has no loop to dispatch.
+    fn dispatch_until(&self, contexts: &[Context], done: &dyn Fn() -> bool) -> bool {
+        let _ = (contexts, done);
         false
     }
 
-    /// Makes every [`Host::dispatch_until`] look at its condition again.
-    fn kick(&self, turn: &[Context]) {
-        let _ = turn;
+    /// Makes every [`Host::dispatch_until`] in these contexts check its condition again.
+    fn kick(&self, contexts: &[Context]) {
+        let _ = contexts;
     }
 
-    /// Runs `entry` to its end, in a coroutine where the host has them.
+    /// Runs `entry` to its end; in a coroutine if the host has coroutines.
     fn run(&self, entry: Box<dyn FnOnce() + Send>) -> Result<(), Errno> {
         entry();
         Ok(())
     }
 
-    /// Keeps alive what this host's cleaners run on, until dropped; dropping it may wait for them to end. An error: they
+    /// Returns a lease that keeps alive what this host's cleaners run on, such as a thread, until
+    /// it is dropped. Dropping the last one may wait for the cleaners to end. An error: cleaners
     /// cannot run now.
     fn lease(&self) -> Result<Option<Box<dyn std::any::Any + Send + Sync>>, Errno> {
         Ok(None)
     }
 }
 
-/// Runs `future` to its end in the caller's own context, waiting in the host's way. `turn`: see [`Host::sleeper`].
-pub fn block_on<F: Future>(host: &dyn Host, turn: &[Context], future: F) -> F::Output {
+/// Runs `future` to its end in the caller's own context, and waits as the host lets its caller
+/// wait. `contexts`: see [`Host::sleeper`].
+pub fn block_on<F: Future>(host: &dyn Host, contexts: &[Context], future: F) -> F::Output {
     let mut future = pin!(future);
-    let sleeper = || host.sleeper(turn);
+    let sleeper = || host.sleeper(contexts);
     let parker = LazyParker::new(&sleeper);
     loop {
         let polled =
@@ -145,37 +153,43 @@ pub fn block_on<F: Future>(host: &dyn Host, turn: &[Context], future: F) -> F::O
     }
 }
 
-/// What `poll_until_done` waits on where no loop is to be dispatched.
+/// What [`poll_until_done`] waits on if the caller has no loop to dispatch.
 #[derive(Default)]
 pub struct Event {
     waiting: Mutex<WaitList<()>>,
 }
 
 impl Event {
-    /// Has every waiter look at its condition again. Any thread.
+    /// Makes every waiter check its condition again. Any thread.
     pub fn notify(&self) {
-        let wakes = self.waiting.lock().notify(|()| true);
-        wakes.wake();
+        let wake_list = self.waiting.lock().notify(|()| true);
+        wake_list.wake();
     }
 }
 
-/// Waits until `done`, dispatching the caller's own loop where there is one. `done` is looked at again after each
-/// dispatch and after each [`Event::notify`].
-pub fn poll_until_done(host: &dyn Host, turn: &[Context], event: &Event, done: &dyn Fn() -> bool) {
-    if host.dispatch_until(turn, done) {
+/// Waits until `done` returns true, and dispatches the caller's own loop meanwhile if there is one.
+/// `done` is called again after each dispatch and after each [`Event::notify`].
+pub fn poll_until_done(
+    host: &dyn Host,
+    contexts: &[Context],
+    event: &Event,
+    done: &dyn Fn() -> bool,
+) {
+    if host.dispatch_until(contexts, done) {
         return;
     }
     loop {
-        // Enrolled before the look: a notification in between is not lost.
-        let ticket = event.waiting.lock().enrol(());
+        // Registered before the condition is checked: a notification in between is not lost.
+        let waiter = event.waiting.lock().register(());
         if done() {
             return;
         }
-        block_on(host, turn, ticket);
+        block_on(host, contexts, waiter);
     }
 }
 
-/// A name for the calling thread that no other living thread has. It is not kept beyond the thread's life.
+/// Identifies the calling thread: no other living thread has the same number. Must not be kept
+/// longer than the thread lives.
 #[cfg(not(any(loom, shuttle)))]
 pub(crate) fn thread_owner() -> Owner {
     thread_local! {

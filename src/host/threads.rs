@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The thread host: a wait parks the operating system thread; one background thread runs all cleaners of the process.
+//! The thread host: a wait parks the operating system thread; one background thread runs all
+//! cleaners of the process.
 //!
-//! The background thread comes with the first cleaner that starts and is joined when the last cleaner handle is
-//! destroyed, so that nothing of the library runs once every handle is closed.
+//! The background thread is created when the first cleaner starts. It is joined when the last
+//! cleaner that was started is destroyed, so nothing of the library runs once every handle is
+//! closed.
 //!
-//! The thread turns an event loop of the library's own kind; while it waits, it waits in the kernel for a descriptor.
+//! The thread dispatches an event loop of the library's own kind. While it has nothing to run, it
+//! waits in the kernel for the loop's descriptor.
 //!
-//! `fork`: the child has no background thread. A gate, held by the thread while it turns and by `fork` while it
-//! forks, makes sure that the thread held no lock and waited for none at that moment; the child then finds its cleaners
-//! lost, a stop returns at once, and a start makes a new thread.
+//! `fork`: the child has no background thread. The thread holds a gate while it dispatches, and
+//! `fork` holds it while it forks. So at the moment of a `fork` the thread holds no lock and waits
+//! for none. The child then finds that its cleaners are lost: a stop returns without waiting, and a
+//! start creates a new thread.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -19,13 +23,13 @@ use once_cell::sync::OnceCell;
 use parking_lot::Mutex;
 
 use super::event_loop::EventLoop;
-use super::{Cancel, Context, Host, Task, thread_owner};
+use super::{CancelHandle, Context, Host, Task, thread_owner};
 use crate::error::Errno;
 use crate::primitives::{AtomicBool, Ordering};
 use crate::sync::lock::Owner;
 use crate::sync::parker::{Sleeper, ThreadSleeper};
 
-/// The thread host. All of them share one background thread.
+/// The thread host. All values of this type share one background thread.
 #[derive(Default)]
 pub struct ThreadHost;
 
@@ -41,11 +45,11 @@ impl Host for ThreadHost {
         thread_owner()
     }
 
-    fn sleeper(&self, _turn: &[Context]) -> Box<dyn Sleeper> {
+    fn sleeper(&self, _contexts: &[Context]) -> Box<dyn Sleeper> {
         Box::new(ThreadSleeper::new())
     }
 
-    fn spawn(&self, context: &Context, task: Task) -> Result<Option<Box<dyn Cancel>>, Errno> {
+    fn spawn(&self, context: &Context, task: Task) -> Result<Option<Box<dyn CancelHandle>>, Errno> {
         self.check_context(context)?;
         let service = Service::get()?;
         Ok(Some(service.event_loop.spawn(task)))
@@ -58,7 +62,7 @@ impl Host for ThreadHost {
         }
     }
 
-    fn lost_cleaners_of(&self, pid: u32) -> bool {
+    fn lost_in_fork(&self, pid: u32) -> bool {
         pid != std::process::id()
     }
 
@@ -69,11 +73,12 @@ impl Host for ThreadHost {
 
 static CURRENT: Mutex<Weak<Service>> = Mutex::new(Weak::new());
 
-/// See the module: held while the background thread turns, and across `fork`.
+/// Held while the background thread dispatches, and across a `fork`; see the module.
 static FORK_GATE: ForkGate = ForkGate(UnsafeCell::new(libc::PTHREAD_MUTEX_INITIALIZER));
 
-/// A mutex that may be taken across a `fork`, which `parking_lot`'s may not: it keeps its waiters in a table of the process, and
-/// a child would find the vanished thread there.
+/// A mutex that may be held across a `fork`. `parking_lot`'s may not: it keeps its waiters in a
+/// process-wide table, in which a child would still find the background thread that it does not
+/// have.
 struct ForkGate(UnsafeCell<libc::pthread_mutex_t>);
 
 // SAFETY: a pthread mutex is made to be used from several threads.
@@ -81,18 +86,21 @@ unsafe impl Sync for ForkGate {}
 
 impl ForkGate {
     fn lock(&self) {
-        // SAFETY: statically initialised and never destroyed. A default mutex has no error to report here.
+        // SAFETY: statically initialised and never destroyed. Locking a default mutex reports no
+        // error.
         unsafe { libc::pthread_mutex_lock(self.0.get()) };
     }
 
     /// # Safety
-    /// The calling thread holds it, or is the child of the thread that held it at the fork.
+    /// The calling thread holds the gate, or is the child's copy of the thread that held it at the
+    /// fork.
     unsafe fn unlock(&self) {
-        // SAFETY: as in `lock`; the caller's promise.
+        // SAFETY: statically initialised and never destroyed; held, as the caller promised.
         unsafe { libc::pthread_mutex_unlock(self.0.get()) };
     }
 }
 
+/// The background thread and its event loop.
 struct Service {
     event_loop: Arc<EventLoop>,
     finish: Arc<AtomicBool>,
@@ -101,6 +109,7 @@ struct Service {
 }
 
 impl Service {
+    /// The process's service; starts one if there is none, or if a fork left it behind.
     fn get() -> Result<Arc<Self>, Errno> {
         let mut current = CURRENT.lock();
         if let Some(service) = current.upgrade().filter(|service| !service.is_lost()) {
@@ -126,6 +135,7 @@ impl Service {
         Ok(service)
     }
 
+    /// Whether this is the child of a fork, which does not have the thread.
     fn is_lost(&self) -> bool {
         self.pid != std::process::id()
     }
@@ -137,21 +147,23 @@ impl Drop for Service {
             return;
         };
         if self.is_lost() {
-            // The child of a fork: there is no such thread to join.
+            // The child of a fork does not have the thread, so it cannot join it.
             std::mem::forget(thread);
             return;
         }
-        // Release pairs with the acquire in `run`.
+        // Release: pairs with the acquire in `run`.
         self.finish.store(true, Ordering::Release);
         self.event_loop.kick();
-        // Nothing in the thread panics outside its tasks, which are caught; a failed join leaves nothing to do.
+        // Panics of the tasks are caught, and nothing else in the thread panics. If the join fails,
+        // there is nothing left to do.
         let _ = thread.join();
     }
 }
 
-/// The background thread. Outside the gate it waits and holds no lock; `fork` can come only then.
+/// The background thread. While it does not hold the gate, it waits and holds no lock; a `fork` can
+/// happen only then.
 fn run(event_loop: &EventLoop, finish: &AtomicBool) {
-    event_loop.adopt();
+    event_loop.set_home_thread();
     let mut timeout = None;
     loop {
         event_loop.wait(timeout);
@@ -160,7 +172,7 @@ fn run(event_loop: &EventLoop, finish: &AtomicBool) {
         debug_assert!(dispatched.is_ok(), "this thread is the loop's home");
         timeout = event_loop.timeout_ns();
         let idle = !event_loop.executor().has_tasks();
-        // SAFETY: locked by this thread four lines above.
+        // SAFETY: this thread locked it above, in this round.
         unsafe { FORK_GATE.unlock() };
         if idle && finish.load(Ordering::Acquire) {
             return;
@@ -174,12 +186,13 @@ fn register_fork_handlers() {
         FORK_GATE.lock();
     }
     extern "C" fn release() {
-        // SAFETY: `prepare` locked it in this thread, which is the one that forked and, in the child, the only one.
+        // SAFETY: `prepare` locked it in this thread, which is the thread that forked, and the only
+        // thread in the child.
         unsafe { FORK_GATE.unlock() };
     }
     ONCE.get_or_init(|| {
-        // SAFETY: the handlers live as long as the library, and only take and release a lock. A failure (ENOMEM)
-        // leaves fork as unsafe as it is without handlers.
+        // A failure (ENOMEM) is ignored: a fork is then as unsafe as without the handlers.
+        // SAFETY: the handlers live as long as the library, and only take and release a lock.
         unsafe { libc::pthread_atfork(Some(prepare), Some(release), Some(release)) };
     });
 }

@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The state lock: an asynchronous mutex with an owner.
 //!
-//! Two kinds of callers want it. *Requests* (threads, coroutines) queue in order. The *cleaner* never queues: it
-//! is told when the lock becomes free and tries. A cleaner may live in an event loop whose thread is itself parked in
-//! the queue; a lock handed to such a cleaner would never come back.
+//! Two kinds of callers take it. *Requests* (threads, coroutines) queue in order. The *cleaner*
+//! never queues: it is woken when the lock becomes free, and tries again. The reason is that a
+//! cleaner may run in an event loop whose own thread is parked in the queue. If the lock were
+//! handed to such a cleaner, it would never be released.
 //!
-//! | lock | queue | `unlock` does |
+//! | lock | queue | what `unlock` does |
 //! |---|---|---|
-//! | held | empty | free; tells every cleaner |
-//! | held | first has not lost a race | free; wakes the first, which stays first until it has the lock; tells every cleaner |
-//! | held | first was woken once and found the lock taken again | hands the lock over: it is never free in between |
+//! | held | empty | frees the lock; wakes every cleaner |
+//! | held | the first request has not lost a race | frees the lock; wakes every cleaner and the first request, which stays first until it has the lock |
+//! | held | the first request was woken once and found the lock taken again | hands the lock over to it: the lock is never free in between |
 //!
-//! So an uncontended lock can be taken by whoever runs (no convoy), and nobody in the queue is overtaken for ever.
-//! No wake-up is lost: whoever is first in the queue is woken by every `unlock` until it has the lock, and a waiter that
-//! gives up passes its wake-up on.
+//! So a running caller can take a free lock without waiting for the queue (no convoy), and no
+//! request in the queue is overtaken for ever.
+//!
+//! No wake-up is lost: every `unlock` wakes the first request in the queue until that request has
+//! the lock, and a request that gives up passes its wake-up on.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -22,7 +25,8 @@ use std::task::{Context, Poll, Waker};
 
 use crate::primitives::Mutex;
 
-/// Who holds the lock: a coroutine or a thread, named by its host. Never compared with one that has ended.
+/// A possible holder of the lock: a coroutine or a thread, as its host identifies it. The number is
+/// never compared after that coroutine or thread has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner(pub usize);
 
@@ -30,16 +34,16 @@ struct Request {
     id: u64,
     owner: Owner,
     waker: Waker,
-    /// Woken, and not polled since.
+    /// It was woken and has not been polled since.
     woken: bool,
-    /// Was woken and found the lock taken: gets it handed over.
-    lost: bool,
+    /// It was woken and found the lock taken: the next `unlock` hands the lock over to it.
+    lost_race: bool,
 }
 
 #[derive(Default)]
 struct Inner {
     owner: Option<Owner>,
-    /// The request that the lock was handed to and that has not noticed yet.
+    /// The request that the lock was handed over to, until it is polled and notices.
     granted: Option<u64>,
     queue: VecDeque<Request>,
     cleaners: Vec<(usize, Waker)>,
@@ -53,29 +57,30 @@ pub struct StateLock {
 }
 
 impl StateLock {
-    /// A free lock.
+    /// Makes a free lock.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Waits for the lock, in order. The caller checks for itself that it does not hold it already.
-    pub fn lock(&self, owner: Owner) -> Locking<'_> {
-        Locking {
+    /// Waits for the lock, in the queue's order. The caller must make sure that it does not hold
+    /// the lock already.
+    pub fn lock(&self, owner: Owner) -> LockFuture<'_> {
+        LockFuture {
             lock: self,
             owner,
             id: None,
         }
     }
 
-    /// Takes the lock if it is free, or promises to wake `cx` when it next is. For the cleaner: any number of polls,
-    /// none owes another one. `cleaner` tells one cleaner from another.
+    /// Takes the lock if it is free; else wakes `cx` when it next becomes free. For the cleaner: it
+    /// may poll any number of times and stop polling at any time. `cleaner` identifies the cleaner.
     pub fn poll_lock_cleaner(
         &self,
         owner: Owner,
         cleaner: usize,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        // Cloned without the lock: the first clone may ask the host who calls.
+        // Cloned without the lock: the first clone may ask the host for the caller.
         let waker = cx.waker().clone();
         let mut inner = self.inner.lock();
         if inner.owner.is_none() {
@@ -87,17 +92,18 @@ impl StateLock {
         Poll::Pending
     }
 
-    /// Whether `owner` holds it.
+    /// Whether `owner` holds the lock.
     pub fn is_held_by(&self, owner: Owner) -> bool {
         self.inner.lock().owner == Some(owner)
     }
 
-    /// Whether anybody holds it.
+    /// Whether anybody holds the lock.
     pub fn is_held(&self) -> bool {
         self.inner.lock().owner.is_some()
     }
 
-    /// Lets it go. False, and nothing happens, if `owner` does not hold it. Wakes others with no lock held.
+    /// Releases the lock. Returns false, and changes nothing, if `owner` does not hold it. Calls
+    /// wakers, with no internal lock held.
     pub fn unlock(&self, owner: Owner) -> bool {
         let mut inner = self.inner.lock();
         if inner.owner != Some(owner) {
@@ -109,8 +115,9 @@ impl StateLock {
         true
     }
 
+    /// Frees the lock or hands it over; see the module's table. Returns the wakers to call.
     fn release(inner: &mut Inner) -> Vec<Waker> {
-        let hand_over = inner.queue.front().is_some_and(|first| first.lost);
+        let hand_over = inner.queue.front().is_some_and(|first| first.lost_race);
         if let Some(request) = hand_over.then(|| inner.queue.pop_front()).flatten() {
             inner.owner = Some(request.owner);
             inner.granted = Some(request.id);
@@ -133,20 +140,21 @@ impl StateLock {
 
 /// A request for the lock; ready when the caller owns it.
 #[must_use = "the lock is taken when this is awaited"]
-pub struct Locking<'a> {
+pub struct LockFuture<'a> {
     lock: &'a StateLock,
     owner: Owner,
     id: Option<u64>,
 }
 
-impl Future for Locking<'_> {
+impl Future for LockFuture<'_> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         if self.take() {
             return Poll::Ready(());
         }
-        // Cloned without the lock: the first clone may ask the host who calls. Hence the second look.
+        // Cloned without the lock: the first clone may ask the host for the caller. The lock may
+        // become free meanwhile, so `take_from` is tried again under the lock.
         let waker = cx.waker().clone();
         let mut inner = self.lock.inner.lock();
         if Self::take_from(&mut inner, self.id, self.owner) {
@@ -156,7 +164,7 @@ impl Future for Locking<'_> {
         }
         let id = self.id;
         if let Some(request) = inner.queue.iter_mut().find(|r| Some(r.id) == id) {
-            request.lost |= std::mem::take(&mut request.woken);
+            request.lost_race |= std::mem::take(&mut request.woken);
             request.waker = waker;
             return Poll::Pending;
         }
@@ -167,7 +175,7 @@ impl Future for Locking<'_> {
             owner: self.owner,
             waker,
             woken: false,
-            lost: false,
+            lost_race: false,
         });
         drop(inner);
         self.id = Some(id);
@@ -175,7 +183,7 @@ impl Future for Locking<'_> {
     }
 }
 
-impl Locking<'_> {
+impl LockFuture<'_> {
     fn take(&mut self) -> bool {
         let taken = Self::take_from(&mut self.lock.inner.lock(), self.id, self.owner);
         if taken {
@@ -184,7 +192,8 @@ impl Locking<'_> {
         taken
     }
 
-    /// The lock was handed to this request, or is free.
+    /// Returns true if the lock was handed over to this request, or if it was free and is taken
+    /// now.
     fn take_from(inner: &mut Inner, id: Option<u64>, owner: Owner) -> bool {
         if id.is_some() && inner.granted == id {
             inner.granted = None;
@@ -199,7 +208,7 @@ impl Locking<'_> {
     }
 }
 
-impl Drop for Locking<'_> {
+impl Drop for LockFuture<'_> {
     fn drop(&mut self) {
         let Some(id) = self.id else { return };
         let mut inner = self.lock.inner.lock();

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The parker: how one caller, thread or coroutine, waits and is woken exactly once.
+//! The parker: one caller, a thread or a coroutine, waits with it and is woken exactly once.
 //!
 //! | state | `park` | `unpark` |
 //! |---|---|---|
 //! | `EMPTY` | → `PARKED`, then [`Sleeper::sleep`] | → `NOTIFIED` |
-//! | `PARKED` | (one owner: does not happen) | → `NOTIFIED`, then [`Sleeper::wake`] once |
+//! | `PARKED` | (does not happen: only the owner parks) | → `NOTIFIED`, then [`Sleeper::wake`] once |
 //! | `NOTIFIED` | → `EMPTY`, returns | stays |
 //!
-//! The sleeper's `wake` runs for the transition `PARKED` → `NOTIFIED` alone, and each `PARKED` stands for one
-//! announced sleep of this very wait: a coroutine that sleeps in its host's own I/O has its parker in `EMPTY` or
-//! `NOTIFIED` and is never woken by us. "The wait is over" and "somebody sleeps" are one word, so that there is no
-//! moment at which the one is visible without the other.
+//! Only the transition `PARKED` → `NOTIFIED` calls the sleeper's `wake`, and each `PARKED` stands
+//! for one announced sleep of this wait. A coroutine that sleeps in its host's own I/O has its
+//! parker in `EMPTY` or `NOTIFIED`, so the library never wakes it there. "The wait is over" and
+//! "the owner sleeps" are states of one atomic word, so one cannot become visible without the
+//! other.
 
 use std::sync::Arc;
 use std::task::{RawWaker, RawWakerVTable, Wake, Waker};
@@ -23,24 +24,24 @@ const EMPTY: u8 = 0;
 const PARKED: u8 = 1;
 const NOTIFIED: u8 = 2;
 
-/// The host's part of a parker: how this caller sleeps and is woken.
+/// The host's part of a parker: puts one caller to sleep and wakes it.
 pub trait Sleeper: Send + Sync {
-    /// Sleeps until `notified` returns true. May return only then. Called by the owner alone.
+    /// Sleeps until `notified` returns true; must not return earlier. Only the owner calls it.
     fn sleep(&self, notified: &dyn Fn() -> bool);
 
-    /// Wakes the owner, which has announced its sleep and may or may not have fallen asleep yet. Any thread; called
-    /// once for each sleep, after `notified` became true.
+    /// Wakes the owner, which has announced its sleep but may not sleep yet. Any thread; called
+    /// once for each announced sleep, after `notified` became true.
     fn wake(&self);
 }
 
-/// One caller's parker. It lives behind an [`Arc`], so that a waker may outlast the wait.
+/// One caller's parker. It is kept in an [`Arc`], since a waker may live longer than the wait.
 pub struct Parker {
     state: AtomicU8,
     sleeper: Box<dyn Sleeper>,
 }
 
 impl Parker {
-    /// A parker for the caller that `sleeper` knows how to put to sleep.
+    /// Makes a parker for the caller that `sleeper` puts to sleep.
     pub fn new(sleeper: Box<dyn Sleeper>) -> Self {
         Self {
             state: AtomicU8::new(EMPTY),
@@ -48,9 +49,10 @@ impl Parker {
         }
     }
 
-    /// Waits for a notification and consumes it. The owner alone; no lock may be held.
+    /// Waits for a notification and consumes it. Only the owner calls it; no lock may be held.
     pub fn park(&self) {
-        // Release: what the owner did before it sleeps is visible to whoever wakes it. Pairs with `unpark`.
+        // Release: what the owner did before it sleeps is visible to the waker; pairs with the
+        // acquire of the swap in `unpark`. Acquire on failure: see the swap below.
         if self
             .state
             .compare_exchange(EMPTY, PARKED, Ordering::AcqRel, Ordering::Acquire)
@@ -59,8 +61,9 @@ impl Parker {
             self.sleeper
                 .sleep(&|| self.state.load(Ordering::Acquire) == NOTIFIED);
         }
-        // A swap, not a store: an `unpark` that came since then is consumed with its effects (pairs with the
-        // release in `unpark`), instead of being overwritten unseen.
+        // A swap, not a store: if another `unpark` came since then, its notification is consumed,
+        // and what its caller did before is visible here (acquire; pairs with the release in
+        // `unpark`). A store would overwrite it unseen.
         let before = self.state.swap(EMPTY, Ordering::AcqRel);
         debug_assert_eq!(
             before, NOTIFIED,
@@ -68,9 +71,11 @@ impl Parker {
         );
     }
 
-    /// Ends the current wait, or the next one. Any thread; no lock may be held.
+    /// Ends the owner's current wait, or its next one if it does not wait now. Any thread; no lock
+    /// may be held.
     pub fn unpark(&self) {
-        // Release: what happened before is visible to the owner after `park`. Acquire: see `park`.
+        // Release: what this caller did before is visible to the owner after `park` (pairs with the
+        // acquires there). Acquire: pairs with the release of `EMPTY` → `PARKED` in `park`.
         if self.state.swap(NOTIFIED, Ordering::AcqRel) == PARKED {
             self.sleeper.wake();
         }
@@ -87,14 +92,15 @@ impl Wake for Parker {
     }
 }
 
-/// Makes the parker when somebody first keeps the waker: a future that is ready at once costs no allocation.
+/// A parker that is made when its waker is first cloned: a future that is ready at its first poll
+/// costs no allocation.
 pub struct LazyParker<'a> {
     cell: OnceCell<Arc<Parker>>,
     sleeper: &'a (dyn Fn() -> Box<dyn Sleeper> + Sync),
 }
 
 impl<'a> LazyParker<'a> {
-    /// `sleeper` makes the host's part, for the caller it is called by.
+    /// `sleeper` makes the host's part, for the thread or coroutine that calls it.
     pub fn new(sleeper: &'a (dyn Fn() -> Box<dyn Sleeper> + Sync)) -> Self {
         Self {
             cell: OnceCell::new(),
@@ -112,22 +118,23 @@ impl<'a> LazyParker<'a> {
     pub fn with_waker<R>(&self, f: impl FnOnce(&Waker) -> R) -> R {
         const VTABLE: RawWakerVTable = RawWakerVTable::new(
             |data| {
-                // SAFETY: `data` is the `LazyParker` of the `with_waker` call that is still running, since the
-                // borrowed waker is dropped before that call returns.
+                // SAFETY: `data` is the `LazyParker` of the `with_waker` call that is still
+                // running: `f` cannot keep the borrowed waker, only clones of it.
                 let lazy = unsafe { &*data.cast::<LazyParker<'_>>() };
                 RawWaker::from(lazy.parker().clone())
             },
             |_| unreachable!("the borrowed waker is never consumed by wake()"),
             |data| {
-                // SAFETY: as above.
+                // SAFETY: `data` is that `LazyParker`, as in `clone` above.
                 let lazy = unsafe { &*data.cast::<LazyParker<'_>>() };
                 lazy.parker().unpark();
             },
             |_| {},
         );
         let raw = RawWaker::new(std::ptr::from_ref(self).cast(), &VTABLE);
-        // SAFETY: the vtable keeps the contract of RawWaker: `clone` gives an owned waker of its own; wake_by_ref and
-        // drop only look at `self`, which outlives `waker`; `LazyParker` is Sync.
+        // SAFETY: the vtable keeps the contract of RawWaker: `clone` returns an independent, owned
+        // waker; `wake_by_ref` only borrows `self`, which outlives `waker`; `drop` does nothing;
+        // `LazyParker` is Sync.
         let waker = unsafe { std::mem::ManuallyDrop::new(Waker::from_raw(raw)) };
         f(&waker)
     }
@@ -139,14 +146,14 @@ mod thread {
     use super::Sleeper;
     use crate::primitives::{Condvar, Mutex, wait_while};
 
-    /// An operating system thread sleeps on a condition variable.
+    /// The sleeper of an operating system thread: a condition variable.
     pub struct ThreadSleeper {
         mutex: Mutex<()>,
         condvar: Condvar,
     }
 
     impl ThreadSleeper {
-        /// A sleeper for the calling thread, or any other one thread.
+        /// Makes a sleeper for one thread, the calling one or another.
         pub fn new() -> Self {
             Self {
                 mutex: Mutex::new(()),
@@ -169,7 +176,9 @@ mod thread {
         }
 
         fn wake(&self) {
-            // Taken and let go: the sleeper is either before its look at `notified` (and sees it) or waiting.
+            // Locked and unlocked, so that this wake-up is not lost: the sleeper checks `notified`
+            // under the mutex. Either it checks after this, and sees the notification, or it waits
+            // on the condition variable already.
             drop(self.mutex.lock());
             self.condvar.notify_one();
         }

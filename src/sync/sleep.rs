@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A sleep on the host's clock that anybody can end early.
+//! A sleep on the host's clock that can be ended early.
 //!
-//! The sleep itself knows no stop flag: whoever awaits it polls the sleep and the reason to end it in one future, under
-//! one waker (see `cleaner`). A timer that fires early, late, twice or never is harmless: each poll asks the clock.
+//! The sleep itself has no stop flag. The caller polls the sleep and its own reason to end it in
+//! one future, with one waker (see `cleaner`). A timer that fires early, late or twice is harmless,
+//! since each poll asks the clock; if it never fires, the caller's own reason still ends the sleep.
 
 use std::task::{Context, Poll, Waker};
 
-/// The clock of the context that a cleaner runs in, and its timers. Used from that context alone.
+/// The clock of the context that a cleaner runs in, and its timers. Used only in that context,
+/// except that a host that cancels tasks from outside drops their timers in the thread that
+/// cancels.
 pub trait Clock: Send + Sync {
-    /// Now, in ns since some fixed moment. Stands still while the clock is paused.
+    /// The time now, in ns since some fixed moment. It does not change while the clock is paused.
     fn now_ns(&self) -> u64;
 
-    /// Calls `waker` once when the clock reaches `deadline_ns`. Dropping the timer deletes it; afterwards the clock
-    /// calls nothing.
+    /// Calls `waker` once, when the clock reaches `deadline_ns`. Dropping the timer deletes it;
+    /// after that the clock does not call the waker.
     fn arm(&self, deadline_ns: u64, waker: Waker) -> Box<dyn Timer>;
 }
 
-/// An armed timer; deleted by its drop.
+/// An armed timer; dropping it deletes it.
 pub trait Timer: Send {}
 
 /// A sleep until a deadline.
@@ -27,7 +30,7 @@ pub struct Sleep<'a> {
 }
 
 impl<'a> Sleep<'a> {
-    /// A sleep of `duration_ns` from `start_ns`, on `clock`.
+    /// Makes a sleep that ends `duration_ns` after `start_ns`, on `clock`.
     pub fn new(clock: &'a dyn Clock, start_ns: u64, duration_ns: u64) -> Self {
         Self {
             clock,
@@ -37,8 +40,8 @@ impl<'a> Sleep<'a> {
         }
     }
 
-    /// Ready once the deadline is reached; the timer is deleted then. Never at the first poll: however short the sleep, its
-    /// context gets to do something else.
+    /// Ready once the deadline is reached; the timer is deleted then. Never ready at the first
+    /// poll, so that its context can run other work, however short the sleep is.
     pub fn poll_elapsed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let slept = self.timer.take().is_some();
         if slept && self.clock.now_ns() >= self.deadline_ns {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Hosts to run the same test on: background thread, and event loops in threads of their own.
+//! The hosts on which a test runs: the background thread, and event loops with a thread each.
 
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -15,12 +15,24 @@ type Job = Box<dyn FnOnce() + Send>;
 /// A host with two contexts.
 pub trait Fixture: Send + Sync {
     fn host(&self) -> Arc<dyn Host>;
-    /// The first or the second place for a cleaner; the same one where there is only one.
+    /// The first or the second context for a cleaner. A host with one context returns it for both.
     fn context(&self, which: usize) -> Context;
     /// A context that this host cannot use.
     fn foreign_context(&self) -> Context;
-    /// Runs `job` in the home thread of a context, or in a thread of its own where contexts have none; returns when it is done.
+    /// Runs `job` in the home thread of a context, or in a new thread where contexts have none.
+    /// Returns when the job is done.
     fn run_in(&self, which: usize, job: Box<dyn FnOnce() + Send + '_>);
+}
+
+/// The threads from which [`run_at`] can call: each context's home thread, and the test's thread.
+pub const PLACES: std::ops::Range<usize> = 0..3;
+
+/// Runs `job` in the home thread of context 0 or 1, or, for place 2, in the calling thread.
+pub fn run_at(fixture: &dyn Fixture, place: usize, job: impl FnOnce() + Send) {
+    match place {
+        0 | 1 => fixture.run_in(place, Box::new(job)),
+        _ => job(),
+    }
 }
 
 pub struct Threads;
@@ -45,7 +57,7 @@ impl Fixture for Threads {
     }
 }
 
-/// An event loop that a thread of its own turns.
+/// An event loop and the thread that runs it.
 pub struct LoopThread {
     pub event_loop: Arc<EventLoop>,
     jobs: Option<mpsc::Sender<Job>>,
@@ -55,10 +67,10 @@ pub struct LoopThread {
 impl LoopThread {
     pub fn new() -> Self {
         let (jobs, inbox) = mpsc::channel::<Job>();
-        let (made, event_loop) = mpsc::channel();
+        let (created, event_loop) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             let event_loop = EventLoop::new().unwrap();
-            made.send(event_loop.clone()).unwrap();
+            created.send(event_loop.clone()).unwrap();
             loop {
                 match inbox.try_recv() {
                     Ok(job) => job(),
@@ -80,10 +92,10 @@ impl LoopThread {
         }
     }
 
-    /// Runs `job` in the loop's thread, between two turns; returns when it is done.
+    /// Runs `job` in the loop's thread, between two iterations. Returns when the job is done.
     pub fn run(&self, job: Box<dyn FnOnce() + Send + '_>) {
-        // SAFETY: only the lifetime changes; the job is over, or dropped unrun, before this call returns: `done` is opened by the drop of a
-        // value that the job owns.
+        // SAFETY: only the lifetime changes. The job has run or was dropped before this call
+        // returns: `done` is opened by the drop of a value that the job owns.
         let job: Job = unsafe { std::mem::transmute::<Box<dyn FnOnce() + Send + '_>, Job>(job) };
         struct OpenAtDrop(Latch);
         impl Drop for OpenAtDrop {
@@ -151,12 +163,14 @@ macro_rules! on_every_host {
     ($($name:ident)*) => {
         mod on_threads {
             $(#[test] fn $name() {
-                $crate::support::watched(|| super::$name(&$crate::support::hosts::Threads));
+                $crate::support::with_timeout(|| super::$name(&$crate::support::hosts::Threads));
             })*
         }
         mod on_event_loops {
             $(#[test] fn $name() {
-                $crate::support::watched(|| super::$name(&$crate::support::hosts::Loops::new()));
+                $crate::support::with_timeout(|| {
+                    super::$name(&$crate::support::hosts::Loops::new());
+                });
             })*
         }
     };

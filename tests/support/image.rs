@@ -1,23 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! States to test: a small image with its L2 tables in front of its refcount blocks.
+//! States to test, each of a small image whose L2 tables lie in front of its refcount blocks.
 
 use std::sync::Arc;
 
 use qcow2cache::cache::Cache;
 use qcow2cache::error::Errno;
-use qcow2cache::host::{Context, Host, block_on};
+use qcow2cache::host::{Context, Host};
 use qcow2cache::options::{Geometry, Options};
 use qcow2cache::state::{Config, State, Update};
 
 use super::hosts::Fixture;
-use super::{TestStorage, edit};
+use super::{TestStorage, edit, set_dependency};
 
-pub const NEVER: u64 = 600_000_000_000;
-pub const BUSY: u64 = 1;
 pub const L2: i32 = 10;
 pub const REFCOUNT: i32 = 20;
+/// Bytes of an L2 table and of a refcount block.
 pub const TABLE: u64 = 4096;
-/// L2 tables lie below, refcount blocks above.
+/// The offset of the first refcount block. L2 tables lie below it.
 pub const BLOCKS: u64 = 1 << 18;
 
 pub fn geometry() -> Geometry {
@@ -66,18 +65,20 @@ pub fn open(fixture: &dyn Fixture, clean_interval_ns: u64) -> (Arc<TestStorage>,
     (storage, State::open(config).unwrap())
 }
 
-/// A table in each cache is changed; L2 depends on the refcounts.
+/// Changes one table in each cache. The L2 cache depends on the refcount cache.
 pub fn dirty_both(state: &State, value: u64) {
     let (l2, refcount) = (state.l2_cache(), state.refcount_cache());
     edit(&refcount, BLOCKS, value).unwrap();
-    block_on(l2.host(), &[], l2.set_dependency(&refcount)).unwrap();
+    set_dependency(&l2, &refcount).unwrap();
     edit(&l2, TABLE, value).unwrap();
 }
 
+/// The number of tables and the table size, in bytes.
 pub fn shape(cache: &Cache) -> (usize, usize) {
     (cache.stats().tables, cache.stats().table_size)
 }
 
+/// Prepares an update while the state lock is held, by this call or already by the caller.
 pub fn prepared(state: &State, options: &Options, clean_interval_ns: u64) -> Update {
     let lock = state.cleaner().lock();
     let update = state.prepare(options, None, clean_interval_ns).unwrap();
@@ -87,6 +88,7 @@ pub fn prepared(state: &State, options: &Options, clean_interval_ns: u64) -> Upd
     update
 }
 
+/// Commits an update, with or without the state lock held.
 pub fn commit(state: &State, update: Update, locked: bool) -> Result<(), (Errno, Update)> {
     if locked {
         state.cleaner().lock().unwrap();
@@ -96,4 +98,11 @@ pub fn commit(state: &State, update: Update, locked: bool) -> Result<(), (Errno,
         state.cleaner().unlock().expect("the lock is still held");
     }
     result
+}
+
+/// Commits an update; a failure fails the test.
+pub fn commit_ok(state: &State, update: Update, locked: bool) {
+    commit(state, update, locked)
+        .map_err(|(errno, _)| errno)
+        .unwrap();
 }

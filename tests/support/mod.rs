@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What several tests share: a storage in memory that logs and can be tampered with, latches, a watchdog.
+//! What several tests share: an in-memory storage with a call log and fault injection, latches, a
+//! timeout for tests that hang, and calls that block until a cache operation is done.
 
 #![allow(
     dead_code,
     unreachable_pub,
-    reason = "each test binary uses its own part of it"
+    reason = "each test binary uses only a part of this module"
 )]
 
+pub mod cleaners;
 pub mod hosts;
 pub mod image;
-pub mod probe;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -24,11 +25,16 @@ use qcow2cache::host::block_on;
 use qcow2cache::host::threads::ThreadHost;
 use qcow2cache::storage::{Corruption, IoBuf, Storage};
 
-/// How long a test may take before it counts as hung: far beyond what it needs on a busy machine.
-const HUNG: Duration = Duration::from_secs(60);
+/// A clean interval that is much longer than any test.
+pub const NEVER: u64 = 600_000_000_000;
+/// The shortest clean interval: the next pass is due as soon as one ends.
+pub const BUSY: u64 = 1;
 
-/// Runs a test's body in a thread of its own; a body that hangs fails the test instead of the whole run.
-pub fn watched<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
+/// After this time a test counts as hung. No test comes near it, even on a busy machine.
+const HANG_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Runs a test's body in a new thread, so that a body that hangs fails only its own test.
+pub fn with_timeout<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
     let (ended, end) = mpsc::channel();
     let thread = std::thread::Builder::new()
         .name(std::thread::current().name().unwrap_or("test").to_owned())
@@ -39,21 +45,21 @@ pub fn watched<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> 
             result
         })
         .unwrap();
-    assert!(end.recv_timeout(HUNG).is_ok(), "the test hangs");
+    assert!(end.recv_timeout(HANG_TIMEOUT).is_ok(), "the test hangs");
     match thread.join().unwrap() {
         Ok(value) => value,
         Err(panic) => std::panic::resume_unwind(panic),
     }
 }
 
-/// Locks, whatever a panicking thread left behind.
+/// Locks a mutex even if a thread panicked while it held it.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Something that happens once, for several threads to wait for.
+/// An event that happens once. Any number of threads can wait for it.
 #[derive(Clone, Default)]
 pub struct Latch(Arc<(Mutex<bool>, Condvar)>);
 
@@ -75,7 +81,48 @@ impl Latch {
     }
 }
 
-/// Counts how often it was woken.
+/// A point inside a callback where one thread is held until the test lets it go on.
+#[derive(Clone, Default)]
+pub struct PausePoint {
+    reached: Latch,
+    resumed: Latch,
+}
+
+impl PausePoint {
+    /// Pauses the first storage call that matches `matches`.
+    pub fn in_storage(
+        storage: &TestStorage,
+        matches: impl Fn(Io) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        let point = Self::default();
+        let paused = point.clone();
+        storage.set_hook(move |_, io| {
+            if matches(io) && !paused.reached.is_open() {
+                paused.pause();
+            }
+            Ok(())
+        });
+        point
+    }
+
+    /// Called where the thread is to be held: reports that it is there and waits for `resume`.
+    pub fn pause(&self) {
+        self.reached.open();
+        self.resumed.wait();
+    }
+
+    /// Waits until a thread is held here.
+    pub fn wait_until_reached(&self) {
+        self.reached.wait();
+    }
+
+    /// Lets the held thread go on, and every later one pass.
+    pub fn resume(&self) {
+        self.resumed.open();
+    }
+}
+
+/// A waker that counts its wake-ups.
 #[derive(Default)]
 pub struct CountingWaker(AtomicUsize);
 
@@ -91,13 +138,14 @@ impl Wake for CountingWaker {
     }
 }
 
-/// A future that a test polls by hand: that it waits is seen, not guessed from the time it takes.
-pub struct ByHand<'a, T> {
+/// A future that a test polls by hand, so that the test sees whether it waits and need not guess
+/// from the time it takes.
+pub struct ManualPoll<'a, T> {
     future: Pin<Box<dyn Future<Output = T> + Send + 'a>>,
     wakes: Arc<CountingWaker>,
 }
 
-impl<'a, T> ByHand<'a, T> {
+impl<'a, T> ManualPoll<'a, T> {
     pub fn new(future: impl Future<Output = T> + Send + 'a) -> Self {
         Self {
             future: Box::pin(future),
@@ -118,7 +166,7 @@ impl<'a, T> ByHand<'a, T> {
     }
 }
 
-/// One call of storage.
+/// One call to storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Io {
     Read {
@@ -142,10 +190,20 @@ pub enum Io {
     },
 }
 
+impl Io {
+    pub fn is_read(self) -> bool {
+        matches!(self, Io::Read { .. })
+    }
+
+    pub fn is_write(self) -> bool {
+        matches!(self, Io::Write { .. })
+    }
+}
+
 type Hook = dyn Fn(usize, Io) -> Result<(), Errno> + Send + Sync;
 
-/// An image in memory. Each call is logged, then given to the hook with no lock held, with the call's number: the hook may fail
-/// the call, wait or panic.
+/// An image in memory. Each call is logged and then passed, with its number, to the hook. No lock
+/// is held meanwhile: the hook may fail the call, wait or panic.
 pub struct TestStorage {
     pub disk: Mutex<Vec<u8>>,
     log: Mutex<Vec<Io>>,
@@ -154,20 +212,20 @@ pub struct TestStorage {
     pub device: usize,
 }
 
-/// The largest image that a test may ask for.
-const IMAGE: usize = 1 << 20;
+/// The largest image that a test may create, in bytes.
+const MAX_IMAGE: usize = 1 << 20;
 
-/// What the eight bytes at `offset` of a fresh image are.
+/// The eight bytes at `offset` of a new image.
 pub fn pattern(offset: u64) -> u64 {
     (offset / 8 + 1).wrapping_mul(0xD6E8_FEB8_6659_FD93)
 }
 
 impl TestStorage {
     pub fn new(bytes: usize) -> Self {
-        // Made once: it is not cheap in a debug build.
+        // Computed once: it is slow in a debug build.
         static FRESH: OnceLock<Vec<u8>> = OnceLock::new();
         let fresh = FRESH.get_or_init(|| {
-            (0..IMAGE as u64 / 8)
+            (0..MAX_IMAGE as u64 / 8)
                 .flat_map(|word| pattern(word * 8).to_ne_bytes())
                 .collect()
         });
@@ -194,6 +252,11 @@ impl TestStorage {
 
     pub fn log_from(&self, from: usize) -> Vec<Io> {
         lock(&self.log)[from..].to_vec()
+    }
+
+    /// How many writes the storage was called for so far.
+    pub fn write_count(&self) -> usize {
+        lock(&self.log).iter().filter(|io| io.is_write()).count()
     }
 
     pub fn word(&self, offset: u64) -> u64 {
@@ -255,7 +318,7 @@ impl Storage for TestStorage {
     fn corruption(&self, reason: Corruption, kind: i32, offset: u64, message: &str) {
         assert_eq!(reason, Corruption::UnalignedOffset);
         assert!(message.contains(&format!("{offset:#x}")), "{message}");
-        // What the hook says does not matter here: nothing is returned.
+        // The hook's result is ignored: this call returns nothing.
         let _ = self.call(Io::Corruption { kind, offset });
     }
 
@@ -268,23 +331,40 @@ impl Storage for TestStorage {
     }
 }
 
-/// A cache on the thread host.
+/// A cache of kind 1 on the thread host.
 pub fn cache_on(
     storage: &Arc<TestStorage>,
     tables: usize,
     table_size: usize,
     reserved: usize,
 ) -> Arc<Cache> {
-    let options = CacheOptions {
-        tables,
-        table_size,
-        kind: 1,
-        reserved,
-    };
-    Cache::new(&options, storage.clone(), ThreadHost::shared()).unwrap()
+    cache_with(
+        storage,
+        &CacheOptions {
+            tables,
+            table_size,
+            kind: 1,
+            reserved,
+        },
+    )
 }
 
-/// A small seeded generator (xorshift64*, Vigna 2016): the same numbers in every run.
+/// A cache on the thread host.
+pub fn cache_with(storage: &Arc<TestStorage>, options: &CacheOptions) -> Arc<Cache> {
+    Cache::new(options, storage.clone(), ThreadHost::shared()).unwrap()
+}
+
+/// The table size of [`small_cache`], in bytes.
+pub const SMALL_TABLE: u64 = 512;
+
+/// A cache of small tables and the 1 MiB storage under it.
+pub fn small_cache(tables: usize, reserved: usize) -> (Arc<TestStorage>, Arc<Cache>) {
+    let storage = Arc::new(TestStorage::new(1 << 20));
+    let cache = cache_on(&storage, tables, SMALL_TABLE as usize, reserved);
+    (storage, cache)
+}
+
+/// A seeded random number generator (xorshift64*, Vigna 2016): the same numbers in every run.
 pub struct Rng(u64);
 
 impl Rng {
@@ -310,29 +390,57 @@ impl Rng {
     }
 }
 
-/// Gives the processor away until `done`: for what nobody signals. Ended by the watchdog if it never comes.
-pub fn until(done: impl Fn() -> bool) {
+/// Sleeps in short steps until `done` returns true: for conditions that nothing signals. If the
+/// condition never holds, [`with_timeout`] ends the test.
+pub fn wait_until(done: impl Fn() -> bool) {
     while !done() {
         std::thread::sleep(Duration::from_micros(50));
     }
 }
 
-/// [`Cache::get`], waited for.
+/// Spins for about `n` pauses of the processor, to vary where threads meet.
+pub fn spin(n: u64) {
+    for _ in 0..n {
+        std::hint::spin_loop();
+    }
+}
+
+/// [`Cache::get`]; blocks until it is done.
 pub fn get(cache: &Cache, offset: u64) -> Result<Pinned<'_>, Errno> {
     block_on(cache.host(), &[], cache.get(offset))
 }
 
-/// [`Cache::get_unlocked`], waited for.
+/// [`Cache::get_empty`]; blocks until it is done.
+pub fn get_empty(cache: &Cache, offset: u64) -> Result<Pinned<'_>, Errno> {
+    block_on(cache.host(), &[], cache.get_empty(offset))
+}
+
+/// [`Cache::get_unlocked`]; blocks until it is done.
 pub fn get_unlocked(cache: &Cache, offset: u64) -> Result<Pinned<'_>, Errno> {
     block_on(cache.host(), &[], cache.get_unlocked(offset))
 }
 
-/// [`Cache::flush`], waited for.
+/// [`Cache::write`]; blocks until it is done.
+pub fn write(cache: &Cache) -> Result<(), Errno> {
+    block_on(cache.host(), &[], cache.write())
+}
+
+/// [`Cache::flush`]; blocks until it is done.
 pub fn flush(cache: &Cache) -> Result<(), Errno> {
     block_on(cache.host(), &[], cache.flush())
 }
 
-/// Changes the first word of a table.
+/// [`Cache::empty`]; blocks until it is done.
+pub fn empty(cache: &Cache) -> Result<(), Errno> {
+    block_on(cache.host(), &[], cache.empty())
+}
+
+/// [`Cache::set_dependency`]; blocks until it is done.
+pub fn set_dependency(cache: &Arc<Cache>, on: &Arc<Cache>) -> Result<(), Errno> {
+    block_on(cache.host(), &[], cache.set_dependency(on))
+}
+
+/// Changes the first word of a table and marks the table dirty.
 pub fn edit(cache: &Cache, offset: u64, value: u64) -> Result<(), Errno> {
     let pinned = get(cache, offset)?;
     pinned.store(0, value)?;

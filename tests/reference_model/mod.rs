@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A reference model of the cache's contract for one thread: what each operation returns, which storage calls it makes in which
-//! order, and what every table holds afterwards.
+//! A reference model of the cache's contract for one thread: what each operation returns, which
+//! storage calls it makes in which order, and what every table holds afterwards.
 //!
-//! The one thing it does not predict is the policy: *which* of the tables that may go does go. It is told what was seen
-//! ([`Seen`]) and checks that this was allowed.
+//! The model does not predict the eviction policy: *which* of the possible victims is evicted. It
+//! is told what the real cache did ([`Observed`]) and checks that this was allowed.
 
 #![allow(
     dead_code,
     unreachable_pub,
-    reason = "each test binary uses its own part of it"
+    reason = "each test binary uses only a part of this module"
 )]
 
-pub mod rig;
+pub mod harness;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -36,24 +36,24 @@ pub struct ModelCache {
     pub size: usize,
     pub reserved: usize,
     pub slots: Vec<Option<Table>>,
-    pub on: Option<usize>,
-    pub wants_flush: bool,
+    pub depends_on: Option<usize>,
+    pub depends_on_flush: bool,
     pub stats: CacheStats,
 }
 
-/// What a real get was seen to do.
+/// What a get of the real cache did.
 #[derive(Debug)]
-pub struct Seen {
-    /// The table that it asked storage about before writing it back.
+pub struct Observed {
+    /// The table for which it called the pre-write check.
     pub checked: Option<u64>,
-    /// The table that is no longer resident.
-    pub gone: Option<u64>,
-    /// The slot, or the error, that it returned.
+    /// The table that it evicted.
+    pub evicted: Option<u64>,
+    /// The slot of the table that it returned, or its error.
     pub slot: Result<usize, Errno>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum How {
+pub enum GetMode {
     Locked,
     Empty,
     Unlocked,
@@ -73,8 +73,8 @@ pub struct Model {
 
 type Done = Result<(), Errno>;
 
-/// The first error counts, but no space left counts most.
-fn keep(result: &mut Done, next: Done) {
+/// The first error counts, but `ENOSPC` takes precedence.
+fn merge_error(result: &mut Done, next: Done) {
     if result.is_ok() || next == Err(Errno::NOSPC) {
         *result = next;
     }
@@ -82,10 +82,10 @@ fn keep(result: &mut Done, next: Done) {
 
 impl ModelCache {
     pub fn find(&self, offset: u64) -> Option<usize> {
-        let is_it = |t: &Table| t.offset == offset && !t.discarded;
+        let matches = |t: &Table| t.offset == offset && !t.discarded;
         self.slots
             .iter()
-            .position(|s| s.as_ref().is_some_and(is_it))
+            .position(|s| s.as_ref().is_some_and(matches))
     }
 
     pub fn table(&mut self, slot: usize) -> &mut Table {
@@ -97,22 +97,33 @@ impl ModelCache {
         self.slots[slot].as_ref().is_some_and(clean)
     }
 
-    /// A slot of `range` for a new table: a free one, else that of a clean unpinned table, which goes.
-    fn room(&mut self, range: Range<usize>, seen: &Seen) -> Option<usize> {
+    /// Takes a slot of `range` for a new table: a free slot, or else that of a clean unpinned
+    /// table, which is evicted.
+    fn take_slot(&mut self, range: Range<usize>, observed: &Observed) -> Option<usize> {
         if range.clone().any(|slot| self.slots[slot].is_none()) {
             let free = |slot: &usize| range.contains(slot) && self.slots[*slot].is_none();
-            let slot = seen.slot.ok().or_else(|| range.clone().find(|s| free(s)));
-            assert!(slot.as_ref().is_some_and(free), "not a free slot: {seen:?}");
+            let slot = observed
+                .slot
+                .ok()
+                .or_else(|| range.clone().find(|s| free(s)));
+            assert!(
+                slot.as_ref().is_some_and(free),
+                "not a free slot: {observed:?}"
+            );
             return slot;
         }
         if !range.clone().any(|slot| self.droppable(slot)) {
             return None;
         }
-        let slot = seen.gone.and_then(|offset| self.find(offset));
-        let slot = slot.unwrap_or_else(|| panic!("no table made room though one could: {seen:?}"));
+        let slot = observed.evicted.and_then(|offset| self.find(offset));
+        let slot = slot
+            .unwrap_or_else(|| panic!("no table was evicted though one could be: {observed:?}"));
         let allowed = range.contains(&slot) && self.droppable(slot);
-        assert!(allowed, "this table may not be evicted: {seen:?}");
-        assert!(seen.slot.is_err() || seen.slot == Ok(slot), "{seen:?}");
+        assert!(allowed, "this table may not be evicted: {observed:?}");
+        assert!(
+            observed.slot.is_err() || observed.slot == Ok(slot),
+            "{observed:?}"
+        );
         self.slots[slot] = None;
         self.stats.evictions += 1;
         Some(slot)
@@ -139,7 +150,13 @@ impl Model {
         Ok(())
     }
 
-    pub fn get(&mut self, c: usize, offset: u64, how: How, seen: &Seen) -> Result<usize, Errno> {
+    pub fn get(
+        &mut self,
+        c: usize,
+        offset: u64,
+        mode: GetMode,
+        observed: &Observed,
+    ) -> Result<usize, Errno> {
         self.check_offset(c, offset)?;
         let slots = self.caches[c].slots.len();
         let (ordinary, reserve) = (
@@ -148,12 +165,12 @@ impl Model {
         );
         let cache = &mut self.caches[c];
         if let Some(mut slot) = cache.find(offset) {
-            if matches!(how, How::Unlocked | How::Try) && reserve.contains(&slot) {
-                // It must not be pinned there. A clean one may move.
-                if how == How::Try || !cache.droppable(slot) {
+            if matches!(mode, GetMode::Unlocked | GetMode::Try) && reserve.contains(&slot) {
+                // It must not be pinned in the reserve. A clean table may move.
+                if mode == GetMode::Try || !cache.droppable(slot) {
                     return Err(Errno::AGAIN);
                 }
-                let to = cache.room(ordinary, seen).ok_or(Errno::AGAIN)?;
+                let to = cache.take_slot(ordinary, observed).ok_or(Errno::AGAIN)?;
                 cache.slots[to] = cache.slots[slot].take();
                 slot = to;
             }
@@ -162,14 +179,14 @@ impl Model {
             cache.table(slot).used = true;
             return Ok(slot);
         }
-        if how == How::Try {
+        if mode == GetMode::Try {
             return Err(Errno::AGAIN);
         }
         cache.stats.misses += 1;
-        let slot = self.make_room(c, ordinary, how, seen)?;
+        let slot = self.make_room(c, ordinary, mode, observed)?;
         let size = self.caches[c].size;
         let mut bytes = vec![0; size];
-        if how != How::Empty {
+        if mode != GetMode::Empty {
             self.io(Io::Read {
                 offset,
                 bytes: size,
@@ -193,20 +210,21 @@ impl Model {
         &mut self,
         c: usize,
         ordinary: Range<usize>,
-        how: How,
-        seen: &Seen,
+        mode: GetMode,
+        observed: &Observed,
     ) -> Result<usize, Errno> {
-        if how == How::Unlocked {
+        if mode == GetMode::Unlocked {
             let cache = &mut self.caches[c];
             let is_free = |slot: usize| cache.slots[slot].is_none();
-            // A free slot that only the lock's holder may fill comes before a table that would have to go.
+            // If only reserved slots are free, the caller must take the state lock to fill one,
+            // rather than evict a table.
             if !ordinary.clone().any(is_free) && (ordinary.end..cache.slots.len()).any(is_free) {
                 return Err(Errno::AGAIN);
             }
-            return cache.room(ordinary, seen).ok_or(Errno::AGAIN);
+            return cache.take_slot(ordinary, observed).ok_or(Errno::AGAIN);
         }
         loop {
-            // Every slot is used before a table goes, and the reserved ones last.
+            // All free slots are used before a table is evicted, the reserved ones last.
             let cache = &mut self.caches[c];
             let spare = ordinary.clone().any(|slot| cache.slots[slot].is_none());
             let range = if spare {
@@ -214,32 +232,33 @@ impl Model {
             } else {
                 0..cache.slots.len()
             };
-            if let Some(slot) = cache.room(range, seen) {
+            if let Some(slot) = cache.take_slot(range, observed) {
                 return Ok(slot);
             }
             let may_write = |t: &Table| t.dirty && t.pins == 0;
             if !cache.slots.iter().flatten().any(may_write) {
                 return Err(Errno::BUSY);
             }
-            self.satisfy(c)?;
-            let victim = seen.checked.and_then(|offset| self.caches[c].find(offset));
-            let victim =
-                victim.expect("no dirty table was written back though one had to make room");
-            assert!(may_write(self.caches[c].table(victim)), "{seen:?}");
+            self.satisfy_dependencies(c)?;
+            let victim = observed
+                .checked
+                .and_then(|offset| self.caches[c].find(offset));
+            let victim = victim.expect("no dirty table was written back to be evicted");
+            assert!(may_write(self.caches[c].table(victim)), "{observed:?}");
             self.write_tables(c, vec![victim])?;
         }
     }
 
-    /// What must be stable before a table of `c` is written.
-    pub fn satisfy(&mut self, c: usize) -> Done {
-        if let Some(on) = self.caches[c].on {
+    /// Makes stable what must be stable before a table of `c` is written.
+    pub fn satisfy_dependencies(&mut self, c: usize) -> Done {
+        if let Some(on) = self.caches[c].depends_on {
             self.flush(on)?;
-            self.caches[c].on = None;
-            self.caches[c].wants_flush &= !self.one_device;
+            self.caches[c].depends_on = None;
+            self.caches[c].depends_on_flush &= !self.one_device;
         }
-        if self.caches[c].wants_flush {
+        if self.caches[c].depends_on_flush {
             self.io(Io::Flush)?;
-            self.caches[c].wants_flush = false;
+            self.caches[c].depends_on_flush = false;
         }
         Ok(())
     }
@@ -254,8 +273,8 @@ impl Model {
         let mut result = Ok(());
         let mut at = 0;
         while at < slots.len() {
-            if let Err(error) = self.satisfy(c) {
-                keep(&mut result, Err(error));
+            if let Err(error) = self.satisfy_dependencies(c) {
+                merge_error(&mut result, Err(error));
                 return result;
             }
             let joined = |n: &usize| {
@@ -271,12 +290,12 @@ impl Model {
                 }) {
                     Ok(()) => run.push(slots[n]),
                     Err(error) => {
-                        keep(&mut result, Err(error));
-                        keep(&mut result, self.write_run(c, &std::mem::take(&mut run)));
+                        merge_error(&mut result, Err(error));
+                        merge_error(&mut result, self.write_run(c, &std::mem::take(&mut run)));
                     }
                 }
             }
-            keep(&mut result, self.write_run(c, &run));
+            merge_error(&mut result, self.write_run(c, &run));
             at = end;
         }
         result
@@ -316,7 +335,7 @@ impl Model {
     pub fn flush(&mut self, c: usize) -> Done {
         self.write(c)?;
         self.io(Io::Flush)?;
-        self.caches[c].wants_flush = false;
+        self.caches[c].depends_on_flush = false;
         Ok(())
     }
 
@@ -329,21 +348,21 @@ impl Model {
         Ok(())
     }
 
-    /// Neither chains nor rings: whatever would become one is flushed.
+    /// A dependency that would complete a chain or a cycle is flushed first.
     pub fn set_dependency(&mut self, c: usize, on: usize) -> Done {
         if c == on {
             return Err(Errno::INVAL);
         }
-        if self.caches[on].on.is_some() {
-            self.satisfy(on)?;
+        if self.caches[on].depends_on.is_some() {
+            self.satisfy_dependencies(on)?;
         }
-        if self.caches[c].on.is_some_and(|other| other != on) {
-            self.satisfy(c)?;
+        if self.caches[c].depends_on.is_some_and(|other| other != on) {
+            self.satisfy_dependencies(c)?;
         }
-        while let Some(dependent) = self.caches.iter().position(|d| d.on == Some(c)) {
-            self.satisfy(dependent)?;
+        while let Some(dependent) = self.caches.iter().position(|d| d.depends_on == Some(c)) {
+            self.satisfy_dependencies(dependent)?;
         }
-        self.caches[c].on = Some(on);
+        self.caches[c].depends_on = Some(on);
         Ok(())
     }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Cleaners to test, and stand-ins for the caches that they clean.
+//! Cleaners to test, and fake caches for them to clean.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
@@ -10,25 +10,20 @@ use qcow2cache::host::Host;
 use super::hosts::Fixture;
 use super::lock;
 
-/// Much longer than any test.
-pub const NEVER: u64 = 600_000_000_000;
-/// At once, again and again.
-pub const BUSY: u64 = 1;
-
 pub type Hook = Box<dyn Fn() + Send + Sync>;
 
-/// A cache's stand-in that knows when it is called and must not be called after a stop.
+/// A fake cache that counts its passes and aborts the process if it is called after a stop.
 #[derive(Default)]
-pub struct Probe {
+pub struct FakeCache {
     passes: Mutex<usize>,
     called: Condvar,
     hook: Mutex<Option<Arc<Hook>>>,
     in_pass: AtomicBool,
-    gone: AtomicBool,
+    stopped: AtomicBool,
     pub poisoned: AtomicBool,
 }
 
-impl Probe {
+impl FakeCache {
     pub fn wait_for_passes(&self, n: usize) {
         let mut passes = lock(&self.passes);
         let target = *passes + n;
@@ -45,27 +40,27 @@ impl Probe {
         *lock(&self.hook) = Some(Arc::new(Box::new(hook)));
     }
 
-    fn expect_not_gone(&self) {
-        if self.gone.load(Ordering::SeqCst) {
-            // A panic would be caught by the cleaner.
+    fn assert_not_stopped(&self) {
+        if self.stopped.load(Ordering::SeqCst) {
+            // The cleaner would catch a panic.
             eprintln!("a pass after the stop returned");
             std::process::abort();
         }
     }
 
-    /// The stop returned: from now on it must be left alone.
-    pub fn must_be_left_alone(&self) {
+    /// Called when a stop has returned: no pass may run now, and none may start later.
+    pub fn forbid_passes(&self) {
         assert!(
             !self.in_pass.load(Ordering::SeqCst),
-            "the stop returned in the middle of a pass"
+            "the stop returned during a pass"
         );
-        self.gone.store(true, Ordering::SeqCst);
+        self.stopped.store(true, Ordering::SeqCst);
     }
 }
 
-impl CleanTarget for Probe {
+impl CleanTarget for FakeCache {
     fn drop_unused(&self, _from: usize) -> (usize, Option<usize>) {
-        self.expect_not_gone();
+        self.assert_not_stopped();
         self.in_pass.store(true, Ordering::SeqCst);
         let hook = lock(&self.hook).clone();
         if let Some(hook) = hook {
@@ -77,8 +72,8 @@ impl CleanTarget for Probe {
         (3, None)
     }
 
-    fn give_back(&self, _from: usize) -> Option<usize> {
-        self.expect_not_gone();
+    fn release_memory(&self, _from: usize) -> Option<usize> {
+        self.assert_not_stopped();
         None
     }
 
@@ -87,17 +82,20 @@ impl CleanTarget for Probe {
     }
 }
 
-pub fn cleaner_of(fixture: &dyn Fixture) -> (Arc<Probe>, Arc<Cleaner>) {
-    let probe = Arc::new(Probe::default());
+/// A cleaner that is not started yet, and the fake cache that it cleans.
+pub fn cleaner_of(fixture: &dyn Fixture) -> (Arc<FakeCache>, Arc<Cleaner>) {
+    let cache = Arc::new(FakeCache::default());
     let cleaner = Arc::new(Cleaner::new(fixture.host()));
-    cleaner.set_caches(vec![probe.clone()]);
-    (probe, cleaner)
+    cleaner.set_caches(vec![cache.clone()]);
+    (cache, cleaner)
 }
 
-pub fn with_thread<T: Send>(body: impl FnOnce() -> T + Send) -> T {
+/// Runs `body` in a new thread and returns its result.
+pub fn in_new_thread<T: Send>(body: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(body).join().unwrap())
 }
 
+/// The ways to stop a cleaner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
     Unlocked,
@@ -126,25 +124,25 @@ pub fn stop(cleaner: &Cleaner, how: Stop) {
     }
 }
 
-/// Looks, when it is dropped, whether the instance that held it is still counted.
-pub struct LooksWhenDropped {
+/// Records, when it is dropped, how many instances the cleaner still counts.
+pub struct DropObserver {
     cleaner: Weak<Cleaner>,
     instances: Arc<Mutex<Vec<usize>>>,
 }
 
-impl CleanTarget for LooksWhenDropped {
+impl CleanTarget for DropObserver {
     fn drop_unused(&self, _from: usize) -> (usize, Option<usize>) {
         (0, None)
     }
 
-    fn give_back(&self, _from: usize) -> Option<usize> {
+    fn release_memory(&self, _from: usize) -> Option<usize> {
         None
     }
 
     fn poison(&self) {}
 }
 
-impl Drop for LooksWhenDropped {
+impl Drop for DropObserver {
     fn drop(&mut self) {
         let instances = self
             .cleaner
@@ -154,57 +152,61 @@ impl Drop for LooksWhenDropped {
     }
 }
 
-pub type Looks = (Arc<Probe>, Arc<Cleaner>, Arc<Mutex<Vec<usize>>>);
+/// A fake cache, its cleaner, and what the [`DropObserver`] recorded.
+pub type ObservedCleaner = (Arc<FakeCache>, Arc<Cleaner>, Arc<Mutex<Vec<usize>>>);
 
-pub fn cleaner_that_looks(host: Arc<dyn Host>) -> Looks {
+/// A cleaner that holds a [`DropObserver`] beside its fake cache.
+pub fn cleaner_with_drop_observer(host: Arc<dyn Host>) -> ObservedCleaner {
     let cleaner = Arc::new(Cleaner::new(host));
-    let probe = Arc::new(Probe::default());
+    let cache = Arc::new(FakeCache::default());
     let instances = Arc::new(Mutex::new(Vec::new()));
-    let looks = LooksWhenDropped {
+    let observer = DropObserver {
         cleaner: Arc::downgrade(&cleaner),
         instances: instances.clone(),
     };
-    cleaner.set_caches(vec![probe.clone(), Arc::new(looks)]);
-    (probe, cleaner, instances)
+    cleaner.set_caches(vec![cache.clone(), Arc::new(observer)]);
+    (cache, cleaner, instances)
 }
 
-/// A cache's stand-in whose passes have any number of steps, until they are told to end.
+/// A fake cache whose passes go on, step by step, until the test ends each of their two phases.
 #[derive(Default)]
-pub struct Steps {
+pub struct SteppedCache {
     drops: AtomicUsize,
-    given_back: AtomicUsize,
-    no_more_drops: AtomicBool,
-    no_more_given_back: AtomicBool,
+    releases: AtomicUsize,
+    drops_ended: AtomicBool,
+    releases_ended: AtomicBool,
 }
 
-impl Steps {
+impl SteppedCache {
+    /// How many steps dropped tables.
     pub fn drops(&self) -> usize {
         self.drops.load(Ordering::SeqCst)
     }
 
-    pub fn given_back(&self) -> usize {
-        self.given_back.load(Ordering::SeqCst)
+    /// How many steps released memory.
+    pub fn releases(&self) -> usize {
+        self.releases.load(Ordering::SeqCst)
     }
 
     pub fn end_drops(&self) {
-        self.no_more_drops.store(true, Ordering::SeqCst);
+        self.drops_ended.store(true, Ordering::SeqCst);
     }
 
-    pub fn end_giving_back(&self) {
-        self.no_more_given_back.store(true, Ordering::SeqCst);
+    pub fn end_releases(&self) {
+        self.releases_ended.store(true, Ordering::SeqCst);
     }
 }
 
-impl CleanTarget for Steps {
+impl CleanTarget for SteppedCache {
     fn drop_unused(&self, from: usize) -> (usize, Option<usize>) {
         self.drops.fetch_add(1, Ordering::SeqCst);
-        let more = !self.no_more_drops.load(Ordering::SeqCst);
+        let more = !self.drops_ended.load(Ordering::SeqCst);
         (1, more.then_some(from + 1))
     }
 
-    fn give_back(&self, from: usize) -> Option<usize> {
-        self.given_back.fetch_add(1, Ordering::SeqCst);
-        let more = !self.no_more_given_back.load(Ordering::SeqCst);
+    fn release_memory(&self, from: usize) -> Option<usize> {
+        self.releases.fetch_add(1, Ordering::SeqCst);
+        let more = !self.releases_ended.load(Ordering::SeqCst);
         more.then_some(from + 1)
     }
 

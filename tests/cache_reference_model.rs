@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Sequences of operations on real caches and on a reference model: every result, every storage call in its order, every byte.
+//! Random sequences of operations on real caches and on a reference model. Every result, the order
+//! of all storage calls, and every byte are compared.
 
-mod model;
+mod reference_model;
 mod support;
 
 use std::collections::BTreeMap;
 
-use model::How;
-use model::rig::{Op, Rig, Shape};
 use proptest::prelude::*;
 use qcow2cache::error::Errno;
+use reference_model::GetMode;
+use reference_model::harness::{Harness, Op, Shape};
 
-/// Tables in each cache's region: more than any of the caches has slots.
-const UNIVERSE: u64 = 12;
+/// How many tables each cache's region of the image has: more than any cache has slots.
+const REGION_TABLES: u64 = 12;
 
 fn shape() -> impl Strategy<Value = Shape> {
     let cache = (1_usize..=8, 9_u32..=12, 0_usize..=2)
@@ -30,35 +31,37 @@ fn shape() -> impl Strategy<Value = Shape> {
         })
 }
 
-fn how() -> impl Strategy<Value = How> {
+fn get_mode() -> impl Strategy<Value = GetMode> {
     prop_oneof![
-        4 => Just(How::Locked),
-        1 => Just(How::Empty),
-        3 => Just(How::Unlocked),
-        1 => Just(How::Try),
+        4 => Just(GetMode::Locked),
+        1 => Just(GetMode::Empty),
+        3 => Just(GetMode::Unlocked),
+        1 => Just(GetMode::Try),
     ]
 }
 
 fn op(caches: usize) -> impl Strategy<Value = Op> {
     let c = 0..caches;
-    let table = 0..UNIVERSE;
+    let table = 0..REGION_TABLES;
     let pin = 0..64_usize;
     let at = prop_oneof![8 => (0_usize..512).prop_map(|at| at / 8 * 8), 1 => 0_usize..8192];
     prop_oneof![
-        14 => (c.clone(), table.clone(), how()).prop_map(|(c, t, how)| Op::Get(c, t, how)),
+        14 => (c.clone(), table.clone(), get_mode()).prop_map(|(c, t, mode)| Op::Get(c, t, mode)),
         1 => (c.clone(), prop_oneof![Just(0), 0_u64..1 << 17]).prop_map(|(c, o)| Op::GetRaw(c, o)),
         14 => pin.clone().prop_map(Op::Put),
         8 => (pin.clone(), at.clone(), any::<u64>()).prop_map(|(p, at, v)| Op::Change(p, at, v)),
         1 => (pin.clone(), at.clone(), any::<u64>()).prop_map(|(p, at, v)| Op::Store(p, at, v)),
         1 => pin.prop_map(Op::MarkDirty),
-        3 => (c.clone(), table.clone(), at, 0_usize..600).prop_map(|(c, t, at, n)| Op::Read(c, t, at, n / 8 * 8 + n % 8 / 7)),
+        3 => (c.clone(), table.clone(), at, 0_usize..600)
+            .prop_map(|(c, t, at, n)| Op::Read(c, t, at, n / 8 * 8 + n % 8 / 7)),
         2 => c.clone().prop_map(Op::Write),
         2 => c.clone().prop_map(Op::Flush),
         1 => c.clone().prop_map(Op::Empty),
         3 => (c.clone(), c.clone()).prop_map(|(a, b)| Op::SetDependency(a, b)),
         2 => c.clone().prop_map(Op::DependsOnFlush),
         2 => (c.clone(), table.clone()).prop_map(|(c, t)| Op::DiscardOffset(c, t)),
-        1 => (c.clone(), 0_u64..20_000, 0_u64..20_000).prop_map(|(c, a, n)| Op::DiscardRange(c, a, n)),
+        1 => (c.clone(), 0_u64..20_000, 0_u64..20_000)
+            .prop_map(|(c, a, n)| Op::DiscardRange(c, a, n)),
         1 => (c.clone(), table.clone()).prop_map(|(c, t)| Op::DiscardTable(c, t)),
         1 => (c.clone(), table.clone(), table).prop_map(|(c, a, b)| Op::DiscardStale(c, a, b)),
         1 => c.clone().prop_map(Op::DiscardAll),
@@ -90,21 +93,23 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn the_cache_does_what_the_model_says((shape, ops) in scenario()) {
-        let mut rig = Rig::new(&shape, UNIVERSE, &BTreeMap::new());
+    fn cache_matches_reference_model((shape, ops) in scenario()) {
+        let mut harness = Harness::new(&shape, REGION_TABLES, &BTreeMap::new());
         for op in &ops {
-            // What it returned was compared; errors of the caller's making are part of it.
-            let _ = rig.apply(op);
+            // `apply` has compared the result. Errors that the caller causes are expected.
+            let _ = harness.apply(op);
         }
-        rig.finish();
+        harness.finish();
     }
 
     #[test]
-    fn the_cache_does_what_the_model_says_with_a_failing_storage((shape, ops) in scenario(), faults in faults()) {
-        let mut rig = Rig::new(&shape, UNIVERSE, &faults);
+    fn cache_with_storage_faults_matches_reference_model(
+        (shape, ops) in scenario(), faults in faults(),
+    ) {
+        let mut harness = Harness::new(&shape, REGION_TABLES, &faults);
         for op in &ops {
-            let _ = rig.apply(op);
+            let _ = harness.apply(op);
         }
-        rig.finish();
+        harness.finish();
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Several threads at everything at once, for a bounded number of steps: no wrong byte, nothing lost, nobody forgotten, and no
-//! error but those that the contract has.
+//! Several threads run all operations concurrently, for a bounded number of steps. No byte is
+//! wrong, no change is lost, every waiter is woken, and only errors of the contract are returned.
 
 mod support;
 
@@ -10,23 +10,17 @@ use std::sync::{Arc, Mutex};
 
 use qcow2cache::cache::Cache;
 use qcow2cache::error::Errno;
-use qcow2cache::host::block_on;
-use support::{Io, Rng, TestStorage, cache_on, flush, get, get_unlocked, lock, pattern, watched};
-
-const SIZE: u64 = 512;
-
-fn new(tables: usize, reserved: usize) -> (Arc<TestStorage>, Arc<Cache>) {
-    let storage = Arc::new(TestStorage::new(1 << 20));
-    let cache = cache_on(&storage, tables, SIZE as usize, reserved);
-    (storage, cache)
-}
+use support::{
+    Io, Rng, SMALL_TABLE as SIZE, TestStorage, cache_on, empty, flush, get, get_empty,
+    get_unlocked, lock, pattern, set_dependency, small_cache, spin, with_timeout,
+};
 
 #[test]
-fn unlocked_pins_never_make_a_locked_get_fail() {
-    watched(|| {
+fn unlocked_pins_never_make_locked_get_fail() {
+    with_timeout(|| {
         const TABLES: u64 = 40;
         for (tables, reserved) in [(2, 1), (4, 2), (70, 1)] {
-            let (_storage, cache) = new(tables, reserved);
+            let (_storage, cache) = small_cache(tables, reserved);
             let done = AtomicBool::new(false);
             std::thread::scope(|scope| {
                 for seed in 1..=3 {
@@ -43,7 +37,8 @@ fn unlocked_pins_never_make_a_locked_get_fail() {
                                 }
                                 Err(error) => {
                                     assert_eq!(error, Errno::AGAIN);
-                                    // Nearly everything goes: what follows fills the cache again.
+                                    // Unpins all but at most one table. The next gets fill the
+                                    // cache again.
                                     held.truncate(rng.below(2) as usize);
                                 }
                             }
@@ -53,7 +48,7 @@ fn unlocked_pins_never_make_a_locked_get_fail() {
                 let mut rng = Rng::new(99);
                 for _ in 0..6000 {
                     let offset = |rng: &mut Rng| (rng.below(TABLES) + 1) * SIZE;
-                    // One request may use as many as are reserved, at once.
+                    // One request may pin as many tables as slots are reserved.
                     let pins: Vec<_> = (0..reserved)
                         .map(|_| get(&cache, offset(&mut rng)))
                         .collect();
@@ -76,10 +71,11 @@ fn unlocked_pins_never_make_a_locked_get_fail() {
 }
 
 #[test]
-fn an_unlocked_get_that_is_refused_pins_nothing_even_for_a_moment() {
-    watched(|| {
-        let (_storage, cache) = new(2, 1);
-        // The ordinary slot is pinned, the reserved one holds a table that unlocked callers want all the time.
+fn refused_unlocked_get_never_pins_a_slot() {
+    with_timeout(|| {
+        let (_storage, cache) = small_cache(2, 1);
+        // The ordinary slot is pinned. The reserved one holds a table that unlocked callers keep
+        // asking for.
         let _ordinary = get_unlocked(&cache, SIZE).unwrap();
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -97,7 +93,7 @@ fn an_unlocked_get_that_is_refused_pins_nothing_even_for_a_moment() {
                 if error.is_some() {
                     done.store(true, Ordering::Relaxed);
                     panic!(
-                        "{error:?} in round {round}: no locked get pins anything, one slot is reserved"
+                        "{error:?} in round {round}: one slot is reserved, no locked pin exists"
                     );
                 }
             }
@@ -107,12 +103,12 @@ fn an_unlocked_get_that_is_refused_pins_nothing_even_for_a_moment() {
 }
 
 #[test]
-fn copies_are_of_the_right_table_while_tables_come_and_go() {
-    watched(|| {
-        // A few more than slots: most are resident, and all of them come and go.
+fn read_copies_right_table_during_evictions() {
+    with_timeout(|| {
+        // A few more tables than slots: most are resident, and each is evicted now and then.
         const TABLES: u64 = 9;
-        let (storage, cache) = new(6, 1);
-        // Nobody discards here, so that two loads of one table at once would be one too many.
+        let (storage, cache) = small_cache(6, 1);
+        // No thread discards here, so no table may be loaded twice at the same time.
         let loading = Mutex::new(BTreeSet::new());
         storage.set_hook(move |_, io| {
             let Io::Read { offset, .. } = io else {
@@ -120,13 +116,13 @@ fn copies_are_of_the_right_table_while_tables_come_and_go() {
             };
             assert!(
                 lock(&loading).insert(offset),
-                "{offset:#x} is loaded twice at once"
+                "{offset:#x} is loaded twice at the same time"
             );
             std::thread::yield_now();
             lock(&loading).remove(&offset);
             Ok(())
         });
-        // Whoever copies has something to copy from the beginning, however late the others come.
+        // The copying threads find tables from the start, however late the other threads run.
         (1..=TABLES).for_each(|n| drop(get(&cache, n * SIZE).unwrap()));
         let copied = AtomicU64::new(0);
         std::thread::scope(|scope| {
@@ -136,7 +132,7 @@ fn copies_are_of_the_right_table_while_tables_come_and_go() {
                     let mut rng = Rng::new(seed);
                     for _ in 0..60_000 {
                         let offset = (rng.below(TABLES) + 1) * SIZE;
-                        // The whole table: long enough for it to go in the middle.
+                        // Copies the whole table: long enough for it to be evicted meanwhile.
                         let mut buf = [0; SIZE as usize];
                         match cache.read(offset, 0, &mut buf) {
                             Ok(()) => {
@@ -159,7 +155,7 @@ fn copies_are_of_the_right_table_while_tables_come_and_go() {
                         let offset = (rng.below(TABLES) + 1) * SIZE;
                         match get_unlocked(cache, offset).or_else(|_| get(cache, offset)) {
                             Ok(pinned) => assert_eq!(pinned.load(64), pattern(offset + 64)),
-                            Err(error) => panic!("{error:?}: two threads pin two tables of six"),
+                            Err(error) => panic!("{error:?}: at most two of six slots are pinned"),
                         }
                         if rng.below(50) == 0 {
                             cache.clean_unused();
@@ -173,12 +169,12 @@ fn copies_are_of_the_right_table_while_tables_come_and_go() {
     });
 }
 
-/// What the storm's threads know: the last value of each table, under the state lock.
+/// The last value of each changed table, as the threads know it. Its mutex is the state lock.
 type Shadow = Mutex<BTreeMap<u64, u64>>;
 
-const STORM_TABLES: u64 = 24;
+const STRESS_TABLES: u64 = 24;
 
-/// One request that holds the state lock. `n` makes every value new.
+/// One request that holds the state lock. `n` differs in each call and becomes the new value.
 fn locked_step(
     storage: &TestStorage,
     caches: &[Arc<Cache>; 2],
@@ -189,16 +185,17 @@ fn locked_step(
     let mut shadow = lock(shadow);
     let which = rng.below(2);
     let (cache, other) = (&caches[which as usize], &caches[1 - which as usize]);
-    let offset = which * (1 << 16) + (rng.below(STORM_TABLES) + 1) * SIZE;
+    let offset = which * (1 << 16) + (rng.below(STRESS_TABLES) + 1) * SIZE;
     match rng.below(40) {
         0 => flush(cache).unwrap(),
-        1 => block_on(cache.host(), &[], cache.set_dependency(other)).unwrap(),
+        1 => set_dependency(cache, other).unwrap(),
         2 => cache.depends_on_flush().unwrap(),
         3 => {
-            // The cluster is freed and used anew: what the old table held does not matter any more.
+            // The cluster is freed and allocated again: the old contents do not matter any more.
             cache.discard_offset(offset).unwrap();
-            let pinned = block_on(cache.host(), &[], cache.get_empty(offset)).unwrap();
-            // Somebody without the lock may have loaded it again meanwhile: then it comes as storage has it, not as it was.
+            let pinned = get_empty(cache, offset).unwrap();
+            // An unlocked get may have loaded it again meanwhile. Then it holds what storage holds,
+            // not the old contents.
             let found = pinned.load(0);
             assert!(found == 0 || found == storage.word(offset), "{found}");
             pinned.store(0, 0).unwrap();
@@ -224,11 +221,12 @@ fn locked_step(
     drop(shadow);
 }
 
-/// One request without the state lock: words other than the first never change, but when a table is made anew.
+/// One request without the state lock. Words other than the first never change, except while a
+/// table is created again.
 fn unlocked_step(caches: &[Arc<Cache>; 2], rng: &mut Rng) {
     let which = rng.below(2);
     let cache = &caches[which as usize];
-    let offset = which * (1 << 16) + (rng.below(STORM_TABLES) + 1) * SIZE;
+    let offset = which * (1 << 16) + (rng.below(STRESS_TABLES) + 1) * SIZE;
     let at = (rng.below(SIZE / 8 - 1) + 1) * 8;
     let word = match rng.below(4) {
         0 => {
@@ -254,8 +252,8 @@ fn unlocked_step(caches: &[Arc<Cache>; 2], rng: &mut Rng) {
 }
 
 #[test]
-fn a_storm_of_everything_loses_nothing() {
-    watched(|| {
+fn concurrent_operations_lose_no_change() {
+    with_timeout(|| {
         let storage = Arc::new(TestStorage::new(1 << 18));
         let caches = [cache_on(&storage, 5, 512, 2), cache_on(&storage, 9, 512, 2)];
         let shadow = Shadow::default();
@@ -277,7 +275,7 @@ fn a_storm_of_everything_loses_nothing() {
             }
         });
         for cache in &caches {
-            block_on(cache.host(), &[], cache.empty()).unwrap();
+            empty(cache).unwrap();
             assert_eq!(cache.stats().resident_tables, 0);
         }
         for (offset, value) in lock(&shadow).iter() {
@@ -292,9 +290,9 @@ fn a_storm_of_everything_loses_nothing() {
 }
 
 #[test]
-fn nobody_who_waits_for_any_slot_is_forgotten() {
-    watched(|| {
-        let (storage, cache) = new(2, 0);
+fn waiters_for_any_slot_are_all_woken() {
+    with_timeout(|| {
+        let (storage, cache) = small_cache(2, 0);
         storage.set_hook(|_, _| {
             std::thread::yield_now();
             Ok(())
@@ -315,7 +313,7 @@ fn nobody_who_waits_for_any_slot_is_forgotten() {
                                 }
                                 served.fetch_add(1, Ordering::Relaxed);
                             }
-                            // Two of the others hold the two slots.
+                            // Two other threads pin the two slots.
                             Err(error) => assert_eq!(error, Errno::BUSY),
                         }
                         if n % 7 == 0 {
@@ -326,14 +324,15 @@ fn nobody_who_waits_for_any_slot_is_forgotten() {
             }
         });
         assert!(served.load(Ordering::Relaxed) > 4000);
-        block_on(cache.host(), &[], cache.empty()).unwrap();
+        empty(&cache).unwrap();
     });
 }
 
 #[test]
-fn memory_that_is_given_back_makes_nobody_fail() {
-    watched(|| {
-        // One slot, and a table as large as they come: giving it back takes a while, in which there is no slot at all.
+fn get_succeeds_while_memory_is_released() {
+    with_timeout(|| {
+        // One slot and a table of the largest size: releasing its memory takes a while, during
+        // which no slot is available.
         const LARGE: usize = 2 << 20;
         let storage = Arc::new(TestStorage::new(512));
         let cache = cache_on(&storage, 1, LARGE, 0);
@@ -347,18 +346,17 @@ fn memory_that_is_given_back_makes_nobody_fail() {
             let mut rng = Rng::new(5);
             for round in 0..300_u64 {
                 let offset = (round % 3 + 1) * LARGE as u64;
-                let got = block_on(cache.host(), &[], cache.get_empty(offset)).map(|p| p.load(0));
+                let got = get_empty(&cache, offset).map(|p| p.load(0));
                 if got != Ok(0) {
                     done.store(true, Ordering::Relaxed);
                     panic!("{got:?} in round {round}");
                 }
-                // Once it has been dropped, its memory is given back; the next get comes somewhere in there.
+                // Once the table is dropped, its memory is released. The next get comes at a random
+                // moment of that.
                 while cache.stats().resident_tables > 0 {
                     std::thread::yield_now();
                 }
-                for _ in 0..rng.below(1500) {
-                    std::hint::spin_loop();
-                }
+                spin(rng.below(1500));
             }
             done.store(true, Ordering::Relaxed);
         });

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Negative controls: the shape of the protocol that qcow2cache replaces, and of its repair, small enough to be gone through whole.
+//! Negative controls: small models of the protocol that qcow2cache replaces and of its repair. A
+//! checker can explore each of them completely.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -9,7 +10,7 @@ use super::sync::{Condvar, Mutex};
 use super::thread;
 use super::timeline::event;
 
-/// Where a coroutine sleeps; a second wake of one sleep aborts, as in a coroutine host.
+/// A coroutine's sleep. A second wake-up of the same sleep fails, as in a coroutine host.
 #[derive(Default)]
 struct Sleeper {
     wakes: Mutex<u32>,
@@ -35,11 +36,11 @@ impl Sleeper {
 
 /// When the cleaner registers as a sleeper.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Registers {
-    /// After the lock is dropped under which it read its interval.
-    AfterTheLock,
-    /// Under that lock, before it looks.
-    UnderTheLock,
+pub enum Registration {
+    /// After it released the lock under which it read its interval.
+    AfterUnlock,
+    /// Under that lock.
+    UnderLock,
 }
 
 struct Cleaner {
@@ -48,9 +49,10 @@ struct Cleaner {
     sleeper: Sleeper,
 }
 
-/// Interval read under the lock, lock dropped, then registered; a stop sets the interval to 0 and wakes whoever is
-/// registered. The clock stands still: only a wake ends the sleep.
-pub fn stop_by_interval(registers: Registers) {
+/// The cleaner reads its interval under the lock, and registers as a sleeper under the lock or
+/// after it. A stop sets the interval to 0 and wakes the registered sleeper. The clock stands
+/// still: only a wake-up ends the sleep.
+pub fn stop_by_interval(registration: Registration) {
     let cleaner = Arc::new(Cleaner {
         interval: Mutex::new(600),
         registered: Mutex::new(false),
@@ -58,7 +60,7 @@ pub fn stop_by_interval(registers: Registers) {
     });
     let running = thread::spawn({
         let cleaner = cleaner.clone();
-        move || run(&cleaner, registers)
+        move || run(&cleaner, registration)
     });
     let mut interval = cleaner.interval.lock().unwrap();
     *interval = 0;
@@ -74,14 +76,14 @@ pub fn stop_by_interval(registers: Registers) {
     running.join().unwrap();
 }
 
-fn run(cleaner: &Cleaner, registers: Registers) {
+fn run(cleaner: &Cleaner, registration: Registration) {
     let interval = cleaner.interval.lock().unwrap();
     if *interval == 0 {
         event("cleaner", "reads interval 0, ends");
         return;
     }
     event("cleaner", format!("reads interval {}", *interval));
-    if registers == Registers::AfterTheLock {
+    if registration == Registration::AfterUnlock {
         drop(interval);
         event("cleaner", "drops the lock");
         *cleaner.registered.lock().unwrap() = true;
@@ -96,13 +98,13 @@ fn run(cleaner: &Cleaner, registers: Registers) {
     event("cleaner", "is awake, ends");
 }
 
-/// How timer and stopper take the sleeper out of its field.
+/// How the timer and the stop take the sleeper out of its field.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Takes {
-    /// Read, then cleared.
+pub enum Take {
+    /// A load, then a store.
     InTwoSteps,
-    /// By one exchange.
-    AtOnce,
+    /// One atomic exchange.
+    Atomically,
 }
 
 struct Field {
@@ -111,28 +113,28 @@ struct Field {
 }
 
 impl Field {
-    fn wake(&self, who: &'static str, takes: Takes) {
-        let set = match takes {
-            Takes::AtOnce => self.sleeper_set.swap(false, Relaxed),
-            Takes::InTwoSteps => {
+    fn wake(&self, actor: &'static str, take: Take) {
+        let set = match take {
+            Take::Atomically => self.sleeper_set.swap(false, Relaxed),
+            Take::InTwoSteps => {
                 let set = self.sleeper_set.load(Relaxed);
                 if set {
-                    event(who, "sees the sleeper");
+                    event(actor, "sees the sleeper");
                     self.sleeper_set.store(false, Relaxed);
-                    event(who, "clears the field");
+                    event(actor, "clears the field");
                 }
                 set
             }
         };
         if set {
-            event(who, "wakes the sleeper");
+            event(actor, "wakes the sleeper");
             self.sleeper.wake();
         }
     }
 }
 
-/// A cleaner asleep; its timer fires in its home thread while another thread stops it.
-pub fn timer_against_stop(takes: Takes) {
+/// The cleaner sleeps. Its timer fires in its home thread while another thread stops it.
+pub fn timer_against_stop(take: Take) {
     let field = Arc::new(Field {
         sleeper_set: AtomicBool::new(true),
         sleeper: Sleeper::default(),
@@ -143,9 +145,9 @@ pub fn timer_against_stop(takes: Takes) {
     });
     let stop = thread::spawn({
         let field = field.clone();
-        move || field.wake("stop", takes)
+        move || field.wake("stop", take)
     });
-    field.wake("timer", takes);
+    field.wake("timer", take);
     stop.join().unwrap();
     asleep.join().unwrap();
 }

@@ -1,35 +1,35 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Negative controls: protocols that are wrong, in which loom must find the failure, each with its repaired twin, in which
-//! it must find none. A check that cannot fail proves nothing.
+//! Negative controls: wrong protocols in which loom must find the failure, each with a repaired
+//! twin in which it must find none. A check that cannot fail proves nothing.
 #![cfg(loom)]
 
-mod checked;
+mod model_checking;
 
 use std::sync::Arc;
 
-use checked::original::{Registers, Takes, stop_by_interval, timer_against_stop};
-use checked::timeline::event;
-use checked::{assert_found, explore, thread};
 use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicU64, Ordering};
+use model_checking::negative_controls::{Registration, Take, stop_by_interval, timer_against_stop};
+use model_checking::timeline::event;
+use model_checking::{assert_found, explore, thread};
 
 #[test]
-fn registering_after_the_lock_loses_the_wake_up() {
+fn registering_after_unlock_loses_wake_up() {
     assert_found("deadlock", || {
-        explore(None, || stop_by_interval(Registers::AfterTheLock));
+        explore(None, || stop_by_interval(Registration::AfterUnlock));
     });
-    explore(None, || stop_by_interval(Registers::UnderTheLock));
+    explore(None, || stop_by_interval(Registration::UnderLock));
 }
 
 #[test]
-fn a_sleeper_field_without_synchronisation_wakes_twice() {
+fn unsynchronised_sleeper_field_wakes_twice() {
     assert_found("woken twice", || {
-        explore(None, || timer_against_stop(Takes::InTwoSteps));
+        explore(None, || timer_against_stop(Take::InTwoSteps));
     });
-    explore(None, || timer_against_stop(Takes::AtOnce));
+    explore(None, || timer_against_stop(Take::Atomically));
 }
 
-/// A slot as small as can be: 0 free or in motion, else 1 + pins; its offset and its table.
+/// A minimal slot. `word` is 0 while the slot is free or claimed, else 1 + pins.
 struct Slot {
     word: AtomicU64,
     offset: AtomicU64,
@@ -92,7 +92,7 @@ impl Slot {
     }
 }
 
-fn hit_against_eviction(second_look: bool) {
+fn hit_against_eviction(recheck: bool) {
     let slot = Slot::with_a();
     let eviction = thread::spawn({
         let slot = slot.clone();
@@ -102,7 +102,7 @@ fn hit_against_eviction(second_look: bool) {
         event("hit", "looks up A: this slot");
         if slot.pin() {
             event("hit", "pins the slot");
-            if !second_look || slot.offset.load(Ordering::Relaxed) == A {
+            if !recheck || slot.offset.load(Ordering::Relaxed) == A {
                 let found = slot.table();
                 event("hit", format!("reads table {found:#x}"));
                 assert!(found == A, "a pin of the wrong table");
@@ -114,7 +114,7 @@ fn hit_against_eviction(second_look: bool) {
 }
 
 #[test]
-fn a_pin_without_the_second_look_returns_a_wrong_table() {
+fn pin_without_recheck_returns_wrong_table() {
     assert_found("a pin of the wrong table", || {
         explore(None, || hit_against_eviction(false));
     });
@@ -153,7 +153,7 @@ fn hit_against_cleaning(recheck: bool) {
 }
 
 #[test]
-fn a_table_dropped_without_a_second_look_at_its_pins_is_read_by_whoever_pinned_it() {
+fn drop_without_pin_recheck_frees_pinned_table() {
     assert_found("a pinned table was dropped", || {
         explore(None, || hit_against_cleaning(false));
     });
@@ -167,7 +167,7 @@ struct Dirty {
     image: Mutex<u64>,
 }
 
-fn mark_against_write_back(always_an_exchange: bool) {
+fn mark_against_write_back(always_read_modify_write: bool) {
     let table = Arc::new(Dirty {
         flag: AtomicU64::new(1),
         memory: AtomicU64::new(0),
@@ -185,7 +185,7 @@ fn mark_against_write_back(always_an_exchange: bool) {
     });
     table.memory.store(7, Ordering::Relaxed);
     event("mark_dirty", "has changed the table to 7");
-    if always_an_exchange {
+    if always_read_modify_write {
         table.flag.fetch_or(1, Ordering::AcqRel);
     } else if table.flag.load(Ordering::Acquire) == 0 {
         table.flag.fetch_or(1, Ordering::AcqRel);
@@ -200,7 +200,7 @@ fn mark_against_write_back(always_an_exchange: bool) {
 }
 
 #[test]
-fn a_mark_that_is_skipped_when_the_flag_is_set_loses_a_change() {
+fn mark_dirty_skipped_when_flag_is_set_loses_change() {
     assert_found("a change was lost", || {
         explore(None, || mark_against_write_back(false));
     });

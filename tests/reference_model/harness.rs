@@ -1,30 +1,33 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Real caches over one storage beside the model: each operation is done to both, and everything that can be seen is compared.
+//! Real caches over one storage, beside the reference model. The harness applies each operation to
+//! both and compares everything that can be observed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use qcow2cache::cache::{Cache, CacheOptions, CacheStats};
 use qcow2cache::error::Errno;
-use qcow2cache::host::block_on;
-use qcow2cache::host::threads::ThreadHost;
 
-use super::{How, Model, ModelCache, Seen};
-use crate::support::{Io, TestStorage, lock};
+use super::{GetMode, Model, ModelCache, Observed};
+use crate::support::{
+    Io, TestStorage, cache_with, empty, flush, get, get_empty, get_unlocked, lock, set_dependency,
+    write,
+};
 
-/// Where the first cache's tables begin; the next one's begin as much later.
+/// Bytes of the image for each cache. Cache `c` has the region that starts at `(c + 1) * REGION`.
 const REGION: u64 = 64 << 10;
 
-/// An operation. Tables are numbers within a cache's region; pins are numbers into the list of pins that are held.
+/// An operation. A table is given by its number in its cache's region, a pin by its index in the
+/// list of held pins.
 #[derive(Clone, Debug)]
 pub enum Op {
-    Get(usize, u64, How),
-    /// `get` of an offset as it is.
+    Get(usize, u64, GetMode),
+    /// `get` of any offset, aligned or not.
     GetRaw(usize, u64),
     Put(usize),
     Read(usize, u64, usize, usize),
     Store(usize, usize, u64),
-    /// A store without `mark_dirty` would be lost by an eviction, in the model too; this is both.
+    /// A store and `mark_dirty`. An eviction would lose a store without it, also in the model.
     Change(usize, usize, u64),
     MarkDirty(usize),
     Write(usize),
@@ -35,7 +38,7 @@ pub enum Op {
     DiscardOffset(usize, u64),
     DiscardRange(usize, u64, u64),
     DiscardTable(usize, u64),
-    /// `discard_table` with one table's offset and another one's address.
+    /// `discard_table` with the offset of one table and the address of another.
     DiscardStale(usize, u64, u64),
     DiscardAll(usize),
     Clean(usize),
@@ -49,29 +52,30 @@ pub struct Shape {
     pub one_device: bool,
 }
 
-struct Held {
+struct HeldPin {
     cache: usize,
     slot: usize,
     address: usize,
 }
 
-pub struct Rig {
+pub struct Harness {
     pub model: Model,
     pub storage: Arc<TestStorage>,
     pub caches: Vec<Arc<Cache>>,
     bases: Vec<usize>,
-    held: Vec<Held>,
-    counted: Vec<CacheStats>,
-    universe: u64,
+    held: Vec<HeldPin>,
+    initial_stats: Vec<CacheStats>,
+    region_tables: u64,
 }
 
 fn address_of(pinned: qcow2cache::cache::Pinned<'_>) -> usize {
     pinned.into_ptr().as_ptr() as usize
 }
 
-impl Rig {
-    /// `universe`: how many tables each cache's region has. `faults`: storage calls that fail, by number.
-    pub fn new(shape: &Shape, universe: u64, faults: &BTreeMap<usize, Errno>) -> Self {
+impl Harness {
+    /// `region_tables`: how many tables each cache's region has. `faults`: the storage calls that
+    /// fail, by number.
+    pub fn new(shape: &Shape, region_tables: u64, faults: &BTreeMap<usize, Errno>) -> Self {
         let mut storage = TestStorage::new(REGION as usize * (shape.caches.len() + 1));
         storage.max_iov = shape.max_iov;
         storage.device = usize::from(shape.one_device);
@@ -87,7 +91,7 @@ impl Rig {
                     kind,
                     reserved,
                 };
-                Cache::new(&options, storage.clone(), ThreadHost::shared()).unwrap()
+                cache_with(&storage, &options)
             })
             .collect();
         let model = Model {
@@ -100,8 +104,8 @@ impl Rig {
                     size,
                     reserved,
                     slots: vec![None; tables],
-                    on: None,
-                    wants_flush: false,
+                    depends_on: None,
+                    depends_on_flush: false,
                     stats: CacheStats::default(),
                 })
                 .collect(),
@@ -110,37 +114,37 @@ impl Rig {
             one_device: shape.one_device,
             ..Model::default()
         };
-        let mut rig = Self {
+        let mut harness = Self {
             model,
             bases: Vec::new(),
             held: Vec::new(),
-            counted: Vec::new(),
+            initial_stats: Vec::new(),
             storage,
             caches,
-            universe,
+            region_tables,
         };
-        rig.measure();
-        rig.inject(faults);
-        rig
+        harness.measure();
+        harness.set_faults(faults);
+        harness
     }
 
-    /// Fills each cache once to learn where its first slot is, and what that did to its counters.
+    /// Fills each cache once to find the address of its first slot, and records the counters that
+    /// this changed.
     fn measure(&mut self) {
         for cache in &self.caches {
             let size = cache.table_size() as u64;
-            let get =
-                |n| address_of(block_on(cache.host(), &[], cache.get_empty(n * size)).unwrap());
-            let tables: Vec<usize> = (1..=cache.stats().tables as u64).map(get).collect();
+            let load = |n| address_of(get_empty(cache, n * size).unwrap());
+            let tables: Vec<usize> = (1..=cache.stats().tables as u64).map(load).collect();
             tables.iter().for_each(|table| cache.put(*table).unwrap());
             cache.discard_all().unwrap();
             self.bases.push(*tables.iter().min().unwrap());
-            self.counted.push(cache.stats());
+            self.initial_stats.push(cache.stats());
         }
         assert_eq!(self.storage.log_len(), 0);
     }
 
-    /// From now on, these storage calls fail, counted from here.
-    pub fn inject(&mut self, faults: &BTreeMap<usize, Errno>) {
+    /// From now on these storage calls fail, numbered from the next call.
+    pub fn set_faults(&mut self, faults: &BTreeMap<usize, Errno>) {
         let from = self.storage.log_len();
         self.model.faults = faults
             .iter()
@@ -152,7 +156,7 @@ impl Rig {
     }
 
     pub fn offset(&self, c: usize, table: u64) -> u64 {
-        REGION * (c as u64 + 1) + table % self.universe * self.caches[c].table_size() as u64
+        REGION * (c as u64 + 1) + table % self.region_tables * self.caches[c].table_size() as u64
     }
 
     pub fn has_pins(&self) -> bool {
@@ -168,7 +172,7 @@ impl Rig {
         table.map(|table| self.slot_of(c, table.as_ptr() as usize))
     }
 
-    /// Does `op` to both and compares; returns what it returned.
+    /// Applies `op` to the caches and to the model, compares both, and returns the result of `op`.
     pub fn apply(&mut self, op: &Op) -> Result<(), Errno> {
         let log_from = self.storage.log_len();
         let result = self.run(op);
@@ -180,8 +184,8 @@ impl Rig {
 
     fn run(&mut self, op: &Op) -> Result<(), Errno> {
         match *op {
-            Op::Get(c, table, how) => self.get(c, self.offset(c, table), how),
-            Op::GetRaw(c, offset) => self.get(c, offset, How::Locked),
+            Op::Get(c, table, mode) => self.get(c, self.offset(c, table), mode),
+            Op::GetRaw(c, offset) => self.get(c, offset, GetMode::Locked),
             Op::Put(pin) => self.put(pin),
             Op::Read(c, table, at, bytes) => self.read(c, self.offset(c, table), at, bytes),
             Op::Store(pin, at, value) => self.store(pin, at, value),
@@ -190,26 +194,14 @@ impl Rig {
                 self.mark_dirty(pin)
             }
             Op::MarkDirty(pin) => self.mark_dirty(pin),
-            Op::Write(c) => self.both(
-                c,
-                |cache| block_on(cache.host(), &[], cache.write()),
-                |m| m.write(c),
-            ),
-            Op::Flush(c) => self.both(
-                c,
-                |cache| block_on(cache.host(), &[], cache.flush()),
-                |m| m.flush(c),
-            ),
-            Op::Empty(c) => self.both(
-                c,
-                |cache| block_on(cache.host(), &[], cache.empty()),
-                |m| m.empty(c),
-            ),
+            Op::Write(c) => self.both(c, |cache| write(cache), |m| m.write(c)),
+            Op::Flush(c) => self.both(c, |cache| flush(cache), |m| m.flush(c)),
+            Op::Empty(c) => self.both(c, |cache| empty(cache), |m| m.empty(c)),
             Op::SetDependency(c, on) => {
                 let other = self.caches[on].clone();
                 self.both(
                     c,
-                    |cache| block_on(cache.host(), &[], cache.set_dependency(&other)),
+                    |cache| set_dependency(cache, &other),
                     |m| m.set_dependency(c, on),
                 )
             }
@@ -217,7 +209,7 @@ impl Rig {
                 c,
                 |cache| cache.depends_on_flush(),
                 |m| {
-                    m.caches[c].wants_flush = true;
+                    m.caches[c].depends_on_flush = true;
                     Ok(())
                 },
             ),
@@ -304,14 +296,14 @@ impl Rig {
         real
     }
 
-    fn get(&mut self, c: usize, offset: u64, how: How) -> Result<(), Errno> {
+    fn get(&mut self, c: usize, offset: u64, mode: GetMode) -> Result<(), Errno> {
         let cache = self.caches[c].clone();
         let log_from = self.storage.log_len();
-        let pinned = match how {
-            How::Locked => block_on(cache.host(), &[], cache.get(offset)),
-            How::Empty => block_on(cache.host(), &[], cache.get_empty(offset)),
-            How::Unlocked => block_on(cache.host(), &[], cache.get_unlocked(offset)),
-            How::Try => cache.try_get(offset),
+        let pinned = match mode {
+            GetMode::Locked => get(&cache, offset),
+            GetMode::Empty => get_empty(&cache, offset),
+            GetMode::Unlocked => get_unlocked(&cache, offset),
+            GetMode::Try => cache.try_get(offset),
         };
         let pinned = pinned.map(address_of);
         let kind = c as i32 + 1;
@@ -331,20 +323,24 @@ impl Rig {
             .iter()
             .flatten()
             .filter(|t| !t.discarded);
-        let mut gone = before
+        let mut evicted_tables = before
             .map(|t| t.offset)
             .filter(|offset| self.resident(c, *offset).is_none());
         let slot = pinned.map(|address| self.slot_of(c, address));
-        let seen = Seen {
+        let observed = Observed {
             checked,
-            gone: gone.next(),
+            evicted: evicted_tables.next(),
             slot,
         };
-        assert_eq!(gone.next(), None, "a get evicts one table at most");
-        let model = self.model.get(c, offset, how, &seen);
-        assert_eq!(slot, model, "get of {offset:#x}, {how:?}");
+        assert_eq!(
+            evicted_tables.next(),
+            None,
+            "a get evicts at most one table"
+        );
+        let model = self.model.get(c, offset, mode, &observed);
+        assert_eq!(slot, model, "get of {offset:#x}, {mode:?}");
         let (address, slot) = (pinned?, model?);
-        self.held.push(Held {
+        self.held.push(HeldPin {
             cache: c,
             slot,
             address,
@@ -352,8 +348,8 @@ impl Rig {
         Ok(())
     }
 
-    /// A pin that is held, by any number; `None` if there is none.
-    fn pin(&self, pin: usize) -> Option<&Held> {
+    /// A held pin, by any number (modulo the number of pins). `None` if no pin is held.
+    fn pin(&self, pin: usize) -> Option<&HeldPin> {
         self.held.get(pin.checked_rem(self.held.len())?)
     }
 
@@ -368,7 +364,7 @@ impl Rig {
             .as_ref()
             .map_or(0, |t| t.pins);
         if pins == 0 {
-            // One put too many is refused and changes nothing.
+            // A put without a pin fails and changes nothing.
             assert_eq!(self.caches[held.cache].put(held.address), Err(Errno::INVAL));
             assert_eq!(
                 self.caches[held.cache].mark_dirty(held.address),
@@ -379,7 +375,7 @@ impl Rig {
     }
 
     fn store(&mut self, pin: usize, at: usize, value: u64) -> Result<(), Errno> {
-        let Some(&Held {
+        let Some(&HeldPin {
             cache,
             slot,
             address,
@@ -399,7 +395,7 @@ impl Rig {
     }
 
     fn mark_dirty(&mut self, pin: usize) -> Result<(), Errno> {
-        let Some(&Held {
+        let Some(&HeldPin {
             cache,
             slot,
             address,
@@ -451,10 +447,10 @@ impl Rig {
         )
     }
 
-    /// Who is where, every byte of it, the counters, and every byte of storage.
+    /// Compares the slot and every byte of each table, the counters, and every byte of storage.
     fn compare(&self, op: &Op) {
         for (c, cache) in self.model.caches.iter().enumerate() {
-            for table in 0..self.universe {
+            for table in 0..self.region_tables {
                 let offset = self.offset(c, table);
                 assert_eq!(
                     self.resident(c, offset),
@@ -465,7 +461,8 @@ impl Rig {
             for (slot, table) in cache.slots.iter().enumerate() {
                 let Some(table) = table else { continue };
                 let address = self.bases[c] + slot * cache.size;
-                // SAFETY: inside the cache's mapping, which lives as long as the rig; one thread.
+                // SAFETY: the range is inside the cache's mapping, which lives as long as the
+                // harness, and there is only one thread.
                 let bytes = unsafe { std::slice::from_raw_parts(address as *const u8, cache.size) };
                 assert!(
                     bytes == table.bytes,
@@ -482,9 +479,9 @@ impl Rig {
         );
     }
 
-    /// The counters since the rig was made. Memory is not the model's business.
+    /// The counters since the harness was created. The model does not count memory.
     fn since(&self, c: usize, stats: &CacheStats) -> CacheStats {
-        let before = &self.counted[c];
+        let before = &self.initial_stats[c];
         CacheStats {
             hits: stats.hits - before.hits,
             misses: stats.misses - before.misses,
@@ -500,9 +497,9 @@ impl Rig {
         }
     }
 
-    /// Gives every pin back, empties every cache without a fault, and looks for what was lost.
+    /// Unpins all tables, then empties every cache without faults and checks that nothing was lost.
     pub fn finish(mut self) {
-        self.inject(&BTreeMap::new());
+        self.set_faults(&BTreeMap::new());
         while self.has_pins() {
             self.apply(&Op::Put(0)).unwrap();
         }

@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A host made of model threads: each stands for a thread or for a coroutine.
+//! A host of model threads, each of which stands for a thread or for a coroutine.
 //!
 //! | kind | a wait is | the state lock is |
 //! |---|---|---|
 //! | [`Kind::Threads`] | the library's own `ThreadSleeper` | built in |
-//! | [`Kind::Coroutines`] | a seat that asserts what a coroutine host asserts: woken once, and only in a sleep of ours | built in |
+//! | [`Kind::Coroutines`] | a [`Coroutine`], with the asserts of a coroutine host | built in |
 //! | [`Kind::OwnLock`] | as `Coroutines` | the host's own mutex |
-//! | [`Kind::Tasks`] | as `Threads`; the cleaner is a task of the library's own executor, which one thread turns | built in |
-//! | [`Kind::StuckTasks`] | as `Tasks`, but nobody ever turns the executor | built in |
+//! | [`Kind::Tasks`] | as `Threads`; the cleaner is a task of an executor | built in |
+//! | [`Kind::StuckTasks`] | as `Tasks`, but no thread runs the executor | built in |
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex as Std, Weak};
+use std::sync::{Arc, Mutex as StdMutex, Weak};
 use std::task::Waker;
 
 use qcow2cache::error::Errno;
 use qcow2cache::host::executor::{Executor, ExecutorClock};
-use qcow2cache::host::{Cancel, Context, Host, HostLock, Task, block_on};
+use qcow2cache::host::{CancelHandle, Context, Host, HostLock, Task, block_on};
 use qcow2cache::sync::lock::Owner;
 use qcow2cache::sync::parker::{Sleeper, ThreadSleeper};
 use qcow2cache::sync::sleep::{Clock, Timer};
@@ -25,7 +25,7 @@ use qcow2cache::sync::sleep::{Clock, Timer};
 use super::sync::{Condvar, Mutex};
 use super::{thread, timeline};
 
-/// See the module.
+/// The kind of host: see the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Threads,
@@ -41,17 +41,18 @@ impl Kind {
     }
 }
 
-/// Something that is freed once a stop has returned. Touching it afterwards fails the model, at [`ModelHost::join`] if not at once.
+/// Something that is freed once a stop has returned. Using it afterwards fails the model,
+/// immediately or in [`ModelHost::join`].
 #[derive(Default)]
 pub struct Freed(AtomicBool);
 
 impl Freed {
-    /// A stop has returned: from now on nothing may be touched.
+    /// Called when a stop has returned: no use is allowed from now on.
     pub fn free(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// The library calls something of the host's or the state's.
+    /// Called when the library uses something of the host or of the state.
     pub fn touch(&self, what: &str) {
         assert!(
             !self.0.load(Ordering::Relaxed),
@@ -60,14 +61,15 @@ impl Freed {
     }
 }
 
-/// Where one model thread sleeps, if it stands for a coroutine.
+/// The sleep of a model thread that stands for a coroutine. It asserts what a coroutine host
+/// asserts: each sleep is woken exactly once, and only by the library's own waits.
 #[derive(Default)]
-pub struct Seat {
+pub struct Coroutine {
     woken: Mutex<bool>,
     condvar: Condvar,
 }
 
-impl Seat {
+impl Coroutine {
     fn sleep(&self, notified: &dyn Fn() -> bool) {
         let mut woken = self.woken.lock().unwrap();
         while !*woken {
@@ -85,25 +87,43 @@ impl Seat {
         drop(woken);
         self.condvar.notify_one();
     }
+
+    /// Asserts that no wake-up is pending that no sleep has taken.
+    pub fn assert_no_wake_up_left(&self) {
+        assert!(!*self.woken.lock().unwrap(), "a wake-up too many");
+    }
 }
 
-struct SeatSleeper {
-    seat: Arc<Seat>,
-    first_wait: Arc<FirstWait>,
+/// The library's view of a [`Coroutine`].
+pub struct CoroutineSleeper {
+    coroutine: Arc<Coroutine>,
+    first_wait: Option<Arc<FirstWait>>,
 }
 
-impl Sleeper for SeatSleeper {
+impl CoroutineSleeper {
+    /// A sleeper for a coroutine that a test looks at from outside.
+    pub fn new(coroutine: Arc<Coroutine>) -> Self {
+        Self {
+            coroutine,
+            first_wait: None,
+        }
+    }
+}
+
+impl Sleeper for CoroutineSleeper {
     fn sleep(&self, notified: &dyn Fn() -> bool) {
-        self.first_wait.reached();
-        self.seat.sleep(notified);
+        if let Some(first_wait) = &self.first_wait {
+            first_wait.reached();
+        }
+        self.coroutine.sleep(notified);
     }
 
     fn wake(&self) {
-        self.seat.wake();
+        self.coroutine.wake();
     }
 }
 
-/// Lets a spawner go on once what it spawned waits for the first time, or has ended.
+/// Lets a spawner go on once the spawned coroutine waits for the first time, or has ended.
 #[derive(Default)]
 struct FirstWait {
     reached: Mutex<bool>,
@@ -124,16 +144,17 @@ impl FirstWait {
     }
 }
 
-/// An executor and the thread that turns it, as in an event loop. Its clock stands until it is stepped.
-struct Turner {
+/// An executor and the thread that runs it, as in an event loop. Its clock stands still between
+/// steps.
+struct ExecutorThread {
     executor: Arc<Executor>,
     signal: Arc<Signal>,
-    thread: Std<Option<thread::JoinHandle<()>>>,
+    thread: StdMutex<Option<thread::JoinHandle<()>>>,
 }
 
 #[derive(Default)]
 struct Signal {
-    /// There is something to turn for; no more is to come.
+    /// Whether there is work, and whether no more work will come.
     state: Mutex<(bool, bool)>,
     condvar: Condvar,
 }
@@ -146,7 +167,7 @@ impl Signal {
         self.condvar.notify_one();
     }
 
-    /// False if no more is to come.
+    /// Waits for work. Returns false once no more work will come.
     fn wait(&self) -> bool {
         let mut state = self.state.lock().unwrap();
         while !state.0 {
@@ -157,7 +178,7 @@ impl Signal {
     }
 }
 
-impl Turner {
+impl ExecutorThread {
     fn new(kind: Kind) -> Self {
         let signal = Arc::new(Signal::default());
         let executor = Executor::new(Box::new({
@@ -165,18 +186,18 @@ impl Turner {
             move || signal.set(false)
         }));
         executor.pause_clock();
-        let turns = (kind == Kind::Tasks).then(|| {
+        let runs = (kind == Kind::Tasks).then(|| {
             let (executor, signal) = (executor.clone(), signal.clone());
             thread::spawn(move || {
                 while signal.wait() {
-                    executor.turn();
+                    executor.run_ready();
                 }
             })
         });
         Self {
             executor,
             signal,
-            thread: Std::new(turns),
+            thread: StdMutex::new(runs),
         }
     }
 
@@ -186,12 +207,14 @@ impl Turner {
         if let Some(thread) = thread {
             thread.join().unwrap();
         }
-        // Only now: a task that has reported its end may have been on its way out of a turn.
+        // Checked only after the join: a task that has reported its end may still have been inside
+        // a run of the executor.
         assert!(!self.executor.has_tasks(), "a task was left over");
-        // What is still queued is of tasks that are gone. After that nothing is due, however late it is.
-        self.executor.turn();
+        // Queue entries of ended tasks may be left. After they have run, nothing may become due,
+        // however far the clock moves.
+        self.executor.run_ready();
         self.executor.step_clock(u64::MAX / 4);
-        assert_eq!(self.executor.turn(), 0, "a timer was left over");
+        assert_eq!(self.executor.run_ready(), 0, "a timer was left over");
     }
 }
 
@@ -199,22 +222,22 @@ impl Turner {
 pub struct ModelHost {
     me: Weak<Self>,
     kind: Kind,
-    /// A spawned coroutine runs to its first wait inside the call.
+    /// Whether a spawned coroutine runs to its first wait inside the spawn call.
     eager: bool,
-    /// The next spawns are refused.
+    /// Whether spawns are refused.
     pub refuse: AtomicBool,
     pub clock: Arc<ModelClock>,
     pub freed: Arc<Freed>,
     own_lock: OwnLock,
-    turner: Option<Turner>,
-    seats: Std<HashMap<usize, Arc<Seat>>>,
-    first_waits: Std<HashMap<usize, Arc<FirstWait>>>,
-    spawned: Std<Vec<thread::JoinHandle<()>>>,
+    executor_thread: Option<ExecutorThread>,
+    coroutines: StdMutex<HashMap<usize, Arc<Coroutine>>>,
+    first_waits: StdMutex<HashMap<usize, Arc<FirstWait>>>,
+    spawned: StdMutex<Vec<thread::JoinHandle<()>>>,
     pub alive: AtomicUsize,
 }
 
-/// The model thread's name, for the host.
-pub fn me() -> usize {
+/// The calling model thread's identity, for the host.
+pub fn thread_identity() -> usize {
     let mut hasher = DefaultHasher::new();
     thread::current().id().hash(&mut hasher);
     hasher.finish() as usize
@@ -231,10 +254,10 @@ impl ModelHost {
             clock: Arc::new(ModelClock::new(freed.clone())),
             freed,
             own_lock: OwnLock::default(),
-            turner: kind.has_executor().then(|| Turner::new(kind)),
-            seats: Std::default(),
-            first_waits: Std::default(),
-            spawned: Std::default(),
+            executor_thread: kind.has_executor().then(|| ExecutorThread::new(kind)),
+            coroutines: StdMutex::default(),
+            first_waits: StdMutex::default(),
+            spawned: StdMutex::default(),
             alive: AtomicUsize::new(0),
         })
     }
@@ -243,34 +266,48 @@ impl ModelHost {
         self.kind
     }
 
-    fn seat(&self) -> Arc<Seat> {
-        self.seats.lock().unwrap().entry(me()).or_default().clone()
+    fn coroutine(&self) -> Arc<Coroutine> {
+        self.coroutines
+            .lock()
+            .unwrap()
+            .entry(thread_identity())
+            .or_default()
+            .clone()
     }
 
     fn first_wait(&self) -> Arc<FirstWait> {
         let mut all = self.first_waits.lock().unwrap();
-        all.entry(me()).or_default().clone()
+        all.entry(thread_identity()).or_default().clone()
     }
 
-    /// The caller sleeps and wakes in its host's own I/O: nobody may wake it there.
+    /// The caller sleeps in its host's own I/O, where the library may not wake it.
     pub fn foreign_sleep(&self) {
-        let seat = self.seat();
-        assert!(!*seat.woken.lock().unwrap(), "woken in a foreign sleep");
+        let coroutine = self.coroutine();
+        assert!(
+            !*coroutine.woken.lock().unwrap(),
+            "woken in a foreign sleep"
+        );
         thread::yield_now();
-        assert!(!*seat.woken.lock().unwrap(), "woken in a foreign sleep");
+        assert!(
+            !*coroutine.woken.lock().unwrap(),
+            "woken in a foreign sleep"
+        );
     }
 
-    /// Moves the cleaners' clock and fires what is due.
+    /// Advances the cleaners' clock and fires the timers that are due.
     pub fn advance(&self, ns: u64) {
-        match &self.turner {
-            Some(turner) => {
-                assert!(turner.executor.step_clock(ns), "the clock was not standing");
+        match &self.executor_thread {
+            Some(executor_thread) => {
+                assert!(
+                    executor_thread.executor.step_clock(ns),
+                    "the clock was not standing"
+                );
             }
             None => self.clock.advance(ns),
         }
     }
 
-    /// Waits for everything that was spawned; then nobody may have a wake-up left over.
+    /// Joins all spawned threads and asserts that no timer and no wake-up is left.
     pub fn join(&self) {
         loop {
             let Some(handle) = self.spawned.lock().unwrap().pop() else {
@@ -278,42 +315,46 @@ impl ModelHost {
             };
             handle.join().unwrap();
         }
-        if let Some(turner) = &self.turner {
-            turner.finish();
+        if let Some(executor_thread) = &self.executor_thread {
+            executor_thread.finish();
         }
         assert_eq!(self.clock.armed(), 0, "a timer was left over");
         timeline::check();
-        for seat in self.seats.lock().unwrap().values() {
-            assert!(!*seat.woken.lock().unwrap(), "a wake-up too many");
+        for coroutine in self.coroutines.lock().unwrap().values() {
+            coroutine.assert_no_wake_up_left();
         }
     }
 }
 
 impl Host for ModelHost {
     fn owner(&self) -> Owner {
-        Owner(me())
+        Owner(thread_identity())
     }
 
-    fn sleeper(&self, _turn: &[Context]) -> Box<dyn Sleeper> {
+    fn sleeper(&self, _contexts: &[Context]) -> Box<dyn Sleeper> {
         if matches!(self.kind, Kind::Threads | Kind::Tasks | Kind::StuckTasks) {
             return Box::new(ThreadSleeper::new());
         }
-        Box::new(SeatSleeper {
-            seat: self.seat(),
-            first_wait: self.first_wait(),
+        Box::new(CoroutineSleeper {
+            coroutine: self.coroutine(),
+            first_wait: Some(self.first_wait()),
         })
     }
 
-    fn spawn(&self, _context: &Context, task: Task) -> Result<Option<Box<dyn Cancel>>, Errno> {
+    fn spawn(
+        &self,
+        _context: &Context,
+        task: Task,
+    ) -> Result<Option<Box<dyn CancelHandle>>, Errno> {
         if self.refuse.load(Ordering::Relaxed) {
             return Err(Errno::NOMEM);
         }
-        if let Some(turner) = &self.turner {
-            let clock = TouchedClock {
-                clock: ExecutorClock(turner.executor.clone()),
+        if let Some(executor_thread) = &self.executor_thread {
+            let clock = GuardedClock {
+                clock: ExecutorClock(executor_thread.executor.clone()),
                 freed: self.freed.clone(),
             };
-            return Ok(Some(turner.executor.spawn(task(Arc::new(clock)))));
+            return Ok(Some(executor_thread.executor.spawn(task(Arc::new(clock)))));
         }
         let host = self.me.upgrade().expect("the host is called, so it lives");
         let first_wait = Arc::new(FirstWait::default());
@@ -323,7 +364,7 @@ impl Host for ModelHost {
                 host.first_waits
                     .lock()
                     .unwrap()
-                    .insert(me(), first_wait.clone());
+                    .insert(thread_identity(), first_wait.clone());
                 host.alive.fetch_add(1, Ordering::Relaxed);
                 block_on(&*host, &[], task(host.clock.clone()));
                 host.alive.fetch_sub(1, Ordering::Relaxed);
@@ -350,18 +391,18 @@ impl Host for ModelHost {
     }
 }
 
-/// An executor's clock that nobody may touch after a stop.
-struct TouchedClock {
+/// An executor's clock that may not be used after a stop.
+struct GuardedClock {
     clock: ExecutorClock,
     freed: Arc<Freed>,
 }
 
-struct TouchedTimer {
+struct GuardedTimer {
     timer: Option<Box<dyn Timer>>,
     freed: Arc<Freed>,
 }
 
-impl Clock for TouchedClock {
+impl Clock for GuardedClock {
     fn now_ns(&self) -> u64 {
         self.freed.touch("the clock was asked");
         self.clock.now_ns()
@@ -369,16 +410,16 @@ impl Clock for TouchedClock {
 
     fn arm(&self, deadline_ns: u64, waker: Waker) -> Box<dyn Timer> {
         self.freed.touch("a timer was armed");
-        Box::new(TouchedTimer {
+        Box::new(GuardedTimer {
             timer: Some(self.clock.arm(deadline_ns, waker)),
             freed: self.freed.clone(),
         })
     }
 }
 
-impl Timer for TouchedTimer {}
+impl Timer for GuardedTimer {}
 
-impl Drop for TouchedTimer {
+impl Drop for GuardedTimer {
     fn drop(&mut self) {
         self.freed.touch("a timer was deleted");
         self.timer = None;
@@ -395,16 +436,24 @@ struct OwnLock {
 impl HostLock for OwnLock {
     fn lock(&self) {
         let mut owner = self.owner.lock().unwrap();
-        assert_ne!(*owner, Some(me()), "locked twice by the same one");
+        assert_ne!(
+            *owner,
+            Some(thread_identity()),
+            "locked twice by the same thread"
+        );
         while owner.is_some() {
             owner = self.condvar.wait(owner).unwrap();
         }
-        *owner = Some(me());
+        *owner = Some(thread_identity());
     }
 
     fn unlock(&self) {
         let mut owner = self.owner.lock().unwrap();
-        assert_eq!(*owner, Some(me()), "unlocked by somebody else");
+        assert_eq!(
+            *owner,
+            Some(thread_identity()),
+            "unlocked by another thread"
+        );
         *owner = None;
         drop(owner);
         self.condvar.notify_one();
@@ -424,7 +473,7 @@ struct Timers {
     armed: Vec<Armed>,
 }
 
-/// A clock that stands still until it is told to go on; its timers fire then, or are told to fire without reason.
+/// A clock that stands still until a model advances it. Its timers fire then.
 pub struct ModelClock {
     timers: Arc<Mutex<Timers>>,
     freed: Arc<Freed>,
@@ -438,7 +487,7 @@ impl ModelClock {
         }
     }
 
-    /// Moves the clock and fires what is due.
+    /// Advances the clock and fires the timers that are due.
     pub fn advance(&self, ns: u64) {
         let due = {
             let mut timers = self.timers.lock().unwrap();
@@ -451,11 +500,6 @@ impl ModelClock {
             due
         };
         due.into_iter().for_each(|timer| timer.waker.wake());
-    }
-
-    /// Moves the clock, but no timer fires: tools have such clocks.
-    pub fn advance_silently(&self, ns: u64) {
-        self.timers.lock().unwrap().now_ns += ns;
     }
 
     /// How many timers are armed.
@@ -475,7 +519,7 @@ impl Clock for ModelClock {
         let mut timers = self.timers.lock().unwrap();
         let id = timers.next_id;
         timers.next_id += 1;
-        // What is due already fires at once, standing clock or not.
+        // A timer that is already due fires now, although the clock stands still.
         let due = (deadline_ns <= timers.now_ns).then(|| waker.clone());
         timers.armed.push(Armed {
             id,

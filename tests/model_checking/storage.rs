@@ -1,33 +1,36 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A storage of table words that the checker sees, see `qcow2cache::model`.
+//! A storage of table words that the checker sees: see `qcow2cache::model`.
 
 use std::collections::HashMap;
-use std::sync::Mutex as Std;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex as StdMutex};
 
+use qcow2cache::cache::{Cache, CacheOptions};
 use qcow2cache::error::Errno;
 use qcow2cache::model::{self, Ordering, WORDS};
 use qcow2cache::storage::{IoBuf, Storage};
 
-/// Bytes of a table: a page, so that each table's memory can be given back by itself.
+use super::host::ModelHost;
+
+/// Bytes of a table: one page, so that each table's memory can be released separately.
 pub const TABLE: u64 = 4096;
 
 pub type Words = [u64; WORDS];
 
-/// What a table at `offset` holds before anybody changed it: words that tell it from every other.
+/// The contents of an unchanged table at `offset`: words that no other table has.
 pub fn fresh(offset: u64) -> Words {
     std::array::from_fn(|n| offset + n as u64 * 8 + 1)
 }
 
-/// Image contents and counters. Its own data are no part of the model: a call is one step of its thread, but for the table
-/// words, each of which is one.
+/// Image contents and counters. The checker does not see the storage's own data: a call is one step
+/// of its thread, plus one step for each table word.
 #[derive(Default)]
 pub struct ModelStorage {
-    tables: Std<HashMap<u64, Words>>,
+    tables: StdMutex<HashMap<u64, Words>>,
     pub reads: AtomicUsize,
     pub writes: AtomicUsize,
     reading: AtomicUsize,
-    /// The most reads that were under way at once.
+    /// The largest number of reads that ran at the same time.
     pub parallel_reads: AtomicUsize,
     /// Every second write fails.
     pub flaky: bool,
@@ -42,7 +45,7 @@ impl ModelStorage {
         }
     }
 
-    /// What the image has at `offset`.
+    /// The table at `offset` in the image.
     pub fn contents(&self, offset: u64) -> Words {
         let tables = self.tables.lock().unwrap();
         tables
@@ -54,6 +57,22 @@ impl ModelStorage {
     pub fn set(&self, offset: u64, words: Words) {
         self.tables.lock().unwrap().insert(offset, words);
     }
+}
+
+/// A cache of one-page tables over `storage`.
+pub fn cache_on(
+    storage: &Arc<ModelStorage>,
+    host: &Arc<ModelHost>,
+    tables: usize,
+    reserved: usize,
+) -> Arc<Cache> {
+    let options = CacheOptions {
+        tables,
+        table_size: TABLE as usize,
+        kind: 0,
+        reserved,
+    };
+    Cache::new(&options, storage.clone(), host.clone()).unwrap()
 }
 
 fn addresses(buf: &IoBuf) -> impl Iterator<Item = usize> {
