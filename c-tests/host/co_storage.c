@@ -235,7 +235,7 @@ static void work(void *arg)
         return;
     }
     r->timer = host_timer_new(true, delay_over, r);
-    host_timer_mod(r->timer, real_now() + delay);
+    host_timer_mod(r->timer, host_real_now() + delay);
 }
 
 /* False: the release came first. */
