@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* The cache used from coroutines in several contexts, on storage that yields in mid-request and goes on elsewhere. */
+/* The cache used from coroutines in several contexts, on storage that yields in mid-request and
+ * goes on elsewhere. */
 #include <stdatomic.h>
 
 #include "world.h"
@@ -130,7 +131,7 @@ static void end(void)
 
 static void no_wrong_byte_under_load(void)
 {
-    q2c_cache_stats stats = {.struct_size = sizeof(stats)};
+    q2c_cache_stats stats = { .struct_size = sizeof(stats) };
     host_storage_stats requests;
 
     memset(updates, 0, sizeof(updates));
@@ -138,7 +139,8 @@ static void no_wrong_byte_under_load(void)
     CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], SECOND / 1000), 0);
     atomic_store(&running, IO_THREADS * PER_CONTEXT);
     for (int i = 0; i < IO_THREADS * PER_CONTEXT; i++) {
-        host_co_schedule(world.io[i % IO_THREADS], host_co_create(load, (void *)(uintptr_t)(i + 1)));
+        host_co_schedule(world.io[i % IO_THREADS],
+                         host_co_create(load, (void *)(uintptr_t)(i + 1)));
     }
     TURN_UNTIL(atomic_load(&running) == 0);
     host_context_call(world.io[1], true, finish, NULL);
@@ -153,7 +155,11 @@ static void no_wrong_byte_under_load(void)
 
 /* ---- waiting for another's load ---- */
 
-struct getter { uint64_t offset; void *table; atomic_int result; };
+struct getter {
+    uint64_t offset;
+    void *table;
+    atomic_int result;
+};
 
 static void get(void *arg)
 {
@@ -193,7 +199,7 @@ static void release_when_all_wait(void *arg)
 
 static void one_load_for_coroutines_and_plain_code(void)
 {
-    struct getter g[5], plain = {.offset = AT(5)};
+    struct getter g[5], plain = { .offset = AT(5) };
     uint64_t parked = 4;
     host_storage_stats requests;
 

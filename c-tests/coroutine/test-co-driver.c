@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * What a block driver does with a state over an image's life, under load from coroutines in three contexts: open, an open
- * that fails, option changes with and without the lock, detach and attach, invalidate, close.
+ * What a block driver does with a state over an image's life, under load from coroutines in three
+ * contexts: open, an open that fails, option changes with and without the lock, detach and attach,
+ * invalidate, close.
  */
 #include <stdatomic.h>
 
@@ -47,7 +48,9 @@ static void one_request(uint64_t *random)
         update(q2c_state_refcount_cache(state), CLUSTER, block, &refcount_updates[block]);
     } else {
         uint64_t slice = 1 + n / 3 % (N_L2 - 1);
-        CHECK_INT(q2c_cache_set_dependency(q2c_state_l2_cache(state), q2c_state_refcount_cache(state)), 0);
+        CHECK_INT(
+            q2c_cache_set_dependency(q2c_state_l2_cache(state), q2c_state_refcount_cache(state)),
+            0);
         update(q2c_state_l2_cache(state), SLICE, slice, &l2_updates[slice]);
     }
     CHECK_INT(q2c_state_unlock(state), 0);
@@ -76,7 +79,8 @@ static void load_begin(void)
     atomic_store(&quiesce, false);
     atomic_store(&loaders, LOADERS);
     for (int i = 0; i < LOADERS; i++) {
-        host_co_schedule(world.io[i % IO_THREADS], host_co_create(load, (void *)(uintptr_t)(i + 1)));
+        host_co_schedule(world.io[i % IO_THREADS],
+                         host_co_create(load, (void *)(uintptr_t)(i + 1)));
     }
 }
 
@@ -110,10 +114,11 @@ static void load_end(void)
 
 static q2c_options small_caches(void)
 {
-    q2c_options options = {.struct_size = sizeof(options)};
+    q2c_options options = { .struct_size = sizeof(options) };
 
     CHECK_INT(q2c_options_init(&options), 0);
-    options.set = Q2C_OPTION_L2_CACHE_SIZE | Q2C_OPTION_REFCOUNT_CACHE_SIZE | Q2C_OPTION_L2_CACHE_ENTRY_SIZE;
+    options.set =
+        Q2C_OPTION_L2_CACHE_SIZE | Q2C_OPTION_REFCOUNT_CACHE_SIZE | Q2C_OPTION_L2_CACHE_ENTRY_SIZE;
     options.l2_cache_size = 8 * SLICE;
     options.l2_cache_entry_size = SLICE;
     options.refcount_cache_size = 4 * CLUSTER;
@@ -122,8 +127,10 @@ static q2c_options small_caches(void)
 
 static int open_state(void)
 {
-    static const q2c_geometry geometry = {
-        .struct_size = sizeof(geometry), .virtual_size = 1 << 30, .cluster_size = CLUSTER, .l2_entry_size = 8};
+    static const q2c_geometry geometry = { .struct_size = sizeof(geometry),
+                                           .virtual_size = 1 << 30,
+                                           .cluster_size = CLUSTER,
+                                           .l2_entry_size = 8 };
     q2c_options options = small_caches();
     q2c_state_config config = {
         .struct_size = sizeof(config),
@@ -160,7 +167,8 @@ static void storage_begin(host_resume resume)
     memset(refcount_updates, 0, sizeof(refcount_updates));
 }
 
-static void check_image(host_storage *storage, size_t table_size, const uint64_t *updates, uint64_t n)
+static void check_image(host_storage *storage, size_t table_size, const uint64_t *updates,
+                        uint64_t n)
 {
     const char *image = host_storage_image(storage);
 
@@ -209,7 +217,7 @@ static q2c_cleaner_stats cleaning(void)
 
 static size_t resident(q2c_cache *cache)
 {
-    q2c_cache_stats stats = {.struct_size = sizeof(stats)};
+    q2c_cache_stats stats = { .struct_size = sizeof(stats) };
 
     CHECK_INT(q2c_cache_get_stats(cache, &stats), 0);
     return stats.resident_tables;
@@ -221,7 +229,8 @@ static void open_use_clean_close(void)
     drain();
     CHECK_INT(q2c_cache_flush(q2c_state_refcount_cache(state)), 0);
     CHECK_INT(q2c_cache_flush(q2c_state_l2_cache(state)), 0);
-    TURN_UNTIL(resident(q2c_state_l2_cache(state)) == 0 && resident(q2c_state_refcount_cache(state)) == 0);
+    TURN_UNTIL(resident(q2c_state_l2_cache(state)) == 0 &&
+               resident(q2c_state_refcount_cache(state)) == 0);
     CHECK(cleaning().tables_cleaned > 0);
     undrain();
     let_it_run(20);
@@ -295,13 +304,15 @@ static q2c_update *prepared(unsigned i)
     q2c_error error;
 
     options.l2_cache_size = (8 + i % 5) * SLICE;
-    CHECK_INT(q2c_update_options_prepare(state, &options, NULL, (1 + i % 2) * MS, &update_options, &error), 0);
+    CHECK_INT(q2c_update_options_prepare(state, &options, NULL, (1 + i % 2) * MS, &update_options,
+                                         &error),
+              0);
     return update_options;
 }
 
 static void check_applied(unsigned i)
 {
-    q2c_cache_stats stats = {.struct_size = sizeof(stats)};
+    q2c_cache_stats stats = { .struct_size = sizeof(stats) };
 
     CHECK_INT(q2c_cache_get_stats(q2c_state_l2_cache(state), &stats), 0);
     CHECK_U64(stats.tables, 8 + i % 5);
@@ -352,7 +363,7 @@ static void options_change_without_the_lock(void)
 
 static void an_aborted_change_changes_nothing(void)
 {
-    q2c_cache_stats stats = {.struct_size = sizeof(stats)};
+    q2c_cache_stats stats = { .struct_size = sizeof(stats) };
     q2c_update *update_options;
 
     begin();
@@ -436,7 +447,7 @@ static void change_image(void)
     char *image = host_storage_image(l2_storage);
 
     for (uint64_t i = 1; i < N_L2; i++) {
-        uint64_t words[2] = {i, l2_updates[i] + 1000};
+        uint64_t words[2] = { i, l2_updates[i] + 1000 };
         memcpy(image + i * SLICE, words, sizeof(words));
         l2_updates[i] += 1000;
     }

@@ -135,7 +135,8 @@ static void plain_code_waits_for_a_lock_that_a_coroutine_holds(void)
     if (own_lock()) {
         CHECK_INT(q2c_cleaner_lock(cleaner), -EPERM);
     } else {
-        host_co_enter(host_co_create(take_lock, NULL)); /* in this very thread: only a poll gets it on */
+        host_co_enter(
+            host_co_create(take_lock, NULL)); /* in this very thread: only a poll gets it on */
         CHECK_INT(q2c_cleaner_destroy(&cleaner), -EBUSY);
         atomic_store(&release, true);
         CHECK_INT(q2c_cleaner_lock(cleaner), 0);
@@ -153,8 +154,8 @@ static void stop_from_inside(void *arg, const char *callback)
 {
     (void)arg;
     (void)callback;
-    if (host_context_current() != world.io[0] || !host_in_coroutine() || cleaner_stats(cleaner).passes == 0 ||
-        atomic_exchange(&tried, true)) {
+    if (host_context_current() != world.io[0] || !host_in_coroutine() ||
+        cleaner_stats(cleaner).passes == 0 || atomic_exchange(&tried, true)) {
         return;
     }
     atomic_store(&from_inside[0], q2c_cleaner_co_del_and_wait(cleaner));
@@ -274,8 +275,10 @@ static void destroying_a_cache_that_loads(void)
 
 static void refused(q2c_host host)
 {
-    q2c_cache_options options = {.struct_size = sizeof(options), .tables = 4, .table_size = TABLE};
-    q2c_error error = {.code = 0};
+    q2c_cache_options options = { .struct_size = sizeof(options),
+                                  .tables = 4,
+                                  .table_size = TABLE };
+    q2c_error error = { .code = 0 };
     q2c_cleaner *no_cleaner = NULL;
     q2c_cache *no_cache = NULL;
 
@@ -287,11 +290,11 @@ static void refused(q2c_host host)
     CHECK_PTR(no_cache, NULL);
 }
 
-#define WITHOUT(member)                                                                                                \
-    do {                                                                                                               \
-        q2c_host host = *world.vtable;                                                                                 \
-        host.member = NULL;                                                                                            \
-        refused(host);                                                                                                 \
+#define WITHOUT(member)                                                                            \
+    do {                                                                                           \
+        q2c_host host = *world.vtable;                                                             \
+        host.member = NULL;                                                                        \
+        refused(host);                                                                             \
     } while (0)
 
 static void a_host_with_callbacks_missing(void)

@@ -10,8 +10,10 @@ static q2c_state *state;
 
 static void begin(void)
 {
-    static const q2c_geometry geometry = {
-        .struct_size = sizeof(geometry), .virtual_size = 1 << 26, .cluster_size = 4096, .l2_entry_size = 8};
+    static const q2c_geometry geometry = { .struct_size = sizeof(geometry),
+                                           .virtual_size = 1 << 26,
+                                           .cluster_size = 4096,
+                                           .l2_entry_size = 8 };
     q2c_state_config config = {
         .struct_size = sizeof(config),
         .host = world.vtable,
@@ -98,7 +100,11 @@ static void a_poll_turns_its_own_context(void)
 
 /* ---- run until done ---- */
 
-struct run { bool was_in_coroutine; uint64_t word; int ret; };
+struct run {
+    bool was_in_coroutine;
+    uint64_t word;
+    int ret;
+};
 
 static void use_cache(void *arg)
 {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * No call needs more than 16 KiB of stack. The test runs on stacks of 32 KiB with a guard page below, and measures how deep
- * they were used: by the calls, and by the storage and host callbacks that those lead to.
+ * No call needs more than 16 KiB of stack. The test runs on stacks of 32 KiB with a guard page
+ * below, and measures how deep they were used: by the calls, and by the storage and host callbacks
+ * that those lead to.
  */
 #include "world.h"
 
@@ -20,7 +21,8 @@ static void use_cache(void *arg)
 
     (void)arg;
     CHECK_INT(q2c_cleaner_lock(cleaner), 0);
-    for (unsigned n = 1; n < TABLES; n++) { /* more than there are slots: each get writes another table back */
+    for (unsigned n = 1; n < TABLES;
+         n++) { /* more than there are slots: each get writes another table back */
         CHECK_INT(q2c_cache_get(cache, AT(n), &table), 0);
         CHECK_INT(q2c_cache_store(cache, table, 0, n), 0);
         CHECK_INT(q2c_cache_mark_dirty(cache, table), 0);
@@ -53,11 +55,15 @@ static void use_cleaner(void *arg)
 
 static void use_state(void *arg)
 {
-    static const q2c_geometry geometry = {
-        .struct_size = sizeof(geometry), .virtual_size = 1 << 24, .cluster_size = 512, .l2_entry_size = 8};
-    q2c_state_config config = {
-        .struct_size = sizeof(config), .host = world.vtable, .l2_storage = &calls, .geometry = &geometry};
-    q2c_options options = {.struct_size = sizeof(options)};
+    static const q2c_geometry geometry = { .struct_size = sizeof(geometry),
+                                           .virtual_size = 1 << 24,
+                                           .cluster_size = 512,
+                                           .l2_entry_size = 8 };
+    q2c_state_config config = { .struct_size = sizeof(config),
+                                .host = world.vtable,
+                                .l2_storage = &calls,
+                                .geometry = &geometry };
+    q2c_options options = { .struct_size = sizeof(options) };
     q2c_update *update = NULL;
 
     (void)arg;
@@ -76,10 +82,14 @@ static void use_state(void *arg)
 /* A new state's first error messages are the deepest formatting there is. */
 static void be_refused(void *arg)
 {
-    q2c_geometry geometry = {
-        .struct_size = sizeof(geometry), .virtual_size = 1, .cluster_size = 12345, .l2_entry_size = 8};
-    q2c_state_config config = {
-        .struct_size = sizeof(config), .host = world.vtable, .l2_storage = &calls, .geometry = &geometry};
+    q2c_geometry geometry = { .struct_size = sizeof(geometry),
+                              .virtual_size = 1,
+                              .cluster_size = 12345,
+                              .l2_entry_size = 8 };
+    q2c_state_config config = { .struct_size = sizeof(config),
+                                .host = world.vtable,
+                                .l2_storage = &calls,
+                                .geometry = &geometry };
     q2c_error error;
 
     (void)arg;

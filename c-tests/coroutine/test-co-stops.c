@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Stops against each other, against starts, against changes of the interval; clocks that do not help; intervals. */
+/* Stops against each other, against starts, against changes of the interval; clocks that do not
+ * help; intervals. */
 #include <sched.h>
 #include <stdatomic.h>
 
 #include "world.h"
 
-#define ROUNDS host_scale_rounds(200)
+#define ROUNDS   host_scale_rounds(200)
 #define IN_A_ROW host_scale_rounds(5000)
 
 static host_storage *storage;
@@ -83,7 +84,9 @@ static void launch(host_context *context, bool in_coroutine, host_fn *fn, void *
 static atomic_bool go;
 static atomic_uint still_running;
 
-struct stopper { enum how how; };
+struct stopper {
+    enum how how;
+};
 
 static void stop_when_told(void *arg)
 {
@@ -112,7 +115,8 @@ static void two_to_eight_stops_at_once(void)
         CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], 600 * SECOND), 0);
         for (unsigned i = 0; i < n; i++) {
             stoppers[i].how = test_random(&random) % HOWS;
-            launch(somewhere(&random), stoppers[i].how != MIXED_PLAIN, stop_when_told, &stoppers[i]);
+            launch(somewhere(&random), stoppers[i].how != MIXED_PLAIN, stop_when_told,
+                   &stoppers[i]);
         }
         atomic_store(&go, true);
         TURN_UNTIL(atomic_load(&still_running) == 0);
@@ -164,7 +168,7 @@ static void stop_unlocked_often(void *arg)
 
 static void stops_against_starts(void)
 {
-    unsigned started[2] = {0, 0};
+    unsigned started[2] = { 0, 0 };
 
     begin();
     atomic_store(&still_running, 4);
@@ -240,7 +244,8 @@ static void stops_at_any_moment_of_passes_in_a_row(void)
         while (spin--) {
             (void)q2c_cleaner_is_running(cleaner);
         }
-        host_context_call(i % 8 < 4 ? world.io[1] : world.io[0], how != MIXED_PLAIN, random_stop, &how);
+        host_context_call(i % 8 < 4 ? world.io[1] : world.io[0], how != MIXED_PLAIN, random_stop,
+                          &how);
     }
     CHECK(passes() > 0);
     end();
@@ -250,7 +255,8 @@ static void stops_at_any_moment_of_passes_in_a_row(void)
 
 static atomic_bool keep_kicking;
 
-/* Pollers look at their conditions all the time: they find a wait over before the library's own kick tells them. */
+/* Pollers look at their conditions all the time: they find a wait over before the library's own
+ * kick tells them. */
 static void kick_without_end(void *arg)
 {
     (void)arg;
@@ -285,7 +291,8 @@ static void starts_and_stops_in_a_row_with_a_stopped_clock(void)
     begin();
     host_clock_stop(world.program);
     for (unsigned i = 0; i < IN_A_ROW; i++) {
-        if (q2c_cleaner_start(cleaner, world.io[0], 600 * SECOND) || q2c_cleaner_del_and_wait(cleaner)) {
+        if (q2c_cleaner_start(cleaner, world.io[0], 600 * SECOND) ||
+            q2c_cleaner_del_and_wait(cleaner)) {
             CHECK(false);
         }
     }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* How many switches to a coroutine a stop takes, the cleaner being asleep: at most three. The clock stands still. */
+/* How many switches to a coroutine a stop takes, the cleaner being asleep: at most three. The clock
+ * stands still. */
 #include "world.h"
 
 enum { ROUNDS = 50 };
@@ -23,7 +24,10 @@ static void stop_mixed(void)
     CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0);
 }
 
-struct counted { void (*stop)(void); uint64_t most; };
+struct counted {
+    void (*stop)(void);
+    uint64_t most;
+};
 
 /* All that switches in the process from the call to its return. */
 static void count_switches(void *arg)
@@ -38,7 +42,7 @@ static void count_switches(void *arg)
 
 static void measure(const char *name, void (*stop)(void), host_context *context, bool in_coroutine)
 {
-    struct counted c = {stop, 0};
+    struct counted c = { stop, 0 };
 
     for (int i = 0; i < ROUNDS; i++) {
         CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], 600 * SECOND), 0);

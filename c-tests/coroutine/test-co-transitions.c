@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Every stop in every state of the cleaner, from every place: each returns, the cleaner is gone, and no callback comes later
- * (the host is closed and freed right after, and dies of one).
+ * Every stop in every state of the cleaner, from every place: each returns, the cleaner is gone,
+ * and no callback comes later (the host is closed and freed right after, and dies of one).
  *
  * The virtual clock stands still except where a case steps it: no stop may need a timer.
  */
@@ -12,12 +12,12 @@
 
 enum state {
     NEVER_STARTED,
-    NOT_YET_RUN,        /* started, its coroutine still queued */
-    ABOUT_TO_SLEEP,     /* announced that it parks, and has not yielded */
+    NOT_YET_RUN,    /* started, its coroutine still queued */
+    ABOUT_TO_SLEEP, /* announced that it parks, and has not yielded */
     ASLEEP,
     WAITING_FOR_LOCK,
-    IN_A_PASS,          /* at its end: pass made, lock held */
-    ASKED_TO_STOP,      /* and not yet gone */
+    IN_A_PASS,     /* at its end: pass made, lock held */
+    ASKED_TO_STOP, /* and not yet gone */
     JUST_ENDED,
     STATES
 };
@@ -25,13 +25,22 @@ enum state {
 enum stop { LOCKED, UNLOCKED, MIXED_CO, MIXED_PLAIN, REQUEST_CO, REQUEST_PLAIN, STOPS };
 enum place { HOME, ANOTHER, MAIN, PLACES };
 
-static const char *const state_names[STATES] = {
-    "never started", "not yet run", "about to sleep", "asleep", "waiting for the lock", "in a pass",
-    "asked to stop and not yet gone", "just ended"};
-static const char *const stop_names[STOPS] = {
-    "locked stop", "unlocked stop", "mixed stop in a coroutine", "mixed stop in plain code", "request in a coroutine",
-    "request in plain code"};
-static const char *const place_names[PLACES] = {"home thread", "another I/O thread", "main thread"};
+static const char *const state_names[STATES] = { "never started",
+                                                 "not yet run",
+                                                 "about to sleep",
+                                                 "asleep",
+                                                 "waiting for the lock",
+                                                 "in a pass",
+                                                 "asked to stop and not yet gone",
+                                                 "just ended" };
+static const char *const stop_names[STOPS] = { "locked stop",
+                                               "unlocked stop",
+                                               "mixed stop in a coroutine",
+                                               "mixed stop in plain code",
+                                               "request in a coroutine",
+                                               "request in plain code" };
+static const char *const place_names[PLACES] = { "home thread", "another I/O thread",
+                                                 "main thread" };
 
 #define INTERVAL (600 * SECOND)
 
@@ -88,11 +97,13 @@ static void block_home(void *arg)
     wait_for_the_stop();
 }
 
-/* In the cleaner's coroutine: at its first announcement, until the wake that must follow has come. */
+/* In the cleaner's coroutine: at its first announcement, until the wake that must follow has come.
+ */
 static void hold_before_its_yield(void *arg, const char *callback)
 {
     (void)arg;
-    if (host_context_current() != world.io[0] || strcmp(callback, "co_suspend") != 0 || atomic_exchange(&hook_fired, true)) {
+    if (host_context_current() != world.io[0] || strcmp(callback, "co_suspend") != 0 ||
+        atomic_exchange(&hook_fired, true)) {
         return;
     }
     before = host_stats().wakes;
@@ -104,8 +115,8 @@ static void hold_after_its_pass(void *arg, const char *callback)
 {
     (void)arg;
     (void)callback;
-    if (host_context_current() == world.io[0] && !atomic_load(&hook_fired) && cleaner_stats(cleaner).passes > 0 &&
-        !atomic_exchange(&hook_fired, true)) {
+    if (host_context_current() == world.io[0] && !atomic_load(&hook_fired) &&
+        cleaner_stats(cleaner).passes > 0 && !atomic_exchange(&hook_fired, true)) {
         wait_for_the_stop();
     }
 }
@@ -252,7 +263,7 @@ static void perform_stop(void *arg)
 /* The stop, and right after it the end of all there is; the host is closed next. */
 static void one_combination(void)
 {
-    host_context *const places[PLACES] = {world.io[0], world.io[1], world.main};
+    host_context *const places[PLACES] = { world.io[0], world.io[1], world.main };
     q2c_storage calls;
     host_storage *storage = storage_new(4, HOST_RESUME_HOME, &calls);
     q2c_cache *cache = cache_new(&calls, 4);
@@ -271,7 +282,8 @@ static void one_combination(void)
     CHECK_INT(q2c_cleaner_is_running(cleaner), 0);
     CHECK_U64(cleaner_stats(cleaner).starts, state == NEVER_STARTED ? 0 : 1);
     if (state == WAITING_FOR_LOCK && stop == LOCKED) {
-        CHECK_BETWEEN(cleaner_stats(cleaner).passes, 0, 1); /* the stop lets the lock go, and the cleaner may be the next */
+        CHECK_BETWEEN(cleaner_stats(cleaner).passes, 0,
+                      1); /* the stop lets the lock go, and the cleaner may be the next */
     } else {
         CHECK_U64(cleaner_stats(cleaner).passes, state == IN_A_PASS ? 1 : 0);
     }
@@ -292,7 +304,8 @@ int main(void)
         for (stop = 0; stop < STOPS; stop++) {
             for (place = 0; place < PLACES; place++) {
                 if (possible()) {
-                    snprintf(name, sizeof(name), "%s: %s, %s", state_names[state], stop_names[stop], place_names[place]);
+                    snprintf(name, sizeof(name), "%s: %s, %s", state_names[state], stop_names[stop],
+                             place_names[place]);
                     each_variant(name, one_combination);
                 }
             }

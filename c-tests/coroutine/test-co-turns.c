@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* A pass over many tables is several steps, between which its own thread does other things and others have the state lock. */
+/* A pass over many tables is several steps, between which its own thread does other things and
+ * others have the state lock. */
 #include <stdatomic.h>
 
 #include "world.h"
@@ -13,7 +14,7 @@ static atomic_bool locked_between, over;
 
 static uint64_t tables_gone(void)
 {
-    q2c_cache_stats stats = {.struct_size = sizeof(stats)};
+    q2c_cache_stats stats = { .struct_size = sizeof(stats) };
 
     MUST(q2c_cache_get_stats(cache, &stats));
     return stats.cleaned;

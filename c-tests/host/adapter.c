@@ -6,7 +6,7 @@
 #include <stdlib.h>
 
 struct host_adapter {
-    host_kept kept;             /* first: what the program frees */
+    host_kept kept; /* first: what the program frees */
     host_adapter_config config;
     q2c_host vtable;
     host_co_mutex mutex;
@@ -19,8 +19,8 @@ struct host_adapter {
 };
 
 /*
- * Counters order nothing between their callers: an order that the host makes would hide races of the
- * library from ThreadSanitizer.
+ * Counters order nothing between their callers: an order that the host makes would hide races of
+ * the library from ThreadSanitizer.
  */
 static void add(_Atomic uint64_t *counter)
 {
@@ -93,7 +93,11 @@ static void cb_co_wake(void *opaque, void *co)
     host_co_wake(target, h->config.wake);
 }
 
-typedef struct spawned { host_adapter *host; void (*entry)(void *arg); void *arg; } spawned;
+typedef struct spawned {
+    host_adapter *host;
+    void (*entry)(void *arg);
+    void *arg;
+} spawned;
 
 static void spawned_entry(void *arg)
 {
@@ -281,9 +285,11 @@ void host_adapter_on_call(host_adapter *host, host_on_call *fn, void *arg)
 void host_adapter_close(host_adapter *host)
 {
     if (atomic_load(&host->parked) || atomic_load(&host->timers_alive) || host->mutex.owner) {
-        host_die("the host is closed with %llu coroutines parked, %llu timers alive and its lock %s",
-               (unsigned long long)atomic_load(&host->parked), (unsigned long long)atomic_load(&host->timers_alive),
-               host->mutex.owner ? "held" : "free");
+        host_die(
+            "the host is closed with %llu coroutines parked, %llu timers alive and its lock %s",
+            (unsigned long long)atomic_load(&host->parked),
+            (unsigned long long)atomic_load(&host->timers_alive),
+            host->mutex.owner ? "held" : "free");
     }
     atomic_store(&host->closed, true);
 }

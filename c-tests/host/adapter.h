@@ -11,15 +11,15 @@
 
 #include "qcow2cache.h"
 
-typedef struct host_adapter host_adapter;   /* what the callbacks get as opaque */
+typedef struct host_adapter host_adapter; /* what the callbacks get as opaque */
 
 typedef struct host_adapter_config {
     host_program *program;
-    bool own_lock;                  /* give the library the host's mutex (lock, unlock); else it
-                                       has its own */
+    bool own_lock; /* give the library the host's mutex (lock, unlock); else it
+                      has its own */
     host_run_mode wake, spawn;
-    bool late_kick_ok;              /* a kick may come after host_adapter_close(); else it dies as
-                                       every call does */
+    bool late_kick_ok; /* a kick may come after host_adapter_close(); else it dies as
+                          every call does */
 } host_adapter_config;
 
 typedef struct host_adapter_stats {
@@ -46,9 +46,9 @@ host_co_mutex *host_adapter_mutex(host_adapter *host);
 void host_adapter_fail_spawn(host_adapter *host, int error);
 /*
  * Calls fn(arg, name) at the beginning of every callback, in its caller's context, with the
- * callback's name ("co_suspend"...). In co_suspend that is after the library announced that it parks
- * and before it does: the window that early wakes hit. @fn may block, and may call what any callback
- * may call. NULL: no more; a call in progress continues. Any thread.
+ * callback's name ("co_suspend"...). In co_suspend that is after the library announced that it
+ * parks and before it does: the window that early wakes hit. @fn may block, and may call what any
+ * callback may call. NULL: no more; a call in progress continues. Any thread.
  */
 typedef void host_on_call(void *arg, const char *callback);
 void host_adapter_on_call(host_adapter *host, host_on_call *fn, void *arg);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * A waiter is in the list before it has yielded, so it may be scheduled early: always in its own home
- * context, whose thread enters it after it yielded.
+ * A waiter is in the list before it has yielded, so it may be scheduled early: always in its own
+ * home context, whose thread enters it after it yielded.
  */
 #include "co_mutex.h"
 
@@ -46,7 +46,8 @@ void host_co_mutex_init(host_co_mutex *mutex)
 void host_co_mutex_destroy(host_co_mutex *mutex)
 {
     if (mutex->owner) {
-        host_die("mutex %p is destroyed while coroutine %p holds it", (void *)mutex, (void *)mutex->owner);
+        host_die("mutex %p is destroyed while coroutine %p holds it", (void *)mutex,
+                 (void *)mutex->owner);
     }
     pthread_mutex_destroy(&mutex->guard);
 }
@@ -80,7 +81,8 @@ void host_co_mutex_unlock(host_co_mutex *mutex)
 
     pthread_mutex_lock(&mutex->guard);
     if (mutex->owner != self || !host_in_coroutine()) {
-        host_die("mutex %p unlocked by %p, locked by %p", (void *)mutex, (void *)self, (void *)mutex->owner);
+        host_die("mutex %p unlocked by %p, locked by %p", (void *)mutex, (void *)self,
+                 (void *)mutex->owner);
     }
     next = take_first(&mutex->waiters);
     mutex->owner = next;

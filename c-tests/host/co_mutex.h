@@ -4,17 +4,22 @@
 #define TESTHOST_CO_MUTEX_H
 #include "context.h"
 
-typedef struct host_co_waiter { struct host_co_waiter *next; host_co *co; } host_co_waiter;
-typedef struct host_co_queue { host_co_waiter *head, **tail; } host_co_queue;
+typedef struct host_co_waiter {
+    struct host_co_waiter *next;
+    host_co *co;
+} host_co_waiter;
+typedef struct host_co_queue {
+    host_co_waiter *head, **tail;
+} host_co_queue;
 typedef struct host_co_mutex {
-    pthread_mutex_t guard;          /* held over a few instructions, never across a yield */
+    pthread_mutex_t guard; /* held over a few instructions, never across a yield */
     host_co *owner;
     host_co_queue waiters;
 } host_co_mutex;
 
 /*
- * Fair: handed to the coroutine that waits longest, which is then scheduled in its home context. Lock
- * and unlock in a coroutine, the same one; init and destroy anywhere.
+ * Fair: handed to the coroutine that waits longest, which is then scheduled in its home context.
+ * Lock and unlock in a coroutine, the same one; init and destroy anywhere.
  */
 void host_co_mutex_init(host_co_mutex *mutex);
 void host_co_mutex_destroy(host_co_mutex *mutex);

@@ -18,9 +18,9 @@ typedef struct request {
     int iovcnt;
     size_t bytes;
     int ret;
-    host_co *co;                  /* NULL: the caller is not a coroutine, or does not yield */
-    host_context *worker;         /* does it */
-    host_context *resume;         /* NULL: resumed by the worker itself, there */
+    host_co *co;          /* NULL: the caller is not a coroutine, or does not yield */
+    host_context *worker; /* does it */
+    host_context *resume; /* NULL: resumed by the worker itself, there */
     host_timer *timer;
     struct request *next_in_flight;
     struct request *next_held;
@@ -29,12 +29,12 @@ typedef struct request {
 struct host_storage {
     host_storage_config config;
     char *image;
-    pthread_mutex_t mutex;      /* the lists and hold */
+    pthread_mutex_t mutex; /* the lists and hold */
     pthread_cond_t released;
     request *in_flight;
     request *held_first, **held_last;
     size_t n_held;
-    atomic_bool hold;           /* changed with the mutex held */
+    atomic_bool hold; /* changed with the mutex held */
     uint64_t hold_round;
     _Atomic uint64_t tickets;
     _Atomic uint64_t fail_in;
@@ -45,9 +45,9 @@ struct host_storage {
 /* ---- the work itself ---- */
 
 /*
- * The table's side of a copy is done in atomic words: while a table is loaded or written, others may look at its words
- * (q2c_cache_read, which finds out afterwards) or store one (q2c_cache_store), and ThreadSanitizer should complain of
- * everything but that.
+ * The table's side of a copy is done in atomic words: while a table is loaded or written, others
+ * may look at its words (q2c_cache_read, which finds out afterwards) or store one
+ * (q2c_cache_store), and ThreadSanitizer should complain of everything but that.
  */
 static void copy(op what, char *table, char *image, size_t n)
 {
@@ -120,7 +120,9 @@ static int file_io(int fd, const request *r)
 
 static void count(host_storage *s, op what)
 {
-    _Atomic uint64_t *counter = what == OP_READ ? &s->reads : what == OP_WRITE ? &s->writes : &s->flushes;
+    _Atomic uint64_t *counter = what == OP_READ    ? &s->reads
+                                : what == OP_WRITE ? &s->writes
+                                                   : &s->flushes;
     atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
 }
 
@@ -148,8 +150,8 @@ static void perform(request *r)
 /* ---- requests in flight ---- */
 
 /*
- * ThreadSanitizer sees two requests on the same bytes of memory by itself, and would see less of the library's own races if
- * all requests met at one mutex: no list there.
+ * ThreadSanitizer sees two requests on the same bytes of memory by itself, and would see less of
+ * the library's own races if all requests met at one mutex: no list there.
  */
 #ifdef HOST_TSAN
 static const bool keep_list = false;
@@ -175,9 +177,10 @@ static void begin(request *r)
     pthread_mutex_lock(&s->mutex);
     for (request *o = s->in_flight; o; o = o->next_in_flight) {
         if (collide(r, o)) {
-            host_die("storage: a %s of %zu bytes at %llu while a %s of %zu bytes at %llu is in flight",
-                   r->op == OP_READ ? "read" : "write", r->bytes, (unsigned long long)r->offset,
-                   o->op == OP_READ ? "read" : "write", o->bytes, (unsigned long long)o->offset);
+            host_die(
+                "storage: a %s of %zu bytes at %llu while a %s of %zu bytes at %llu is in flight",
+                r->op == OP_READ ? "read" : "write", r->bytes, (unsigned long long)r->offset,
+                o->op == OP_READ ? "read" : "write", o->bytes, (unsigned long long)o->offset);
         }
     }
     r->next_in_flight = s->in_flight;
@@ -275,7 +278,8 @@ static uint64_t mix(uint64_t x)
     return x ^ (x >> 31);
 }
 
-/* Where the request is done and where its coroutine goes on. False: nowhere else, do it in the call. */
+/* Where the request is done and where its coroutine goes on. False: nowhere else, do it in the
+ * call. */
 static bool route(request *r)
 {
     const host_storage_config *c = &r->storage->config;
@@ -347,13 +351,17 @@ static int run_request(request *r)
 
 static int cb_preadv(void *opaque, uint64_t offset, const struct iovec *iov, int iovcnt)
 {
-    request r = { .storage = opaque, .op = OP_READ, .offset = offset, .iov = iov, .iovcnt = iovcnt };
+    request r = {
+        .storage = opaque, .op = OP_READ, .offset = offset, .iov = iov, .iovcnt = iovcnt
+    };
     return run_request(&r);
 }
 
 static int cb_pwritev(void *opaque, uint64_t offset, const struct iovec *iov, int iovcnt)
 {
-    request r = { .storage = opaque, .op = OP_WRITE, .offset = offset, .iov = iov, .iovcnt = iovcnt };
+    request r = {
+        .storage = opaque, .op = OP_WRITE, .offset = offset, .iov = iov, .iovcnt = iovcnt
+    };
     return run_request(&r);
 }
 
@@ -393,7 +401,8 @@ host_storage *host_storage_new(const host_storage_config *config)
 void host_storage_free(host_storage *storage)
 {
     if (storage->in_flight) {
-        host_die("storage is freed while a request at %llu is in flight", (unsigned long long)storage->in_flight->offset);
+        host_die("storage is freed while a request at %llu is in flight",
+                 (unsigned long long)storage->in_flight->offset);
     }
     pthread_mutex_destroy(&storage->mutex);
     pthread_cond_destroy(&storage->released);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Layer 13. Storage whose requests yield the coroutine in the middle, and may continue it in another
- * thread.
+ * Layer 13. Storage whose requests yield the coroutine in the middle, and may continue it in
+ * another thread.
  */
 #ifndef TESTHOST_CO_STORAGE_H
 #define TESTHOST_CO_STORAGE_H
@@ -21,20 +21,20 @@ typedef enum host_resume {
 } host_resume;
 
 typedef struct host_storage_config {
-    int fd;                         /* the image, if >= 0 (borrowed); else memory */
-    size_t size;                    /* bytes of the image in memory, zero at first */
+    int fd;      /* the image, if >= 0 (borrowed); else memory */
+    size_t size; /* bytes of the image in memory, zero at first */
     host_resume resume;
-    host_context *const *workers;   /* do the requests of coroutines; none: their own home does */
+    host_context *const *workers; /* do the requests of coroutines; none: their own home does */
     size_t n_workers;
-    host_context *const *spread;    /* for HOST_RESUME_SPREAD and MIXED */
+    host_context *const *spread; /* for HOST_RESUME_SPREAD and MIXED */
     size_t n_spread;
-    int64_t delay_ns;               /* real time per request of a coroutine */
+    int64_t delay_ns; /* real time per request of a coroutine */
     uint64_t seed;
 } host_storage_config;
 
 typedef struct host_storage_stats {
     uint64_t reads, writes, flushes, yields;
-    uint64_t moved;                 /* requests after which the coroutine was in another context */
+    uint64_t moved; /* requests after which the coroutine was in another context */
 } host_storage_stats;
 
 /*

@@ -143,8 +143,7 @@ bool host_context_poll(host_context *context, bool wait)
     any = run_list(context);
     any |= host_timer_group_run(&context->timers);
     if (!any && wait) {
-        host_notifier_wait(&context->member.notifier,
-                           host_timer_group_timeout(&context->timers));
+        host_notifier_wait(&context->member.notifier, host_timer_group_timeout(&context->timers));
         any = run_list(context);
         any |= host_timer_group_run(&context->timers);
     }
@@ -153,7 +152,10 @@ bool host_context_poll(host_context *context, bool wait)
 
 /* ---- moving ---- */
 
-typedef struct move { host_context *to; host_co *co; } move;
+typedef struct move {
+    host_context *to;
+    host_co *co;
+} move;
 
 static void move_now(void *arg)
 {
@@ -182,7 +184,11 @@ host_timer *host_timer_new(bool realtime, void (*cb)(void *arg), void *arg)
     return host_timer_group_add(&context->timers, realtime, cb, arg);
 }
 
-typedef struct sleep_arg { host_co *co; host_timer *timer; int64_t deadline; } sleep_arg;
+typedef struct sleep_arg {
+    host_co *co;
+    host_timer *timer;
+    int64_t deadline;
+} sleep_arg;
 
 static void sleep_over(void *arg)
 {

@@ -26,15 +26,16 @@ bool host_context_poll(host_context *context, bool wait);
 /* fn(arg) once, in plain code in the context's thread. Any thread. */
 void host_bh_schedule(host_context *context, host_fn *fn, void *arg);
 /*
- * Enters @co, created or yielded, in the context's thread. Any thread; dies if it is queued already.
- * Unless the context is its home, @co must have yielded before (host_co_yield_then).
+ * Enters @co, created or yielded, in the context's thread. Any thread; dies if it is queued
+ * already. Unless the context is its home, @co must have yielded before (host_co_yield_then).
  */
 void host_co_schedule(host_context *context, host_co *co);
 /* Moves the running coroutine to another context; returns there. */
 void host_co_move(host_context *context);
 
 /*
- * A timer of the calling thread's context, on the virtual clock, or on CLOCK_MONOTONIC if @realtime.
+ * A timer of the calling thread's context, on the virtual clock, or on CLOCK_MONOTONIC if
+ * @realtime.
  * @cb runs in plain code. See timer.h for the rest.
  */
 host_timer *host_timer_new(bool realtime, void (*cb)(void *arg), void *arg);
@@ -45,11 +46,11 @@ void host_co_sleep_ns(bool realtime, int64_t ns);
 
 struct host_context {
     host_program *program;
-    host_member member;         /* of program; its notifier ends a wait of this context */
-    pthread_mutex_t mutex;      /* the list */
+    host_member member;    /* of program; its notifier ends a wait of this context */
+    pthread_mutex_t mutex; /* the list */
     host_item *head, **tail;
     size_t n_items;
-    host_timer_group timers;    /* home thread only */
+    host_timer_group timers; /* home thread only */
 };
 
 #endif

@@ -69,8 +69,8 @@ static atomic_size_t stack_peak;
 static atomic_bool measure;
 static _Atomic uint64_t switches;
 /*
- * Release on an end and acquire on the load: orders an end before the load that no longer counts it,
- * and nothing else. An order that the host makes would hide races of the library from
+ * Release on an end and acquire on the load: orders an end before the load that no longer counts
+ * it, and nothing else. An order that the host makes would hide races of the library from
  * ThreadSanitizer.
  */
 static _Atomic uint64_t alive;
@@ -132,7 +132,8 @@ static void pool_put(host_co *co)
 void host_co_pool_drain(void)
 {
     if (host_co_alive()) {
-        host_die("the pool is drained while %llu coroutines are alive", (unsigned long long)host_co_alive());
+        host_die("the pool is drained while %llu coroutines are alive",
+                 (unsigned long long)host_co_alive());
     }
     while (pool) {
         host_co *co = pool;
@@ -201,8 +202,7 @@ static __attribute__((noinline)) void prepare_context(host_co *co)
     co->uc.uc_link = NULL;
     co->uc.uc_stack.ss_sp = co->stack.bottom;
     co->uc.uc_stack.ss_size = co->stack.size;
-    makecontext(&co->uc, (void (*)(void))trampoline, 2, (unsigned)p,
-                (unsigned)((uint64_t)p >> 32));
+    makecontext(&co->uc, (void (*)(void))trampoline, 2, (unsigned)p, (unsigned)((uint64_t)p >> 32));
     /* with a size, AddressSanitizer would forget all that it knows of the stack at each switch */
     co->uc.uc_stack.ss_size = 0;
 }
@@ -296,7 +296,8 @@ static host_co *switch_to(host_co *self, host_co *co)
     }
     if (as == HOST_CO_YIELDED && atomic_load(&co->woken)) {
         host_die("coroutine %p was woken, and then waited for something of the host's instead of "
-                 "parking", (void *)co);
+                 "parking",
+                 (void *)co);
     }
     atomic_store(&co->state, as);
     if (then) {

@@ -13,12 +13,12 @@
 
 #include "fiber.h"
 
-typedef struct host_co host_co;             /* a coroutine, or a thread's leader */
-typedef struct host_context host_context;   /* an event loop, see context.h; here only a name */
+typedef struct host_co host_co;           /* a coroutine, or a thread's leader */
+typedef struct host_context host_context; /* an event loop, see context.h; here only a name */
 
 /*
- * Stack bytes of coroutines created from now on (a multiple of the page size); below each stack lies
- * a guard page. Any thread.
+ * Stack bytes of coroutines created from now on (a multiple of the page size); below each stack
+ * lies a guard page. Any thread.
  */
 void host_co_set_stack_size(size_t bytes);
 /* Fill new stacks with a pattern, for host_co_stack_peak(). Any thread. */
@@ -110,12 +110,12 @@ struct host_co {
     void *arg;
     _Atomic host_co_state state;
     _Atomic(host_context *) home;
-    host_co *caller;            /* the coroutine or leader that entered it; set while running */
-    host_co_state leaves_as;    /* what the enterer moves the state to */
-    host_fn *then;              /* runs after that */
+    host_co *caller;         /* the coroutine or leader that entered it; set while running */
+    host_co_state leaves_as; /* what the enterer moves the state to */
+    host_fn *then;           /* runs after that */
     void *then_arg;
-    atomic_bool woken;          /* host_co_wake came, its enter did not yet */
-    atomic_bool queued;         /* item is in a context's list */
+    atomic_bool woken;  /* host_co_wake came, its enter did not yet */
+    atomic_bool queued; /* item is in a context's list */
     host_item item;
     /* coroutines to enter when this one leaves its stack; home thread only */
     host_co *after_head, *after_tail, *after_next;
@@ -135,8 +135,8 @@ void host_co_enter_woken(host_co *co);
 void host_co_enter_after(host_co *self, host_co *co);
 
 /*
- * The calling thread's context, which becomes the home of each coroutine that it enters. The layer of
- * contexts sets it; it is kept here so that this layer needs to know no more of contexts.
+ * The calling thread's context, which becomes the home of each coroutine that it enters. The layer
+ * of contexts sets it; it is kept here so that this layer needs to know no more of contexts.
  */
 host_context *host_co_thread_context(void);
 void host_co_set_thread_context(host_context *context);

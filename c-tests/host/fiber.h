@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Layer 3. Tells AddressSanitizer, ThreadSanitizer and valgrind which stack runs. Each part compiles
- * to nothing where its tool is absent.
+ * Layer 3. Tells AddressSanitizer, ThreadSanitizer and valgrind which stack runs. Each part
+ * compiles to nothing where its tool is absent.
  */
 #ifndef TESTHOST_FIBER_H
 #define TESTHOST_FIBER_H

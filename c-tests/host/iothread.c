@@ -78,7 +78,7 @@ void host_iothread_free(host_iothread *iothread)
 typedef struct call {
     host_fn *fn;
     void *arg;
-    host_context *from;           /* NULL: the caller blocks */
+    host_context *from; /* NULL: the caller blocks */
     pthread_mutex_t mutex;
     pthread_cond_t cond;
     bool done;

@@ -13,9 +13,9 @@ host_context *host_iothread_context(host_iothread *iothread);
 void host_iothread_free(host_iothread *iothread);
 
 /*
- * Runs fn(arg) in the context's thread, in a coroutine or in plain code, and waits for its end. From
- * plain code, not from a coroutine. Meanwhile the calling thread polls its own context; a thread
- * without one blocks.
+ * Runs fn(arg) in the context's thread, in a coroutine or in plain code, and waits for its end.
+ * From plain code, not from a coroutine. Meanwhile the calling thread polls its own context; a
+ * thread without one blocks.
  */
 void host_context_call(host_context *context, bool in_coroutine, host_fn *fn, void *arg);
 

@@ -34,8 +34,8 @@ void host_notifier_set(host_notifier *notifier)
 
 void host_notifier_wait(host_notifier *notifier, int64_t timeout_ns)
 {
-    struct timespec ts = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
-    struct pollfd pfd = {.fd = notifier->fd, .events = POLLIN};
+    struct timespec ts = { .tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000 };
+    struct pollfd pfd = { .fd = notifier->fd, .events = POLLIN };
     uint64_t n;
 
     if (ppoll(&pfd, 1, timeout_ns < 0 ? NULL : &ts, NULL) == 1) {

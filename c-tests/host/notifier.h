@@ -6,7 +6,7 @@
 
 typedef struct host_notifier {
     int fd;
-    atomic_bool set;            /* fd was written, and the waiting thread has not seen that yet */
+    atomic_bool set; /* fd was written, and the waiting thread has not seen that yet */
 } host_notifier;
 
 /* False: there is no file descriptor to be had. */
@@ -14,7 +14,8 @@ bool host_notifier_init(host_notifier *notifier);
 void host_notifier_destroy(host_notifier *notifier);
 /* Ends the wait that runs, or else the next one. Any thread. */
 void host_notifier_set(host_notifier *notifier);
-/* Waits until it is set, at most @timeout_ns; below 0: without a limit. May return early. One thread. */
+/* Waits until it is set, at most @timeout_ns; below 0: without a limit. May return early. One
+ * thread. */
 void host_notifier_wait(host_notifier *notifier, int64_t timeout_ns);
 
 #endif

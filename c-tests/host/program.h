@@ -39,7 +39,7 @@ void host_graph_wrunlock(host_program *program);
 typedef struct host_member {
     struct host_member *next;
     host_notifier notifier;
-    atomic_int polling;         /* nested host_poll_while(); changed with the program's mutex held */
+    atomic_int polling; /* nested host_poll_while(); changed with the program's mutex held */
 } host_member;
 
 /* An object that is freed with the program. */
@@ -49,7 +49,7 @@ typedef struct host_kept {
 } host_kept;
 
 struct host_program {
-    pthread_mutex_t mutex;            /* members, their polling, kept */
+    pthread_mutex_t mutex; /* members, their polling, kept */
     host_member *members;
     _Atomic int64_t clock_stopped_at; /* -1: runs */
     _Atomic int64_t clock_offset;     /* clock - CLOCK_MONOTONIC while it runs */

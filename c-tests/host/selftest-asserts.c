@@ -169,7 +169,8 @@ static void woken_while_yielded(void *arg)
 static void woken_while_yielded_from_afar(void *arg)
 {
     (void)arg;
-    host_context_call(host_iothread_context(host_iothread_new(program)), false, wake, yielded_here());
+    host_context_call(host_iothread_context(host_iothread_new(program)), false, wake,
+                      yielded_here());
 }
 
 static void woken_before_its_first_enter(void *arg)
@@ -220,7 +221,8 @@ static void leader_woken(void *arg)
     wake(vt->co_self(vt->opaque));
 }
 
-/* A wake from another thread while the coroutine runs, which then does something else than to park. */
+/* A wake from another thread while the coroutine runs, which then does something else than to park.
+ */
 static atomic_bool woken;
 
 static void wake_and_tell(void *co)
@@ -231,7 +233,8 @@ static void wake_and_tell(void *co)
 
 static void get_woken(void)
 {
-    host_bh_schedule(host_iothread_context(host_iothread_new(program)), wake_and_tell, host_co_self());
+    host_bh_schedule(host_iothread_context(host_iothread_new(program)), wake_and_tell,
+                     host_co_self());
     EVENTUALLY(atomic_load(&woken));
 }
 
@@ -268,7 +271,8 @@ static void bad_wakes_die(void)
 {
     check_aborts(woken_twice, "woken twice");
     check_aborts(woken_twice_before_it_parks, "woken twice");
-    check_aborts(woken_while_yielded, "woken by its own thread while it is waiting for the host's own");
+    check_aborts(woken_while_yielded,
+                 "woken by its own thread while it is waiting for the host's own");
     check_aborts(woken_while_yielded_from_afar, "woken while it is waiting for the host's own");
     check_aborts(woken_before_its_first_enter, "woken while it is not yet entered");
     check_aborts(woken_after_its_end, "while it is ended");
@@ -276,7 +280,8 @@ static void bad_wakes_die(void)
     check_aborts(woken_by_what_it_entered, "woken by its own thread while it is running");
     check_aborts(leader_woken, "wake of a thread's leader");
     check_aborts(woken_but_ends, "ended while a wake is on its way");
-    check_aborts(woken_but_waits_for_storage, "was woken, and then waited for something of the host's");
+    check_aborts(woken_but_waits_for_storage,
+                 "was woken, and then waited for something of the host's");
     check_aborts(park_in_plain_code, "co_suspend outside a coroutine");
 }
 

@@ -56,7 +56,11 @@ static void bottom_halves_run_in_order(void)
     end();
 }
 
-struct counted { atomic_uint n; host_context *context; unsigned wrong; };
+struct counted {
+    atomic_uint n;
+    host_context *context;
+    unsigned wrong;
+};
 
 static void count_here(void *arg)
 {
@@ -69,7 +73,7 @@ static void count_here(void *arg)
 static void bottom_halves_of_another_thread_all_come(void)
 {
     enum { N = 20000 };
-    struct counted c = {.n = 0};
+    struct counted c = { .n = 0 };
     host_iothread *t;
 
     begin();
@@ -205,7 +209,10 @@ static void timers_may_be_kept_from_firing(void)
     end();
 }
 
-struct rearm { host_timer *timer; unsigned n; };
+struct rearm {
+    host_timer *timer;
+    unsigned n;
+};
 
 static void rearm(void *arg)
 {
@@ -217,7 +224,7 @@ static void rearm(void *arg)
 
 static void a_timer_that_rearms_itself_for_now_starves_nobody(void)
 {
-    struct rearm r = {.n = 0};
+    struct rearm r = { .n = 0 };
 
     begin();
     host_clock_stop(program);
@@ -231,7 +238,10 @@ static void a_timer_that_rearms_itself_for_now_starves_nobody(void)
     end();
 }
 
-struct sleeper { int64_t ns, woke_at; bool home; };
+struct sleeper {
+    int64_t ns, woke_at;
+    bool home;
+};
 
 static void sleep_once(void *arg)
 {
@@ -245,7 +255,7 @@ static void sleep_once(void *arg)
 
 static void coroutines_sleep_on_a_clock_stepped_from_another_thread(void)
 {
-    struct sleeper s[3] = {{.ns = 3}, {.ns = 1}, {.ns = 2}};
+    struct sleeper s[3] = { { .ns = 3 }, { .ns = 1 }, { .ns = 2 } };
     host_iothread *t;
     int64_t start;
 

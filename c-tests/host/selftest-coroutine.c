@@ -132,7 +132,8 @@ static void a_coroutine_moves_between_threads(void)
     host_program *program = host_program_new();
     host_context *here = host_context_new(program);
     host_iothread *a = host_iothread_new(program), *b = host_iothread_new(program);
-    struct ping_pong p = {.contexts = {host_iothread_context(a), host_iothread_context(b)}, .rounds = 20000};
+    struct ping_pong p = { .contexts = { host_iothread_context(a), host_iothread_context(b) },
+                           .rounds = 20000 };
 
     host_context_call(here, true, ping_pong, &p);
     CHECK_U64(p.in_place, p.rounds);

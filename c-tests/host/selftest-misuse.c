@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Wrong use of the lock, timers, polling, storage and stacks ends the process, and so does a call after the close. */
+/* Wrong use of the lock, timers, polling, storage and stacks ends the process, and so does a call
+ * after the close. */
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -90,7 +91,8 @@ static void free_it(void *timer)
 
 static void from_afar(host_fn *fn)
 {
-    host_context_call(host_iothread_context(host_iothread_new(program)), false, fn, vt->timer_new(vt->opaque, do_nothing, NULL));
+    host_context_call(host_iothread_context(host_iothread_new(program)), false, fn,
+                      vt->timer_new(vt->opaque, do_nothing, NULL));
 }
 
 static void timer_modified_from_afar(void *arg)
@@ -171,7 +173,8 @@ static void bad_polls_die(void)
 {
     check_aborts(poll_in_a_coroutine, "poll_while in a coroutine");
     check_aborts(poll_under_the_graph_lock, "poll_while while the graph is locked for writing");
-    check_aborts(poll_elsewhere_under_the_graph_lock, "poll_while while the graph is locked for writing");
+    check_aborts(poll_elsewhere_under_the_graph_lock,
+                 "poll_while while the graph is locked for writing");
     check_aborts(park_under_the_graph_lock, "parks while it holds the graph's write lock");
 }
 
@@ -226,15 +229,15 @@ static q2c_storage calls;
 static void write_it(void *arg)
 {
     static char bytes[16];
-    struct iovec iov = {bytes, sizeof(bytes)};
+    struct iovec iov = { bytes, sizeof(bytes) };
 
     calls.pwritev(calls.opaque, *(uint64_t *)arg, &iov, 1);
 }
 
 static void overlapping_requests(void *arg)
 {
-    host_storage_config config = {.fd = -1, .size = 4096, .resume = HOST_RESUME_HOME};
-    uint64_t at[3] = {16, 32, 24};
+    host_storage_config config = { .fd = -1, .size = 4096, .resume = HOST_RESUME_HOME };
+    uint64_t at[3] = { 16, 32, 24 };
 
     (void)arg;
     host_storage_fill(host_storage_new(&config), &calls);
@@ -249,7 +252,8 @@ static void requests_on_the_same_bytes_die(void)
 #ifdef __SANITIZE_THREAD__
     CHECK(overlapping_requests != NULL); /* it is ThreadSanitizer that finds them */
 #else
-    check_aborts(overlapping_requests, "request 2 testhost: storage: a write of 16 bytes at 24 while a write");
+    check_aborts(overlapping_requests,
+                 "request 2 testhost: storage: a write of 16 bytes at 24 while a write");
 #endif
 }
 

@@ -11,7 +11,10 @@ static host_co_mutex mutex;
 static char order[64];
 static size_t order_length;
 
-struct member { char name; unsigned rounds; };
+struct member {
+    char name;
+    unsigned rounds;
+};
 
 static void take_in_turn(void *arg)
 {
@@ -30,7 +33,7 @@ static void waiters_get_it_in_the_order_they_came(void)
 {
     host_program *program = host_program_new();
     host_context *here = host_context_new(program);
-    struct member members[3] = {{'a', 3}, {'b', 3}, {'c', 3}};
+    struct member members[3] = { { 'a', 3 }, { 'b', 3 }, { 'c', 3 } };
     host_co *co[3];
 
     host_co_mutex_init(&mutex);
@@ -54,7 +57,7 @@ static void waiters_get_it_in_the_order_they_came(void)
 
 struct contention {
     host_context *contexts[CONTEXTS];
-    unsigned inside;    /* all of these protected by the mutex alone */
+    unsigned inside; /* all of these protected by the mutex alone */
     unsigned most_inside, total, not_mine;
     atomic_uint running;
 };
@@ -69,7 +72,8 @@ static void contend(void *arg)
         c->most_inside = c->inside > c->most_inside ? c->inside : c->most_inside;
         c->not_mine += !host_co_mutex_held(&mutex);
         if (i % 7 == 0) {
-            host_co_move(c->contexts[i / 7 % CONTEXTS]); /* the owner is a coroutine, not a thread */
+            host_co_move(
+                c->contexts[i / 7 % CONTEXTS]); /* the owner is a coroutine, not a thread */
         }
         c->total++;
         c->inside--;
@@ -82,7 +86,7 @@ static void contention_from_four_contexts(void)
 {
     host_program *program = host_program_new();
     host_iothread *t[CONTEXTS];
-    struct contention c = {.inside = 0};
+    struct contention c = { .inside = 0 };
 
     host_co_mutex_init(&mutex);
     atomic_store(&c.running, CONTEXTS * PER_CONTEXT);
@@ -107,7 +111,10 @@ static void contention_from_four_contexts(void)
 
 /* ---- the queue ---- */
 
-struct box { host_co_queue empty, full; unsigned content, taken, sum; };
+struct box {
+    host_co_queue empty, full;
+    unsigned content, taken, sum;
+};
 
 static void put(void *arg)
 {
@@ -145,7 +152,7 @@ static void a_queue_between_two_contexts_loses_no_wake(void)
 {
     host_program *program = host_program_new();
     host_iothread *a = host_iothread_new(program), *b = host_iothread_new(program);
-    struct box box = {.content = 0};
+    struct box box = { .content = 0 };
 
     host_co_mutex_init(&mutex);
     host_co_queue_init(&box.empty);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* The test host's poll-while: a kick from any thread is never lost, and it dispatches what it should. */
+/* The test host's poll-while: a kick from any thread is never lost, and it dispatches what it
+ * should. */
 #include <sched.h>
 #include <stdatomic.h>
 
@@ -23,7 +24,10 @@ static void end(void)
     host_program_free(program);
 }
 
-struct exchange { atomic_uint asked, answered; unsigned expected; };
+struct exchange {
+    atomic_uint asked, answered;
+    unsigned expected;
+};
 
 static bool unanswered(void *arg)
 {
@@ -46,7 +50,7 @@ static void answer(void *arg)
 
 static void kick_hammered(void)
 {
-    struct exchange x = {.expected = 0};
+    struct exchange x = { .expected = 0 };
     host_iothread *t;
 
     begin();
@@ -74,7 +78,9 @@ static void set(void *arg)
     *(bool *)arg = true;
 }
 
-struct nested { bool outer, inner; };
+struct nested {
+    bool outer, inner;
+};
 
 static void poll_nested(void *arg)
 {
@@ -87,7 +93,7 @@ static void poll_nested(void *arg)
 
 static void it_turns_its_own_context(void)
 {
-    struct nested n = {false, false};
+    struct nested n = { false, false };
 
     begin();
     host_bh_schedule(here, poll_nested, &n);
@@ -112,7 +118,10 @@ static void it_looks_before_it_waits(void)
     end();
 }
 
-struct waiter { atomic_bool over; atomic_uint looks, done; };
+struct waiter {
+    atomic_bool over;
+    atomic_uint looks, done;
+};
 
 static bool not_over(void *arg)
 {
@@ -132,7 +141,7 @@ static void wait_in_thread(void *arg)
 
 static void a_kick_reaches_every_poller(void)
 {
-    struct waiter w = {.looks = 0};
+    struct waiter w = { .looks = 0 };
     host_iothread *t[3];
     unsigned looks;
 

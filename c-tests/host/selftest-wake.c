@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Parking and waking through the vtable: early wakes, and what a wake or a spawn in the home thread does. */
+/* Parking and waking through the vtable: early wakes, and what a wake or a spawn in the home thread
+ * does. */
 #include <sched.h>
 #include <stdatomic.h>
 
@@ -15,7 +16,7 @@ static const q2c_host *vt;
 
 static void begin(host_run_mode wake, host_run_mode spawn)
 {
-    host_adapter_config config = {.wake = wake, .spawn = spawn};
+    host_adapter_config config = { .wake = wake, .spawn = spawn };
 
     program = config.program = host_program_new();
     here = host_context_new(program);
@@ -144,7 +145,7 @@ static bool wake_if_parked(struct parker *p)
 
 static void wake_before_yield_hammered(void)
 {
-    struct parker p = {.rounds = HAMMER};
+    struct parker p = { .rounds = HAMMER };
     host_adapter_stats stats;
     host_iothread *t;
 
@@ -184,7 +185,8 @@ static void wake_in_window(void *arg)
     atomic_store(&wake_came, true);
 }
 
-/* In the coroutine, between its announcement and its yield: have another thread wake it, and wait until that is over. */
+/* In the coroutine, between its announcement and its yield: have another thread wake it, and wait
+ * until that is over. */
 static void in_the_window(void *arg, const char *callback)
 {
     if (strcmp(callback, "co_suspend") != 0) {
@@ -199,7 +201,7 @@ static void in_the_window(void *arg, const char *callback)
 
 static void every_wake_comes_before_its_yield(void)
 {
-    struct parker p = {.rounds = 50};
+    struct parker p = { .rounds = 50 };
     host_adapter_stats stats;
     host_iothread *t;
 
@@ -219,7 +221,10 @@ static void every_wake_comes_before_its_yield(void)
 
 /* ---- a wake from two threads at once: the parker lets one through ---- */
 
-struct racers { struct parker *p; atomic_uint woken; };
+struct racers {
+    struct parker *p;
+    atomic_uint woken;
+};
 
 static void race_to_wake(void *arg)
 {
@@ -236,8 +241,8 @@ static void race_to_wake(void *arg)
 
 static void two_wakers_and_one_sleeper(void)
 {
-    struct parker p = {.rounds = HAMMER / 10};
-    struct racers r = {.p = &p};
+    struct parker p = { .rounds = HAMMER / 10 };
+    struct racers r = { .p = &p };
     host_iothread *t[3];
 
     begin(HOST_RUN_QUEUED, HOST_RUN_QUEUED);

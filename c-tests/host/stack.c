@@ -24,7 +24,8 @@ void host_stack_alloc(host_stack *stack, size_t size)
     if (map == MAP_FAILED || mprotect(map, page, PROT_NONE)) {
         host_die("no memory for a stack of %zu bytes", size);
     }
-    *stack = (host_stack){ .map = map, .map_size = size + page, .bottom = map + page, .size = size };
+    *stack =
+        (host_stack){ .map = map, .map_size = size + page, .bottom = map + page, .size = size };
 #ifdef HOST_VALGRIND
     stack->valgrind_id = VALGRIND_STACK_REGISTER(stack->bottom, stack->bottom + size);
 #endif

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Layer 2. Coroutine stacks: anonymous mappings with a guard page below, so that an overflow crashes
- * and is never silent.
+ * Layer 2. Coroutine stacks: anonymous mappings with a guard page below, so that an overflow
+ * crashes and is never silent.
  */
 #ifndef TESTHOST_STACK_H
 #define TESTHOST_STACK_H
 #include "base.h"
 
-#define HOST_STACK_SIZE ((size_t)256 * 1024)
+#define HOST_STACK_SIZE       ((size_t)256 * 1024)
 #define HOST_STACK_SIZE_SMALL ((size_t)32 * 1024)
 
 typedef struct host_stack {
-    char *map;                  /* guard page, then the stack */
+    char *map; /* guard page, then the stack */
     size_t map_size;
     char *bottom;
     size_t size;

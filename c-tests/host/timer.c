@@ -22,7 +22,7 @@ static void check_thread(host_timer *timer, const char *what)
 
 void host_timer_group_init(host_timer_group *group, host_program *program)
 {
-    *group = (host_timer_group){.program = program, .thread = pthread_self()};
+    *group = (host_timer_group){ .program = program, .thread = pthread_self() };
 }
 
 host_timer *host_timer_group_add(host_timer_group *group, bool realtime, void (*cb)(void *arg),
@@ -33,7 +33,7 @@ host_timer *host_timer_group_add(host_timer_group *group, bool realtime, void (*
     if (!timer) {
         host_die("no memory for a timer");
     }
-    *timer = (host_timer){.group = group, .realtime = realtime, .cb = cb, .arg = arg};
+    *timer = (host_timer){ .group = group, .realtime = realtime, .cb = cb, .arg = arg };
     group->alive++;
     return timer;
 }

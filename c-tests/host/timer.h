@@ -10,8 +10,8 @@
 typedef struct host_timer host_timer;
 
 /*
- * All timer functions: in the thread of the timer's context only. host_timer_new(), which makes one,
- * is in context.h.
+ * All timer functions: in the thread of the timer's context only. host_timer_new(), which makes
+ * one, is in context.h.
  */
 /* Due once at @deadline_ns, in place of any earlier deadline. */
 void host_timer_mod(host_timer *timer, int64_t deadline_ns);
@@ -20,12 +20,15 @@ void host_timer_free(host_timer *timer);
 
 /* ---- for the layers above -------------------------------------------------------------------- */
 
-typedef struct host_timer_list { host_timer *head; size_t n; } host_timer_list;
+typedef struct host_timer_list {
+    host_timer *head;
+    size_t n;
+} host_timer_list;
 
 typedef struct host_timer_group {
     host_program *program;
     pthread_t thread;
-    host_timer_list lists[2];   /* virtual, real time; by deadline */
+    host_timer_list lists[2]; /* virtual, real time; by deadline */
     size_t alive;
 } host_timer_group;
 

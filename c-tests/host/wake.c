@@ -22,7 +22,8 @@ void host_co_park(void)
 static void wake_at_home(host_co *co, host_context *home, host_co_state state, host_run_mode mode)
 {
     if (state != HOST_CO_PARKED) {
-        host_die("coroutine %p woken by its own thread while it is %s", (void *)co, host_co_state_name(state));
+        host_die("coroutine %p woken by its own thread while it is %s", (void *)co,
+                 host_co_state_name(state));
     }
     if (mode == HOST_RUN_QUEUED) {
         host_co_schedule(home, co);

@@ -12,10 +12,10 @@ void host_co_park(void);
  * always queued in the home context.
  */
 typedef enum host_run_mode {
-    HOST_RUN_QUEUED,    /* in the context's next round */
-    HOST_RUN_NOW,       /* inside the call, also from inside another coroutine */
-    HOST_RUN_AFTER,     /* QEMU's way: from plain code inside the call, from a coroutine as soon as
-                           that one yields or ends */
+    HOST_RUN_QUEUED, /* in the context's next round */
+    HOST_RUN_NOW,    /* inside the call, also from inside another coroutine */
+    HOST_RUN_AFTER,  /* QEMU's way: from plain code inside the call, from a coroutine as soon as
+                        that one yields or ends */
     HOST_RUN_MODES
 } host_run_mode;
 
