@@ -79,8 +79,8 @@ static void run_variant(void)
 
 void each_variant(const char *name, void (*test)(void))
 {
-    static const char *const modes[HOST_RUN_MODES] = { "queued", "at once", "as QEMU does" };
-    static char full_name[256]; /* the watchdog looks at it */
+    static const char *const modes[HOST_RUN_MODES] = { "queued", "inline", "as in QEMU" };
+    static char full_name[256]; /* static: the watchdog prints it */
 
     for (int own_lock = 0; own_lock < 2; own_lock++) {
         for (host_run_mode mode = HOST_RUN_QUEUED; mode < HOST_RUN_MODES; mode++) {

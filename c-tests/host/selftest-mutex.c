@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* The test host's coroutine mutex and wait queue: fair in one context, exclusive over several. */
+/* The test host's coroutine mutex and wait queue: fair in one context, exclusive across several. */
 #include <stdatomic.h>
 
 #include "host.h"
@@ -29,7 +29,7 @@ static void take_in_turn(void *arg)
     }
 }
 
-static void waiters_get_it_in_the_order_they_came(void)
+static void mutex_is_granted_in_arrival_order(void)
 {
     host_program *program = host_program_new();
     host_context *here = host_context_new(program);
@@ -43,7 +43,7 @@ static void waiters_get_it_in_the_order_they_came(void)
         host_co_enter(co[i]);
     }
     CHECK_STR(order, "a");
-    /* the holder unlocks and at once wants it again: it must queue behind the others */
+    /* the holder unlocks and locks again immediately: it must queue behind the others */
     for (int i = 0; i < 9; i++) {
         host_co_enter(co[i % 3]);
         host_context_poll(here, false);
@@ -57,7 +57,8 @@ static void waiters_get_it_in_the_order_they_came(void)
 
 struct contention {
     host_context *contexts[CONTEXTS];
-    unsigned inside; /* all of these protected by the mutex alone */
+    /* protected by the mutex alone, up to running */
+    unsigned inside;
     unsigned most_inside, total, not_mine;
     atomic_uint running;
 };
@@ -72,8 +73,8 @@ static void contend(void *arg)
         c->most_inside = c->inside > c->most_inside ? c->inside : c->most_inside;
         c->not_mine += !host_co_mutex_held(&mutex);
         if (i % 7 == 0) {
-            host_co_move(
-                c->contexts[i / 7 % CONTEXTS]); /* the owner is a coroutine, not a thread */
+            /* the owner is a coroutine, not a thread */
+            host_co_move(c->contexts[i / 7 % CONTEXTS]);
         }
         c->total++;
         c->inside--;
@@ -82,7 +83,7 @@ static void contend(void *arg)
     atomic_fetch_sub(&c->running, 1);
 }
 
-static void contention_from_four_contexts(void)
+static void mutex_is_exclusive_across_four_contexts(void)
 {
     host_program *program = host_program_new();
     host_iothread *t[CONTEXTS];
@@ -148,7 +149,7 @@ static void take(void *arg)
     }
 }
 
-static void a_queue_between_two_contexts_loses_no_wake(void)
+static void wait_queue_loses_no_wake_between_contexts(void)
 {
     host_program *program = host_program_new();
     host_iothread *a = host_iothread_new(program), *b = host_iothread_new(program);
@@ -170,9 +171,9 @@ static void a_queue_between_two_contexts_loses_no_wake(void)
 int main(void)
 {
     test_begin();
-    RUN(waiters_get_it_in_the_order_they_came);
-    RUN(contention_from_four_contexts);
-    RUN(a_queue_between_two_contexts_loses_no_wake);
+    RUN(mutex_is_granted_in_arrival_order);
+    RUN(mutex_is_exclusive_across_four_contexts);
+    RUN(wait_queue_loses_no_wake_between_contexts);
     host_co_pool_drain();
     return test_end();
 }

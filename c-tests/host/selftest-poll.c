@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* The test host's poll-while: a kick from any thread is never lost, and it dispatches what it
- * should. */
+/*
+ * The test host's poll_while: a kick from any thread is never lost, and the poller dispatches its
+ * own context.
+ */
 #include <sched.h>
 #include <stdatomic.h>
 
 #include "host.h"
 #include "test.h"
 
-#define HAMMER host_scale_rounds(100000)
+#define ROUNDS host_scale_rounds(100000)
 
 static host_program *program;
 static host_context *here;
@@ -39,7 +41,7 @@ static void answer(void *arg)
 {
     struct exchange *x = arg;
 
-    for (unsigned i = 1; i <= HAMMER; i++) {
+    for (unsigned i = 1; i <= ROUNDS; i++) {
         while (atomic_load(&x->asked) < i) {
             sched_yield();
         }
@@ -48,7 +50,7 @@ static void answer(void *arg)
     }
 }
 
-static void kick_hammered(void)
+static void no_kick_is_lost_under_stress(void)
 {
     struct exchange x = { .expected = 0 };
     host_iothread *t;
@@ -56,17 +58,17 @@ static void kick_hammered(void)
     begin();
     t = host_iothread_new(program);
     host_bh_schedule(host_iothread_context(t), answer, &x);
-    for (unsigned i = 1; i <= HAMMER; i++) {
+    for (unsigned i = 1; i <= ROUNDS; i++) {
         x.expected = i;
         atomic_store(&x.asked, i);
         host_poll_while(program, unanswered, &x);
     }
     host_iothread_free(t);
-    CHECK_U64(atomic_load(&x.answered), HAMMER);
+    CHECK_U64(atomic_load(&x.answered), ROUNDS);
     end();
 }
 
-/* ---- it turns its own context, nested too ---- */
+/* ---- a poller dispatches its own context, also nested ---- */
 
 static bool is_clear(void *arg)
 {
@@ -91,7 +93,7 @@ static void poll_nested(void *arg)
     n->outer = true;
 }
 
-static void it_turns_its_own_context(void)
+static void poll_while_dispatches_own_context_also_nested(void)
 {
     struct nested n = { false, false };
 
@@ -108,7 +110,7 @@ static bool never(void *arg)
     return false;
 }
 
-static void it_looks_before_it_waits(void)
+static void poll_while_checks_condition_before_waiting(void)
 {
     unsigned looks = 0;
 
@@ -139,7 +141,7 @@ static void wait_in_thread(void *arg)
     atomic_fetch_add(&w->done, 1);
 }
 
-static void a_kick_reaches_every_poller(void)
+static void kick_wakes_every_poller(void)
 {
     struct waiter w = { .looks = 0 };
     host_iothread *t[3];
@@ -152,7 +154,7 @@ static void a_kick_reaches_every_poller(void)
     }
     EVENTUALLY(atomic_load(&w.looks) >= 3);
     looks = atomic_load(&w.looks);
-    host_kick(program); /* nothing changed: they look, and wait on */
+    host_kick(program); /* nothing has changed: they check, and wait again */
     EVENTUALLY(atomic_load(&w.looks) >= looks + 3);
     CHECK_U64(atomic_load(&w.done), 0);
     atomic_store(&w.over, true);
@@ -164,7 +166,7 @@ static void a_kick_reaches_every_poller(void)
     end();
 }
 
-static void the_graph_lock_has_one_holder(void)
+static void poll_while_works_again_after_graph_unlock(void)
 {
     bool done = true;
 
@@ -182,11 +184,11 @@ static void the_graph_lock_has_one_holder(void)
 int main(void)
 {
     test_begin();
-    RUN(it_looks_before_it_waits);
-    RUN(it_turns_its_own_context);
-    RUN(a_kick_reaches_every_poller);
-    RUN(the_graph_lock_has_one_holder);
-    RUN(kick_hammered);
+    RUN(poll_while_checks_condition_before_waiting);
+    RUN(poll_while_dispatches_own_context_also_nested);
+    RUN(kick_wakes_every_poller);
+    RUN(poll_while_works_again_after_graph_unlock);
+    RUN(no_kick_is_lost_under_stress);
     host_co_pool_drain();
     return test_end();
 }

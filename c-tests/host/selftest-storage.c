@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* The test host's storage: where a request's coroutine goes on, faults, held requests, and callers
- * that block. */
+/*
+ * The test host's storage: where a request's coroutine continues, faults, held requests, and
+ * callers that block.
+ */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -96,7 +98,7 @@ static struct job run_job(host_resume resume)
     return j;
 }
 
-static void coroutines_go_on_where_they_were_told(void)
+static void request_continues_in_configured_context(void)
 {
     struct job j;
 
@@ -114,7 +116,7 @@ static void coroutines_go_on_where_they_were_told(void)
     CHECK_BETWEEN(j.spread, 1, REQUESTS - 1);
 }
 
-static void plain_code_blocks(void)
+static void plain_code_request_blocks(void)
 {
     struct job j = { .at = 0 };
     host_storage_stats stats;
@@ -131,7 +133,7 @@ static void plain_code_blocks(void)
     end();
 }
 
-static void a_file_holds_what_was_written(void)
+static void file_storage_keeps_written_data(void)
 {
     int fd = memfd_create("image", MFD_CLOEXEC);
     struct job j = { .at = 1 << 20 };
@@ -149,7 +151,7 @@ static void a_file_holds_what_was_written(void)
     close(fd);
 }
 
-static void faults_hit_the_nth_request_once(void)
+static void nth_request_fails_once(void)
 {
     uint64_t word = 1;
 
@@ -182,7 +184,7 @@ static void *read_one_plain(void *arg)
     return NULL;
 }
 
-static void held_requests_wait_for_the_release(void)
+static void held_requests_wait_for_release(void)
 {
     struct reader r = { .at = 512 };
     pthread_t thread;
@@ -214,7 +216,7 @@ static int64_t real_clock(void)
     return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
 }
 
-static void delayed_requests_leave_their_thread_free(void)
+static void delayed_requests_do_not_block_their_thread(void)
 {
     enum { N = 50, DELAY = 20 * 1000 * 1000 };
     struct reader r[N];
@@ -245,12 +247,12 @@ static void delayed_requests_leave_their_thread_free(void)
 int main(void)
 {
     test_begin();
-    RUN(coroutines_go_on_where_they_were_told);
-    RUN(plain_code_blocks);
-    RUN(a_file_holds_what_was_written);
-    RUN(faults_hit_the_nth_request_once);
-    RUN(held_requests_wait_for_the_release);
-    RUN(delayed_requests_leave_their_thread_free);
+    RUN(request_continues_in_configured_context);
+    RUN(plain_code_request_blocks);
+    RUN(file_storage_keeps_written_data);
+    RUN(nth_request_fails_once);
+    RUN(held_requests_wait_for_release);
+    RUN(delayed_requests_do_not_block_their_thread);
     host_co_pool_drain();
     return test_end();
 }

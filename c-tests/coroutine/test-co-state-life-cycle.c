@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * What a block driver does with a state over an image's life, under load from coroutines in three
- * contexts: open, an open that fails, option changes with and without the lock, detach and attach,
- * invalidate, close.
+ * The calls that a block driver makes for a state while an image is open, under load from
+ * coroutines in three contexts: open, an open that fails, option changes with and without the lock,
+ * detach and attach, invalidate, close.
  */
 #include <stdatomic.h>
 
@@ -37,7 +37,7 @@ static void update(q2c_cache *cache, size_t table_size, uint64_t n, uint64_t *co
     CHECK_INT(q2c_cache_put(cache, (void **)&table), 0);
 }
 
-/* The caches are borrowed from the state, under its lock, until the lock is let go. */
+/* The caches are borrowed from the state until its lock is released. */
 static void one_request(uint64_t *random)
 {
     uint64_t n = test_random(random);
@@ -96,7 +96,7 @@ static void undrain(void)
     TURN_UNTIL(atomic_load(&quiet) == 0);
 }
 
-/* Let it run for a while. */
+/* Waits until the load has made @more requests. */
 static void let_it_run(unsigned more)
 {
     unsigned until = atomic_load(&rounds) + more;
@@ -194,7 +194,7 @@ static void begin(void)
     let_it_run(50);
 }
 
-/* Close, in a coroutine or in plain code of the main thread, and look at what is on the storage. */
+/* Closes in a coroutine or in plain code of the main thread, and checks the images. */
 static void end(bool in_coroutine)
 {
     int ret = 1;
@@ -223,7 +223,7 @@ static size_t resident(q2c_cache *cache)
     return stats.resident_tables;
 }
 
-static void open_use_clean_close(void)
+static void state_opens_cleans_and_closes(void)
 {
     begin();
     drain();
@@ -237,7 +237,7 @@ static void open_use_clean_close(void)
     end(false);
 }
 
-static void open_and_close_in_coroutines(void)
+static void state_opens_and_closes_in_coroutines(void)
 {
     int ret = 1;
 
@@ -251,7 +251,7 @@ static void open_and_close_in_coroutines(void)
 
 /* ---- an open that fails ---- */
 
-static void an_open_that_cannot_start_its_cleaner_leaves_nothing(void)
+static void open_leaves_nothing_if_cleaner_cannot_start(void)
 {
     q2c_state *const untouched = (q2c_state *)&world;
 
@@ -261,13 +261,16 @@ static void an_open_that_cannot_start_its_cleaner_leaves_nothing(void)
     CHECK_INT(open_state(), -EAGAIN);
     CHECK_PTR(state, untouched);
     CHECK_U64(host_stats().spawned_alive, 0);
-    host_adapter_close(world.host); /* nothing may come from it any more */
+    host_adapter_close(world.host); /* dies of any later callback */
     host_storage_free(l2_storage);
     host_storage_free(refcount_storage);
 }
 
-/* A driver that builds on the parts, and fails after it started the cleaner, the lock held. */
-static void fail_half_way(void *arg)
+/*
+ * A driver that creates cache and cleaner itself. Its open fails with the lock held, after it has
+ * started the cleaner.
+ */
+static void fail_after_cleaner_start(void *arg)
 {
     q2c_cache *cache = cache_new(&l2_calls, 4);
     q2c_cleaner *cleaner = cleaner_new(cache);
@@ -284,11 +287,11 @@ static void fail_half_way(void *arg)
     CHECK_INT(q2c_cleaner_destroy(&cleaner), 0);
 }
 
-static void an_open_that_fails_with_the_lock_held(void)
+static void cleaner_stops_with_lock_held_when_driver_open_fails(void)
 {
     storage_begin(HOST_RESUME_HOME);
     for (int i = 0; i < 50; i++) {
-        host_context_call(world.io[i % IO_THREADS], true, fail_half_way, NULL);
+        host_context_call(world.io[i % IO_THREADS], true, fail_after_cleaner_start, NULL);
     }
     host_adapter_close(world.host);
     host_storage_free(l2_storage);
@@ -319,7 +322,7 @@ static void check_applied(unsigned i)
     CHECK_U64(cleaning().interval_ns, (1 + i % 2) * MS);
 }
 
-/* In a coroutine, requests queueing at the lock meanwhile. */
+/* Runs in a coroutine, while requests queue for the lock. */
 static void change_options_locked(void *arg)
 {
     unsigned i = *(unsigned *)arg;
@@ -333,7 +336,7 @@ static void change_options_locked(void *arg)
     CHECK_INT(q2c_state_unlock(state), 0);
 }
 
-static void options_change_with_the_lock_held(void)
+static void options_commit_with_lock_held(void)
 {
     begin();
     for (unsigned i = 0; i < 20; i++) {
@@ -344,8 +347,8 @@ static void options_change_with_the_lock_held(void)
     end(false);
 }
 
-/* In plain code, as the commit of a reopen is, requests drained. */
-static void options_change_without_the_lock(void)
+/* Runs in plain code with requests drained, as the commit of a reopen does. */
+static void options_commit_without_lock_while_drained(void)
 {
     begin();
     for (unsigned i = 0; i < 20; i++) {
@@ -361,7 +364,7 @@ static void options_change_without_the_lock(void)
     end(true);
 }
 
-static void an_aborted_change_changes_nothing(void)
+static void aborted_update_changes_nothing(void)
 {
     q2c_cache_stats stats = { .struct_size = sizeof(stats) };
     q2c_update *update_options;
@@ -382,8 +385,8 @@ static void an_aborted_change_changes_nothing(void)
 
 static _Atomic(host_context *) seen_in;
 
-/* Where the cleaner makes its timers. */
-static void see_context(void *arg, const char *callback)
+/* Records the context in which the cleaner makes its timers. */
+static void record_timer_context(void *arg, const char *callback)
 {
     (void)arg;
     if (strcmp(callback, "timer_new") == 0) {
@@ -391,7 +394,7 @@ static void see_context(void *arg, const char *callback)
     }
 }
 
-/* Both with the graph locked for writing: neither may wait. */
+/* Makes both calls with the graph locked for writing: neither may wait. */
 static void detach_and_attach(host_context *to)
 {
     q2c_cleaner_stats stats;
@@ -406,17 +409,17 @@ static void detach_and_attach(host_context *to)
     host_graph_wrunlock(world.program);
     stats = cleaning();
     CHECK_U64(stats.interval_ns, MS);
-    TURN_UNTIL(cleaning().instances == 1); /* the old one is gone */
+    TURN_UNTIL(cleaning().instances == 1); /* the old instance has ended */
     atomic_store(&seen_in, NULL);
     passes = cleaning().passes;
     TURN_UNTIL(cleaning().passes >= passes + 2 && atomic_load(&seen_in));
     CHECK_PTR(atomic_load(&seen_in), to);
 }
 
-static void a_detach_never_waits_and_keeps_the_interval(void)
+static void detach_never_waits_and_keeps_interval(void)
 {
     begin();
-    host_adapter_on_call(world.host, see_context, NULL);
+    host_adapter_on_call(world.host, record_timer_context, NULL);
     for (int i = 1; i <= 6; i++) {
         detach_and_attach(world.io[i % IO_THREADS]);
         let_it_run(5);
@@ -425,7 +428,7 @@ static void a_detach_never_waits_and_keeps_the_interval(void)
     end(false);
 }
 
-static void close_while_detached(void)
+static void state_closes_while_detached(void)
 {
     begin();
     host_graph_wrlock(world.program);
@@ -441,7 +444,7 @@ static void invalidate_it(void *arg)
     *(int *)arg = q2c_state_invalidate(state);
 }
 
-/* Another process changes the image. */
+/* Changes the image as another process would. */
 static void change_image(void)
 {
     char *image = host_storage_image(l2_storage);
@@ -453,7 +456,7 @@ static void change_image(void)
     }
 }
 
-static void an_invalidate_reads_everything_again(void)
+static void invalidate_rereads_all_tables(void)
 {
     begin();
     for (int i = 0; i < 6; i++) {
@@ -474,7 +477,7 @@ static void an_invalidate_reads_everything_again(void)
 
 /* ---- a close that fails ---- */
 
-static void a_close_that_cannot_write_may_be_called_again(void)
+static void failed_close_can_be_retried(void)
 {
     begin();
     load_end();
@@ -493,17 +496,17 @@ int main(void)
 {
     test_begin();
     world_begin();
-    EACH(open_use_clean_close);
-    EACH(open_and_close_in_coroutines);
-    EACH(an_open_that_cannot_start_its_cleaner_leaves_nothing);
-    EACH(an_open_that_fails_with_the_lock_held);
-    EACH(options_change_with_the_lock_held);
-    EACH(options_change_without_the_lock);
-    EACH(an_aborted_change_changes_nothing);
-    EACH(a_detach_never_waits_and_keeps_the_interval);
-    EACH(close_while_detached);
-    EACH(an_invalidate_reads_everything_again);
-    EACH(a_close_that_cannot_write_may_be_called_again);
+    EACH(state_opens_cleans_and_closes);
+    EACH(state_opens_and_closes_in_coroutines);
+    EACH(open_leaves_nothing_if_cleaner_cannot_start);
+    EACH(cleaner_stops_with_lock_held_when_driver_open_fails);
+    EACH(options_commit_with_lock_held);
+    EACH(options_commit_without_lock_while_drained);
+    EACH(aborted_update_changes_nothing);
+    EACH(detach_never_waits_and_keeps_interval);
+    EACH(state_closes_while_detached);
+    EACH(invalidate_rereads_all_tables);
+    EACH(failed_close_can_be_retried);
     world_end();
     return test_end();
 }

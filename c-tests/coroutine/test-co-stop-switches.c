@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* How many switches to a coroutine a stop takes, the cleaner being asleep: at most three. The clock
- * stands still. */
+/*
+ * A stop takes at most three switches into coroutines while the cleaner sleeps. The virtual clock
+ * stands still.
+ */
 #include "world.h"
 
 enum { ROUNDS = 50 };
@@ -29,7 +31,7 @@ struct counted {
     uint64_t most;
 };
 
-/* All that switches in the process from the call to its return. */
+/* Counts all switches into coroutines in the process from the call to its return. */
 static void count_switches(void *arg)
 {
     struct counted *c = arg;
@@ -54,7 +56,7 @@ static void measure(const char *name, void (*stop)(void), host_context *context,
     CHECK_BETWEEN(c.most, 1, 3);
 }
 
-static void at_most_three_switches_for_a_stop(void)
+static void stop_takes_at_most_three_switches(void)
 {
     q2c_storage calls;
     host_storage *storage = storage_new(4, HOST_RESUME_HOME, &calls);
@@ -79,7 +81,7 @@ int main(void)
     test_begin();
     world_begin();
     host_clock_stop(world.program);
-    EACH(at_most_three_switches_for_a_stop);
+    EACH(stop_takes_at_most_three_switches);
     world_end();
     return test_end();
 }
