@@ -2,7 +2,7 @@
 /*
  * Every kind of stop, in every state of the cleaner, from every thread. Each stop returns, no
  * instance of the cleaner is left, and no callback comes later: the host is closed and freed right
- * after the stop, and dies of a late callback.
+ * after the stop, and aborts on a late callback.
  *
  * The virtual clock stands still except where a case steps it: no stop may need a timer.
  */
@@ -229,7 +229,7 @@ static void stop_locked(void)
     CHECK_INT(q2c_cleaner_unlock(cleaner), 0);
 }
 
-/* Stops as a detach does: no wait is allowed here, and the host dies of one. */
+/* Stops as a detach does: no wait is allowed here, and the host aborts on one. */
 static void request(void)
 {
     host_graph_wrlock(world.program);

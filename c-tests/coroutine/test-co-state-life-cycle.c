@@ -261,7 +261,7 @@ static void open_leaves_nothing_if_cleaner_cannot_start(void)
     CHECK_INT(open_state(), -EAGAIN);
     CHECK_PTR(state, untouched);
     CHECK_U64(host_stats().spawned_alive, 0);
-    host_adapter_close(world.host); /* dies of any later callback */
+    host_adapter_close(world.host); /* aborts on a later callback */
     host_storage_free(l2_storage);
     host_storage_free(refcount_storage);
 }

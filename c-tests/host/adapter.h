@@ -15,11 +15,11 @@ typedef struct host_adapter host_adapter; /* what the callbacks get as opaque */
 
 typedef struct host_adapter_config {
     host_program *program;
-    bool own_lock; /* give the library the host's mutex (lock, unlock); else it
-                      has its own */
+    /* true: the library gets the host's mutex (lock, unlock); false: it uses its own lock */
+    bool own_lock;
     host_run_mode wake, spawn;
-    bool late_kick_ok; /* a kick may come after host_adapter_close(); else it dies as
-                          every call does */
+    /* true: a kick after host_adapter_close() is counted; false: it aborts as all callbacks do */
+    bool late_kick_ok;
 } host_adapter_config;
 
 typedef struct host_adapter_stats {
@@ -31,18 +31,19 @@ host_adapter *host_adapter_new(const host_adapter_config *config);
 /* The callback table, valid as long as the adapter. */
 const q2c_host *host_adapter_vtable(host_adapter *host);
 /*
- * From now on no callback may come: each one dies. Dies itself if a coroutine is parked, a timer is
- * alive or the mutex is held.
+ * Closes the adapter: each later callback aborts. Aborts itself if a coroutine is parked, a timer
+ * is alive or the mutex is held.
  */
 void host_adapter_close(host_adapter *host);
 /*
- * Closes it, if that was not done, and waits for the coroutines it spawned to leave their stacks.
- * Its memory is freed with the program, so that a late callback dies with a message. Plain code.
+ * Closes the adapter if it is not closed, and waits until the coroutines that it spawned have left
+ * their stacks. Its memory is freed with the program, so a late callback aborts with a message.
+ * Call it in plain code.
  */
 void host_adapter_free(host_adapter *host);
-/* The mutex behind lock/unlock, to be used by the test's own code as well. */
+/* The mutex behind lock and unlock. The test's own code may use it, too. */
 host_co_mutex *host_adapter_mutex(host_adapter *host);
-/* The next co_spawn returns -@error. Any thread. */
+/* Makes the next co_spawn return -@error. Any thread. */
 void host_adapter_fail_spawn(host_adapter *host, int error);
 /*
  * Calls fn(arg, name) at the beginning of every callback, in its caller's context, with the

@@ -2,9 +2,9 @@
 /*
  * Layer 1. How the host reports a mistake, and which tools watch the process.
  *
- * The host is strict: what QEMU asserts, it asserts, with one line on stderr ("testhost: ...") and
- * abort(). A coroutine entered twice, woken while it is not parked or woken twice, a timer used
- * outside its thread: each is the caller's bug.
+ * The host is strict. What QEMU asserts, the host asserts: it prints one line to stderr
+ * ("testhost: ...") and calls abort(). Entering a coroutine twice, waking it twice or while it is
+ * not parked, and using a timer outside its thread are the caller's bugs.
  */
 #ifndef TESTHOST_BASE_H
 #define TESTHOST_BASE_H
@@ -39,7 +39,7 @@ typedef void host_fn(void *arg);
 /* Prints "testhost: <message>" to stderr and aborts. Any thread. */
 _Noreturn void host_die(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* Whether a sanitizer or valgrind watches the process, which makes every step slow. */
+/* Whether the process runs under a sanitizer or valgrind, which make every step slow. */
 bool host_instrumented(void);
 /* The number of rounds of a stress test: @rounds, or a tenth of it if host_instrumented(). */
 unsigned host_scale_rounds(unsigned rounds);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * A waiter is in the list before it has yielded, so it may be scheduled early: always in its own
- * home context, whose thread enters it after it yielded.
+ * A waiter is in the list before it has yielded, so it may be scheduled before it has left its
+ * stack. That is safe because it is scheduled in its home context only: the home thread enters it
+ * after it has yielded.
  */
 #include "co_mutex.h"
 
@@ -71,7 +72,7 @@ void host_co_mutex_lock(host_co_mutex *mutex)
     }
     append(&mutex->waiters, &wait);
     pthread_mutex_unlock(&mutex->guard);
-    host_co_yield(); /* it is ours when we are back */
+    host_co_yield(); /* the unlock has made this coroutine the owner */
 }
 
 void host_co_mutex_unlock(host_co_mutex *mutex)

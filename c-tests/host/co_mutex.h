@@ -18,8 +18,9 @@ typedef struct host_co_mutex {
 } host_co_mutex;
 
 /*
- * Fair: handed to the coroutine that waits longest, which is then scheduled in its home context.
- * Lock and unlock in a coroutine, the same one; init and destroy anywhere.
+ * The mutex is fair: an unlock passes it to the coroutine that has waited longest, and schedules
+ * that one in its home context. Lock and unlock it in the same coroutine; init and destroy it
+ * anywhere.
  */
 void host_co_mutex_init(host_co_mutex *mutex);
 void host_co_mutex_destroy(host_co_mutex *mutex);
@@ -28,10 +29,10 @@ void host_co_mutex_unlock(host_co_mutex *mutex);
 /* Whether the running coroutine holds it. */
 bool host_co_mutex_held(host_co_mutex *mutex);
 
-/* Waiters are protected by the mutex they wait with. */
+/* The mutex given to host_co_queue_wait() protects the queue. */
 void host_co_queue_init(host_co_queue *queue);
 void host_co_queue_wait(host_co_queue *queue, host_co_mutex *mutex);
-/* Wakes the one that waits longest; false: there was none. */
+/* Wakes the coroutine that has waited longest. Returns false if there is none. */
 bool host_co_queue_next(host_co_queue *queue);
 
 #endif

@@ -9,7 +9,7 @@
 
 typedef enum op { OP_READ, OP_WRITE, OP_FLUSH } op;
 
-/* One request; on its caller's stack until it is done. */
+/* One request. It is on its caller's stack until it is done. */
 typedef struct request {
     host_storage *storage;
     op op;
@@ -19,8 +19,8 @@ typedef struct request {
     size_t bytes;
     int ret;
     host_co *co;          /* NULL: the caller is not a coroutine, or does not yield */
-    host_context *worker; /* does it */
-    host_context *resume; /* NULL: resumed by the worker itself, there */
+    host_context *worker; /* its thread does the request */
+    host_context *resume; /* NULL: the coroutine continues in the worker */
     host_timer *timer;
     struct request *next_in_flight;
     struct request *next_held;
@@ -45,9 +45,9 @@ struct host_storage {
 /* ---- the work itself ---- */
 
 /*
- * The table's side of a copy is done in atomic words: while a table is loaded or written, others
- * may look at its words (q2c_cache_read, which finds out afterwards) or store one
- * (q2c_cache_store), and ThreadSanitizer should complain of everything but that.
+ * Accesses the table in atomic words. While a table is loaded or written, other threads may read
+ * its words (q2c_cache_read, which detects that afterwards) or store one (q2c_cache_store).
+ * ThreadSanitizer should report every other race.
  */
 static void copy(op what, char *table, char *image, size_t n)
 {
@@ -86,7 +86,7 @@ static ssize_t file_part(int fd, op what, char *p, size_t n, off_t at)
 {
     ssize_t done = what == OP_READ ? pread(fd, p, n, at) : pwrite(fd, p, n, at);
 
-    if (done == 0 && what == OP_READ) { /* behind the end of the file */
+    if (done == 0 && what == OP_READ) { /* past the end of the file */
         memset(p, 0, n);
         return (ssize_t)n;
     }
@@ -150,8 +150,8 @@ static void perform(request *r)
 /* ---- requests in flight ---- */
 
 /*
- * ThreadSanitizer sees two requests on the same bytes of memory by itself, and would see less of
- * the library's own races if all requests met at one mutex: no list there.
+ * Under ThreadSanitizer there is no list. It finds two requests on the same bytes of memory by
+ * itself, and a mutex that all requests take would hide races of the library from it.
  */
 #ifdef HOST_TSAN
 static const bool keep_list = false;
@@ -227,7 +227,7 @@ static void delay_over(void *arg)
     finish(r);
 }
 
-/* In plain code of the worker. */
+/* Runs in plain code of the worker. */
 static void work(void *arg)
 {
     request *r = arg;
@@ -241,7 +241,7 @@ static void work(void *arg)
     host_timer_mod(r->timer, host_real_now() + delay);
 }
 
-/* False: the release came first. */
+/* Adds the request to the held ones. Returns false if the release came first. */
 static bool hold_back(request *r)
 {
     host_storage *s = r->storage;
@@ -259,7 +259,7 @@ static bool hold_back(request *r)
     return hold;
 }
 
-/* Runs when the coroutine is off its stack: from here on any thread may go on with it. */
+/* Runs when the coroutine is off its stack: from here on any thread may continue it. */
 static void submit(void *arg)
 {
     request *r = arg;
@@ -278,8 +278,10 @@ static uint64_t mix(uint64_t x)
     return x ^ (x >> 31);
 }
 
-/* Where the request is done and where its coroutine goes on. False: nowhere else, do it in the
- * call. */
+/*
+ * Decides where the request is done and where its coroutine continues. Returns false if the request
+ * is done in the call.
+ */
 static bool route(request *r)
 {
     const host_storage_config *c = &r->storage->config;

@@ -12,19 +12,19 @@
 typedef struct host_storage host_storage;
 
 typedef enum host_resume {
-    HOST_RESUME_INLINE, /* requests are done in the call: nothing yields */
-    HOST_RESUME_HOME,   /* the coroutine yields in mid-request and continues in its home */
+    HOST_RESUME_INLINE, /* requests are done in the call; nothing yields */
+    HOST_RESUME_HOME,   /* the coroutine yields in the request and continues in its home */
     HOST_RESUME_WORKER, /* it continues in the worker that did the request */
-    HOST_RESUME_SPREAD, /* it continues in one of the contexts given, in turn */
+    HOST_RESUME_SPREAD, /* it continues in one of the contexts in @spread, at random */
     HOST_RESUME_MIXED,  /* each of these, at random */
     HOST_RESUMES
 } host_resume;
 
 typedef struct host_storage_config {
-    int fd;      /* the image, if >= 0 (borrowed); else memory */
+    int fd;      /* the image's file, borrowed; below 0: the image is in memory */
     size_t size; /* bytes of the image in memory, zero at first */
     host_resume resume;
-    host_context *const *workers; /* do the requests of coroutines; none: their own home does */
+    host_context *const *workers; /* do the requests of coroutines; if none, their home does */
     size_t n_workers;
     host_context *const *spread; /* for HOST_RESUME_SPREAD and MIXED */
     size_t n_spread;
@@ -38,19 +38,19 @@ typedef struct host_storage_stats {
 } host_storage_stats;
 
 /*
- * Plain code that calls the storage blocks until the request is done. Two requests in flight on the
- * same bytes, one of them a write, are the caller's bug and die.
+ * A call from plain code blocks until the request is done. Two requests in flight on the same
+ * bytes, one of them a write, are the caller's bug and abort.
  */
 host_storage *host_storage_new(const host_storage_config *config);
-/* Dies if a request is in flight. */
+/* Aborts if a request is in flight. */
 void host_storage_free(host_storage *storage);
-/* Fills the library's callback table. pre_write_check and corruption are left NULL, max_iov 0. */
+/* Fills the library's callback table. Leaves pre_write_check and corruption NULL and max_iov 0. */
 void host_storage_fill(host_storage *storage, q2c_storage *callbacks);
-/* The image in memory (NULL on a file): look at it only while no request is in flight. */
+/* The image in memory, NULL for a file. Access it only while no request is in flight. */
 void *host_storage_image(host_storage *storage);
-/* From now on the @n-th request (1 = the next) fails with -@error, once; 0: none. Any thread. */
+/* Makes the @n-th request from now (1 = the next) fail with -@error, once. 0: none. Any thread. */
 void host_storage_fail_at(host_storage *storage, uint64_t n, int error);
-/* Holds requests: those that come stay in flight until the release. Any thread. */
+/* Holds requests: those that begin from now on stay in flight until the release. Any thread. */
 void host_storage_hold(host_storage *storage);
 void host_storage_release(host_storage *storage);
 /* The number of requests held now. Any thread. */

@@ -57,7 +57,7 @@ static void push(host_context *context, host_item *item)
     *context->tail = item;
     context->tail = &item->next;
     context->n_items++;
-    /* with the mutex held: once it is released the item may run, and end the context */
+    /* with the mutex held: once it is released, the item may run and end the context */
     host_notifier_set(&context->member.notifier);
     pthread_mutex_unlock(&context->mutex);
 }
@@ -115,7 +115,7 @@ static void run_item(host_item *item)
     }
 }
 
-/* Runs what is in the list now, not what that adds to it. */
+/* Runs the items that are in the list now. Items that these add wait for the next round. */
 static bool run_list(host_context *context)
 {
     bool any = false;

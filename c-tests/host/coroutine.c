@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Stackful coroutines on ucontext, and the checks on who may enter them. */
+/* Stackful coroutines on ucontext, and the checks of when they may be entered. */
 #include "coroutine.h"
 
 #include <stdlib.h>
@@ -59,8 +59,8 @@ host_context *host_co_home(host_co *co)
 
 /*
  * Last in, first out, and shared by all threads, so that a pointer is reused as early as possible.
- * The structs are never freed while coroutines are alive: a stale pointer finds a state that the
- * checks die of, and not freed memory.
+ * The structs are never freed while coroutines are alive: a stale pointer finds a state for which
+ * the checks abort, and not freed memory.
  */
 static pthread_mutex_t pool_mutex = PTHREAD_MUTEX_INITIALIZER;
 static host_co *pool;
@@ -306,7 +306,7 @@ static host_co *switch_to(host_co *self, host_co *co)
     return after;
 }
 
-/* Claim co for this thread: the caller is the one that enters it, or dies. */
+/* Claims co for this thread. Aborts if it may not be entered, or if another thread claims it too. */
 static void claim(host_co *co)
 {
     host_co_state state = atomic_load(&co->state);
@@ -325,7 +325,7 @@ static void claim(host_co *co)
     atomic_store(&co->woken, false);
 }
 
-/* Enter co, then each coroutine that was to be entered after one of those. */
+/* Enter co, then the coroutines that were woken to run after it, and those that run after them. */
 static void enter(host_co *co)
 {
     host_co *self = get_current();

@@ -4,8 +4,8 @@
  *
  * *Plain code* is code outside any coroutine. The *home* of a coroutine is the context whose thread
  * entered it last. *Parked* means suspended by the library, through the adapter's co_suspend. A
- * coroutine that yielded for a reason of the host's own (its mutex, its storage) is *yielded*, and
- * the library has no business waking it.
+ * coroutine that yielded for a reason of the host (its mutex, its storage) is *yielded*, and the
+ * library must not wake it.
  */
 #ifndef TESTHOST_COROUTINE_H
 #define TESTHOST_COROUTINE_H
@@ -14,14 +14,14 @@
 #include "fiber.h"
 
 typedef struct host_co host_co;           /* a coroutine, or a thread's leader */
-typedef struct host_context host_context; /* an event loop, see context.h; here only a name */
+typedef struct host_context host_context; /* an event loop, see context.h; only declared here */
 
 /*
- * Stack bytes of coroutines created from now on (a multiple of the page size); below each stack
- * lies a guard page. Any thread.
+ * Sets the stack size of coroutines created from now on, in bytes, a multiple of the page size. A
+ * guard page lies below each stack. Any thread.
  */
 void host_co_set_stack_size(size_t bytes);
-/* Fill new stacks with a pattern, for host_co_stack_peak(). Any thread. */
+/* Makes new stacks be filled with a pattern, for host_co_stack_peak(). Any thread. */
 void host_co_measure_stacks(bool on);
 /*
  * The deepest use of a coroutine stack so far, in bytes, of coroutines that have ended since
@@ -29,14 +29,14 @@ void host_co_measure_stacks(bool on);
  */
 size_t host_co_stack_peak(void);
 /*
- * Whether that peak means anything: not with a sanitizer or valgrind, which use the stack, or not,
- * in their own ways.
+ * Whether that peak is meaningful. It is not under a sanitizer or valgrind, which change how much
+ * stack is used.
  */
 bool host_co_can_measure(void);
 
 /*
- * A coroutine that will run entry(arg); it frees itself when entry returns. The pointer may be
- * reused by the next create. Any thread.
+ * Makes a coroutine that will run entry(arg). It is freed when entry returns; then the next create
+ * may return the same pointer. Any thread.
  */
 host_co *host_co_create(host_fn *entry, void *arg);
 /*
@@ -45,14 +45,14 @@ host_co *host_co_create(host_fn *entry, void *arg);
  */
 void host_co_enter(host_co *co);
 /*
- * Returns control to the code that entered the running coroutine. In a coroutine. May return in
- * another thread: keep nothing of the thread (a lock, the address of errno or of another
+ * Returns control to the code that entered the running coroutine. Call it in a coroutine. It may
+ * return in another thread: keep nothing of the thread (a lock, the address of errno or of another
  * thread-local variable) across it.
  */
 void host_co_yield(void);
 /*
- * Yields as host_co_yield() does; once the coroutine is off its stack, and any thread may enter it,
- * then(arg) is run in plain code or in the coroutine that entered this one.
+ * Yields as host_co_yield() does. Once the coroutine is off its stack and any thread may enter it,
+ * then(arg) runs in the plain code or in the coroutine that entered this one.
  */
 void host_co_yield_then(host_fn *then, void *arg);
 /*
@@ -76,14 +76,14 @@ void host_co_pool_drain(void);
 /* ---- for the layers above -------------------------------------------------------------------- */
 
 /*
- * A coroutine's state. Who moves it:
+ * A coroutine's state, and the code that changes it:
  *
  *   FREE -> CREATED             host_co_create, out of the pool
  *   CREATED, YIELDED -> RUNNING an enter by the host
  *   PARKED -> RUNNING           an enter that follows host_co_wake
  *   RUNNING -> YIELDED, PARKED, FREE   the enterer, once the coroutine is off its stack
  *
- * Every other attempt is a bug of the caller and dies.
+ * Every other change is a bug of the caller and aborts.
  */
 typedef enum host_co_state {
     HOST_CO_FREE,
@@ -114,7 +114,7 @@ struct host_co {
     host_co_state leaves_as; /* what the enterer moves the state to */
     host_fn *then;           /* runs after that */
     void *then_arg;
-    atomic_bool woken;  /* host_co_wake came, its enter did not yet */
+    atomic_bool woken;  /* host_co_wake was called; its enter is still to come */
     atomic_bool queued; /* item is in a context's list */
     host_item item;
     /* coroutines to enter when this one leaves its stack; home thread only */
@@ -124,19 +124,20 @@ struct host_co {
 
 /* For messages. */
 const char *host_co_state_name(host_co_state state);
-/* The running coroutine; in plain code dies with "<what> outside a coroutine". */
+/* The running coroutine. In plain code, aborts with "<what> outside a coroutine". */
 host_co *host_co_self_or_die(const char *what);
-/* Leaves the running coroutine's stack, parked. host_co_park() is what parks with all checks. */
+/* Leaves the running coroutine's stack, parked, without the checks of host_co_park(). */
 void host_co_leave_parked(host_co *self);
-/* Enter a coroutine that was queued, or that was woken. */
+/* Enters a coroutine that was queued. */
 void host_co_enter_queued(host_co *co);
+/* Enters a coroutine that was woken. */
 void host_co_enter_woken(host_co *co);
-/* Enter the woken @co as soon as the running coroutine yields or ends. */
+/* Makes the woken @co be entered as soon as @self, which runs, yields or ends. */
 void host_co_enter_after(host_co *self, host_co *co);
 
 /*
- * The calling thread's context, which becomes the home of each coroutine that it enters. The layer
- * of contexts sets it; it is kept here so that this layer needs to know no more of contexts.
+ * The calling thread's context, which becomes the home of each coroutine that the thread enters.
+ * context.c sets it. It is kept here, so this layer needs only the name of the type.
  */
 host_context *host_co_thread_context(void);
 void host_co_set_thread_context(host_context *context);

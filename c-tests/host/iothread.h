@@ -6,16 +6,16 @@
 
 typedef struct host_iothread host_iothread;
 
-/* A thread with a context of its own. */
+/* Starts a thread with a context of its own. */
 host_iothread *host_iothread_new(host_program *program);
 host_context *host_iothread_context(host_iothread *iothread);
-/* Asks it to end when it has nothing ready to run, and joins it. */
+/* Asks the thread to end as soon as nothing is ready to run, and joins it. */
 void host_iothread_free(host_iothread *iothread);
 
 /*
  * Runs fn(arg) in the context's thread, in a coroutine or in plain code, and waits for its end.
- * From plain code, not from a coroutine. Meanwhile the calling thread polls its own context; a
- * thread without one blocks.
+ * Call it in plain code. During the wait, the calling thread polls its own context; a thread
+ * without a context blocks.
  */
 void host_context_call(host_context *context, bool in_coroutine, host_fn *fn, void *arg);
 

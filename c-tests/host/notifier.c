@@ -8,6 +8,7 @@
 
 bool host_notifier_init(host_notifier *notifier)
 {
+    atomic_init(&notifier->set, false);
     notifier->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     return notifier->fd >= 0;
 }

@@ -9,13 +9,15 @@ typedef struct host_notifier {
     atomic_bool set; /* fd was written, and the waiting thread has not seen that yet */
 } host_notifier;
 
-/* False: there is no file descriptor to be had. */
+/* Returns false if no file descriptor is available. */
 bool host_notifier_init(host_notifier *notifier);
 void host_notifier_destroy(host_notifier *notifier);
-/* Ends the wait that runs, or else the next one. Any thread. */
+/* Ends the current wait, or else the next one. Any thread. */
 void host_notifier_set(host_notifier *notifier);
-/* Waits until it is set, at most @timeout_ns; below 0: without a limit. May return early. One
- * thread. */
+/*
+ * Waits until it is set, at most @timeout_ns, or without a limit if that is below 0. May return
+ * early. Only one thread may wait.
+ */
 void host_notifier_wait(host_notifier *notifier, int64_t timeout_ns);
 
 #endif

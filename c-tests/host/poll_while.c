@@ -3,7 +3,7 @@
 
 /*
  * polling changes under the program's mutex, which the kick takes. Either the kick sees this
- * context and notifies it, or this context comes later, and its first look at the condition sees
+ * context and notifies it, or this context comes later, and its first check of the condition sees
  * what was done before the kick.
  */
 void host_poll_unchecked(host_context *context, bool (*cond)(void *arg), void *arg)

@@ -81,7 +81,7 @@ void host_program_polls(host_program *program, host_member *member, int n)
 
 /* ---- the clock ---- */
 
-/* A reader that finds the clock running uses the offset that was stored before clock_stopped_at. */
+/* A reader that finds the clock running uses an offset that was stored before clock_stopped_at. */
 int64_t host_clock_now(host_program *program)
 {
     int64_t stopped_at = atomic_load(&program->clock_stopped_at);

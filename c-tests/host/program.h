@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Layer 6. The things that a QEMU process has one of: the list of its contexts, the virtual clock,
- * the graph lock.
+ * Layer 6. What a QEMU process has exactly one of: the list of its contexts, the virtual clock, the
+ * graph lock.
  */
 #ifndef TESTHOST_PROGRAM_H
 #define TESTHOST_PROGRAM_H
@@ -11,31 +11,31 @@
 typedef struct host_program host_program;
 
 host_program *host_program_new(void);
-/* Dies if a context of it is left. */
+/* Aborts if a context of the program is left. */
 void host_program_free(host_program *program);
 
-/* The program's virtual clock, ns. It begins at 1 s and runs. Any thread. */
+/* The time on the program's virtual clock, in ns. It starts at 1 s, running. Any thread. */
 int64_t host_clock_now(host_program *program);
 void host_clock_stop(host_program *program);
 void host_clock_resume(host_program *program);
-/* Moves a stopped clock. */
+/* Moves the stopped clock forward. */
 void host_clock_step(host_program *program, uint64_t ns);
 /*
- * false: timers on the virtual clock never fire, whatever its time (as in QEMU's command line
- * tools). Any thread.
+ * Sets whether timers on the virtual clock fire. With false they never do, whatever the time, as in
+ * QEMU's command line tools. Any thread.
  */
 void host_clock_set_firing(host_program *program, bool firing);
 
 /*
- * While the graph is locked for writing host_poll_while() dies, in every thread, and the holder may
- * not park. One holder.
+ * Locks and unlocks the graph for writing. Meanwhile host_poll_while() aborts in every thread, and
+ * the holder must not park. There is one holder at most.
  */
 void host_graph_wrlock(host_program *program);
 void host_graph_wrunlock(host_program *program);
 
 /* ---- for the layers above -------------------------------------------------------------------- */
 
-/* A context as the program sees it: something to notify. */
+/* A context as the program sees it: an object to notify. */
 typedef struct host_member {
     struct host_member *next;
     host_notifier notifier;
@@ -60,10 +60,12 @@ struct host_program {
 
 void host_program_add(host_program *program, host_member *member);
 void host_program_remove(host_program *program, host_member *member);
-/* Frees @kept with the program: a late use of it finds a closed object and not freed memory. */
+/* Frees @kept with the program, so that a late use of it finds a closed object, not freed memory.
+ */
 void host_program_keep(host_program *program, host_kept *kept);
+/* Notifies all members, or only those that poll. */
 void host_program_notify(host_program *program, bool polling_only);
-/* Counts @member as one that polls (n = 1), or no longer (n = -1). */
+/* Adds @n, 1 or -1, to the number of polls that @member is in. */
 void host_program_polls(host_program *program, host_member *member, int n);
 /* The coroutine or leader that has locked the graph for writing, or NULL. */
 host_co *host_graph_writer(host_program *program);

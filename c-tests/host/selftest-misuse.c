@@ -252,8 +252,8 @@ static void overlapping_requests(void *arg)
 static void overlapping_requests_abort(void)
 {
 #ifdef __SANITIZE_THREAD__
-    CHECK(overlapping_requests !=
-          NULL); /* ThreadSanitizer finds these; the storage does not look */
+    /* ThreadSanitizer finds these; the storage does not check */
+    CHECK(overlapping_requests != NULL);
 #else
     check_aborts(overlapping_requests,
                  "request 2 testhost: storage: a write of 16 bytes at 24 while a write");

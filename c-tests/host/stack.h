@@ -19,12 +19,12 @@ typedef struct host_stack {
     unsigned valgrind_id;
 } host_stack;
 
-/* @size: bytes, a multiple of the page size. */
+/* @size: in bytes, a multiple of the page size. Aborts if there is no memory. */
 void host_stack_alloc(host_stack *stack, size_t size);
 void host_stack_free(host_stack *stack);
-/* Fills the stack with a pattern, so that host_stack_used() can tell how deep it was used. */
+/* Fills the stack with a pattern, from which host_stack_used() sees how deep it was used. */
 void host_stack_paint(host_stack *stack);
-/* Bytes of a painted stack that were used. */
+/* The number of bytes of a painted stack that were used. */
 size_t host_stack_used(const host_stack *stack);
 
 #endif

@@ -95,7 +95,7 @@ bool host_timer_group_run(host_timer_group *group)
     for (int realtime = 0; realtime < 2; realtime++) {
         host_timer_list *list = &group->lists[realtime];
         int64_t now = host_timer_group_now(group, realtime);
-        size_t n = list->n; /* one that re-arms itself for now waits for the next round */
+        size_t n = list->n; /* a timer that re-arms itself for now runs in the next round */
 
         if (!realtime && !atomic_load(&group->program->timers_fire)) {
             continue;

@@ -10,10 +10,9 @@
 typedef struct host_timer host_timer;
 
 /*
- * All timer functions: in the thread of the timer's context only. host_timer_new(), which makes
- * one, is in context.h.
+ * Call all timer functions in the thread of the timer's context. host_timer_new() is in context.h.
  */
-/* Due once at @deadline_ns, in place of any earlier deadline. */
+/* Makes the timer fire once, at @deadline_ns. Replaces an earlier deadline. */
 void host_timer_mod(host_timer *timer, int64_t deadline_ns);
 void host_timer_del(host_timer *timer);
 void host_timer_free(host_timer *timer);
@@ -32,15 +31,15 @@ typedef struct host_timer_group {
     size_t alive;
 } host_timer_group;
 
-/* In the thread that the group is for. */
+/* Call it in the thread that the group is for. */
 void host_timer_group_init(host_timer_group *group, host_program *program);
 host_timer *host_timer_group_add(host_timer_group *group, bool realtime, void (*cb)(void *arg),
                                  void *arg);
-/* The time on the clock that a timer of that kind goes by. */
+/* The time on the clock of a timer of that kind. */
 int64_t host_timer_group_now(host_timer_group *group, bool realtime);
-/* Runs those that are due. True: some were. */
+/* Runs the timers that are due. Returns true if there were any. */
 bool host_timer_group_run(host_timer_group *group);
-/* ns until the next one is due; -1: there is none, or its clock stands still. */
+/* ns until the next timer is due; -1 if there is none, or if its clock stands still. */
 int64_t host_timer_group_timeout(host_timer_group *group);
 
 #endif

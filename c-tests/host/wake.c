@@ -18,7 +18,7 @@ void host_co_park(void)
     host_co_leave_parked(self);
 }
 
-/* The home thread: co must have parked, for it is not running anywhere else. */
+/* In the home thread. co must have parked, since no other thread can be running it. */
 static void wake_at_home(host_co *co, host_context *home, host_co_state state, host_run_mode mode)
 {
     if (state != HOST_CO_PARKED) {

@@ -4,12 +4,12 @@
 #define TESTHOST_WAKE_H
 #include "context.h"
 
-/* Parks the running coroutine on the library's behalf: only host_co_wake() ends it. */
+/* Parks the running coroutine for the library. Only host_co_wake() resumes it. */
 void host_co_park(void);
 
 /*
- * When a coroutine that is woken or spawned in its home thread runs. From any other thread it is
- * always queued in the home context.
+ * When a coroutine runs that is woken or spawned in its home thread. From any other thread, it is
+ * always queued in its home context.
  */
 typedef enum host_run_mode {
     HOST_RUN_QUEUED, /* in the context's next round */
@@ -20,9 +20,9 @@ typedef enum host_run_mode {
 } host_run_mode;
 
 /*
- * Wakes a parked coroutine, exactly once per host_co_park(). From another thread than its home it
- * may come early, while the coroutine is still running towards host_co_park(). Any thread. Returns
- * true if it came early.
+ * Wakes a parked coroutine. Call it exactly once per host_co_park(), in any thread. In a thread
+ * other than its home, the wake may be early: the coroutine has not reached host_co_park() yet.
+ * Returns true if the wake was early.
  */
 bool host_co_wake(host_co *co, host_run_mode mode);
 
