@@ -306,7 +306,7 @@ static host_co *switch_to(host_co *self, host_co *co)
     return after;
 }
 
-/* Claims co for this thread. Aborts if it may not be entered, or if another thread claims it too. */
+/* Claims co for this thread. Aborts if it must not be entered, or if another thread claims it. */
 static void claim(host_co *co)
 {
     host_co_state state = atomic_load(&co->state);
