@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * What a stop costs on the coroutine host, the cleaner being asleep in another thread for 600 s: time from call to return, and
- * switches to a coroutine in the whole process meanwhile. Prints "name: value" lines; run by scripts/bench lifecycle.
+ * Measures a stop on the coroutine host while the cleaner sleeps in another thread for 600 s: the
+ * time from call to return, and the number of switches into coroutines in the whole process during
+ * it. Prints "name: value" lines. Run by scripts/bench lifecycle.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -55,7 +56,7 @@ int main(void)
     test_begin();
     world_begin();
     host_clock_stop(world.program);
-    host_begin((struct variant){.own_lock = false});
+    host_begin((struct variant){ .own_lock = false });
     storage = storage_new(4, HOST_RESUME_HOME, &calls);
     cache = cache_new(&calls, 4);
     cleaner = cleaner_new(cache);

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* The cache used from coroutines in several contexts, on storage that yields in mid-request and goes on elsewhere. */
+/*
+ * The cache, used from coroutines in several contexts, on storage that yields in the middle of a
+ * request and may continue the coroutine in another thread.
+ */
 #include <stdatomic.h>
 
 #include "world.h"
@@ -20,7 +23,7 @@ static uint64_t word(const void *table, size_t index)
     return __atomic_load_n((const uint64_t *)table + index, __ATOMIC_ACQUIRE);
 }
 
-/* Word 0 is the table's offset once it was updated, word 1 counts its updates. */
+/* Word 0 is the table's offset after its first update. Word 1 counts its updates. */
 static void check_tag(const void *table, uint64_t n)
 {
     uint64_t tag = word(table, 0);
@@ -59,7 +62,7 @@ static void look(uint64_t n)
     ret = q2c_cache_get_unlocked(cache, AT(n), &table);
     if (ret == 0) {
         check_tag(table, n);
-        host_co_sleep_ns(true, 1000); /* pinned over a wait of the host's own */
+        host_co_sleep_ns(true, 1000); /* pinned during a wait of the host */
         check_tag(table, n);
         CHECK_INT(q2c_cache_put(cache, &table), 0);
     } else {
@@ -128,9 +131,9 @@ static void end(void)
     host_storage_free(storage);
 }
 
-static void no_wrong_byte_under_load(void)
+static void cache_and_image_stay_consistent_under_load(void)
 {
-    q2c_cache_stats stats = {.struct_size = sizeof(stats)};
+    q2c_cache_stats stats = { .struct_size = sizeof(stats) };
     host_storage_stats requests;
 
     memset(updates, 0, sizeof(updates));
@@ -138,7 +141,8 @@ static void no_wrong_byte_under_load(void)
     CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], SECOND / 1000), 0);
     atomic_store(&running, IO_THREADS * PER_CONTEXT);
     for (int i = 0; i < IO_THREADS * PER_CONTEXT; i++) {
-        host_co_schedule(world.io[i % IO_THREADS], host_co_create(load, (void *)(uintptr_t)(i + 1)));
+        host_co_schedule(world.io[i % IO_THREADS],
+                         host_co_create(load, (void *)(uintptr_t)(i + 1)));
     }
     TURN_UNTIL(atomic_load(&running) == 0);
     host_context_call(world.io[1], true, finish, NULL);
@@ -151,9 +155,13 @@ static void no_wrong_byte_under_load(void)
     end();
 }
 
-/* ---- waiting for another's load ---- */
+/* ---- waiting for the load of another caller ---- */
 
-struct getter { uint64_t offset; void *table; atomic_int result; };
+struct getter {
+    uint64_t offset;
+    void *table;
+    atomic_int result;
+};
 
 static void get(void *arg)
 {
@@ -182,7 +190,7 @@ static void getters_end(struct getter *g, int n)
     TURN_UNTIL(host_co_alive() == 0);
 }
 
-/* In another thread, while the main thread polls inside the library. */
+/* Runs in another thread, while the main thread polls inside the library. */
 static void release_when_all_wait(void *arg)
 {
     uint64_t parked = *(uint64_t *)arg;
@@ -191,9 +199,9 @@ static void release_when_all_wait(void *arg)
     host_storage_release(storage);
 }
 
-static void one_load_for_coroutines_and_plain_code(void)
+static void coroutines_and_plain_code_share_one_load(void)
 {
-    struct getter g[5], plain = {.offset = AT(5)};
+    struct getter g[5], plain = { .offset = AT(5) };
     uint64_t parked = 4;
     host_storage_stats requests;
 
@@ -227,7 +235,7 @@ static void different_tables_load_in_parallel(void)
     end();
 }
 
-static void a_failed_load_fails_all_who_wait_or_is_tried_again(void)
+static void failed_load_fails_its_waiters_or_is_retried(void)
 {
     struct getter g[4];
     int failed = 0;
@@ -270,7 +278,7 @@ static void dirty_then_flush_without_space(void *arg)
     CHECK_INT(q2c_cleaner_unlock(cleaner), 0);
 }
 
-static void a_failed_flush_loses_nothing(void)
+static void failed_flush_loses_no_data(void)
 {
     memset(updates, 0, sizeof(updates));
     begin(SLOTS, HOST_RESUME_SPREAD);
@@ -283,11 +291,11 @@ int main(void)
 {
     test_begin();
     world_begin();
-    EACH(one_load_for_coroutines_and_plain_code);
+    EACH(coroutines_and_plain_code_share_one_load);
     EACH(different_tables_load_in_parallel);
-    EACH(a_failed_load_fails_all_who_wait_or_is_tried_again);
-    EACH(a_failed_flush_loses_nothing);
-    EACH(no_wrong_byte_under_load);
+    EACH(failed_load_fails_its_waiters_or_is_retried);
+    EACH(failed_flush_loses_no_data);
+    EACH(cache_and_image_stay_consistent_under_load);
     world_end();
     return test_end();
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Wrong calls on the coroutine host get their errno, and never a hang. */
+/* Wrong calls on the coroutine host return their errno and never hang. */
 #include <stdatomic.h>
 
 #include "world.h"
@@ -47,7 +47,7 @@ static void stop_with_the_lock_held(void *arg)
 {
     (void)arg;
     CHECK_INT(q2c_cleaner_lock(cleaner), 0);
-    if (!own_lock()) { /* of the host's own lock the library does not know who holds it */
+    if (!own_lock()) { /* the library does not know the holder of the host's own lock */
         CHECK_INT(q2c_cleaner_lock(cleaner), -EDEADLK);
         CHECK_INT(q2c_cleaner_co_del_and_wait(cleaner), -EDEADLK);
         CHECK_INT(q2c_cleaner_del_and_wait(cleaner), -EDEADLK);
@@ -66,7 +66,7 @@ static void stop_without_the_lock(void *arg)
     CHECK_INT(q2c_cleaner_is_running(cleaner), 1);
 }
 
-static void stops_with_the_lock_in_the_wrong_state(void)
+static void stop_fails_if_lock_state_is_wrong(void)
 {
     begin();
     start();
@@ -88,7 +88,7 @@ static void take_lock(void *arg)
     CHECK_INT(q2c_cleaner_unlock(cleaner), 0);
 }
 
-static void a_lock_of_somebody_else(void)
+static void calls_fail_while_another_coroutine_holds_lock(void)
 {
     begin();
     atomic_store(&lock_taken, false);
@@ -108,7 +108,7 @@ static void a_lock_of_somebody_else(void)
 
 /* ---- plain code ---- */
 
-static void plain_code_and_the_lock(void)
+static void plain_code_lock_misuse_returns_errno(void)
 {
     begin();
     start();
@@ -116,7 +116,7 @@ static void plain_code_and_the_lock(void)
     if (own_lock()) {
         CHECK_INT(q2c_cleaner_lock(cleaner), -EPERM);
         CHECK_INT(q2c_cleaner_unlock(cleaner), -EPERM);
-    } else { /* plain code may take the built-in one */
+    } else { /* plain code may take the built-in lock */
         CHECK_INT(q2c_cleaner_lock(cleaner), 0);
         CHECK_INT(q2c_cleaner_lock(cleaner), -EDEADLK);
         CHECK_INT(q2c_cleaner_co_locked_del_and_wait(cleaner), -EPERM);
@@ -128,14 +128,15 @@ static void plain_code_and_the_lock(void)
     end();
 }
 
-static void plain_code_waits_for_a_lock_that_a_coroutine_holds(void)
+static void plain_code_waits_for_lock_held_by_coroutine(void)
 {
     begin();
     atomic_store(&release, false);
     if (own_lock()) {
         CHECK_INT(q2c_cleaner_lock(cleaner), -EPERM);
     } else {
-        host_co_enter(host_co_create(take_lock, NULL)); /* in this very thread: only a poll gets it on */
+        /* runs in this thread, so only a poll lets it continue */
+        host_co_enter(host_co_create(take_lock, NULL));
         CHECK_INT(q2c_cleaner_destroy(&cleaner), -EBUSY);
         atomic_store(&release, true);
         CHECK_INT(q2c_cleaner_lock(cleaner), 0);
@@ -144,7 +145,7 @@ static void plain_code_waits_for_a_lock_that_a_coroutine_holds(void)
     end();
 }
 
-/* ---- from the cleaner itself ---- */
+/* ---- stops inside the cleaner's coroutine ---- */
 
 static atomic_int from_inside[3];
 static atomic_bool tried;
@@ -153,8 +154,8 @@ static void stop_from_inside(void *arg, const char *callback)
 {
     (void)arg;
     (void)callback;
-    if (host_context_current() != world.io[0] || !host_in_coroutine() || cleaner_stats(cleaner).passes == 0 ||
-        atomic_exchange(&tried, true)) {
+    if (host_context_current() != world.io[0] || !host_in_coroutine() ||
+        cleaner_stats(cleaner).passes == 0 || atomic_exchange(&tried, true)) {
         return;
     }
     atomic_store(&from_inside[0], q2c_cleaner_co_del_and_wait(cleaner));
@@ -162,7 +163,7 @@ static void stop_from_inside(void *arg, const char *callback)
     atomic_store(&from_inside[2], q2c_cleaner_co_locked_del_and_wait(cleaner));
 }
 
-static void a_stop_from_inside_the_cleaner(void)
+static void stop_inside_cleaner_returns_edeadlk(void)
 {
     begin();
     atomic_store(&tried, false);
@@ -184,7 +185,7 @@ static void a_stop_from_inside_the_cleaner(void)
 
 /* ---- starts ---- */
 
-static void starting_twice(void)
+static void second_start_returns_ealready(void)
 {
     begin();
     start();
@@ -196,27 +197,27 @@ static void starting_twice(void)
     end();
 }
 
-static void a_start_that_the_host_refuses(void)
+static void start_fails_if_spawn_fails(void)
 {
     begin();
     host_adapter_fail_spawn(world.host, ENOMEM);
     CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], SECOND), -ENOMEM);
     CHECK_U64(cleaner_stats(cleaner).instances, 0);
     CHECK_INT(q2c_cleaner_is_running(cleaner), 0);
-    stop(); /* finds none */
+    stop(); /* there is no instance */
     start();
     stop();
     end();
 }
 
-/* NULL is the current context. */
+/* A NULL context means the current one. */
 static void start_here(void *arg)
 {
     (void)arg;
     CHECK_INT(q2c_cleaner_start(cleaner, NULL, 600 * SECOND), 0);
 }
 
-static void a_start_in_the_current_context(void)
+static void start_with_null_uses_current_context(void)
 {
     begin();
     host_context_call(world.io[1], true, start_here, NULL);
@@ -229,9 +230,9 @@ static void a_start_in_the_current_context(void)
     end();
 }
 
-/* ---- destroying what is in use ---- */
+/* ---- destroying objects in use ---- */
 
-static void destroying_too_early(void)
+static void destroy_returns_ebusy_while_in_use(void)
 {
     void *table = NULL;
 
@@ -256,7 +257,7 @@ static void get_and_hold(void *arg)
     atomic_store((atomic_bool *)arg, true);
 }
 
-static void destroying_a_cache_that_loads(void)
+static void cache_destroy_returns_ebusy_during_load(void)
 {
     atomic_bool done = false;
 
@@ -270,12 +271,14 @@ static void destroying_a_cache_that_loads(void)
     end();
 }
 
-/* ---- a host that is not whole ---- */
+/* ---- incomplete hosts ---- */
 
-static void refused(q2c_host host)
+static void check_refused(q2c_host host)
 {
-    q2c_cache_options options = {.struct_size = sizeof(options), .tables = 4, .table_size = TABLE};
-    q2c_error error = {.code = 0};
+    q2c_cache_options options = { .struct_size = sizeof(options),
+                                  .tables = 4,
+                                  .table_size = TABLE };
+    q2c_error error = { .code = 0 };
     q2c_cleaner *no_cleaner = NULL;
     q2c_cache *no_cache = NULL;
 
@@ -287,14 +290,14 @@ static void refused(q2c_host host)
     CHECK_PTR(no_cache, NULL);
 }
 
-#define WITHOUT(member)                                                                                                \
-    do {                                                                                                               \
-        q2c_host host = *world.vtable;                                                                                 \
-        host.member = NULL;                                                                                            \
-        refused(host);                                                                                                 \
+#define WITHOUT(member)                                                                            \
+    do {                                                                                           \
+        q2c_host host = *world.vtable;                                                             \
+        host.member = NULL;                                                                        \
+        check_refused(host);                                                                       \
     } while (0)
 
-static void a_host_with_callbacks_missing(void)
+static void incomplete_host_is_refused(void)
 {
     q2c_host odd;
 
@@ -311,21 +314,21 @@ static void a_host_with_callbacks_missing(void)
     WITHOUT(timer_free);
     WITHOUT(poll_while);
     WITHOUT(kick);
-    if (own_lock()) { /* a pair, or none */
+    if (own_lock()) { /* both or neither */
         WITHOUT(lock);
         WITHOUT(unlock);
     }
     odd = *world.vtable;
     odd.struct_size = offsetof(q2c_host, opaque);
-    refused(odd);
+    check_refused(odd);
     odd = *world.vtable;
     odd.kind = 77;
-    refused(odd);
+    check_refused(odd);
     end();
 }
 
-/* The library keeps its own copy of the table. */
-static void the_callback_table_is_copied(void)
+/* The library keeps its own copy of the callback table. */
+static void callback_table_is_copied(void)
 {
     q2c_host host = *world.vtable;
     q2c_cleaner *copied = NULL;
@@ -344,18 +347,18 @@ int main(void)
     test_begin();
     world_begin();
     host_clock_stop(world.program);
-    EACH(stops_with_the_lock_in_the_wrong_state);
-    EACH(a_lock_of_somebody_else);
-    EACH(plain_code_and_the_lock);
-    EACH(plain_code_waits_for_a_lock_that_a_coroutine_holds);
-    EACH(a_stop_from_inside_the_cleaner);
-    EACH(starting_twice);
-    EACH(a_start_that_the_host_refuses);
-    EACH(a_start_in_the_current_context);
-    EACH(destroying_too_early);
-    EACH(destroying_a_cache_that_loads);
-    EACH(a_host_with_callbacks_missing);
-    EACH(the_callback_table_is_copied);
+    EACH(stop_fails_if_lock_state_is_wrong);
+    EACH(calls_fail_while_another_coroutine_holds_lock);
+    EACH(plain_code_lock_misuse_returns_errno);
+    EACH(plain_code_waits_for_lock_held_by_coroutine);
+    EACH(stop_inside_cleaner_returns_edeadlk);
+    EACH(second_start_returns_ealready);
+    EACH(start_fails_if_spawn_fails);
+    EACH(start_with_null_uses_current_context);
+    EACH(destroy_returns_ebusy_while_in_use);
+    EACH(cache_destroy_returns_ebusy_during_load);
+    EACH(incomplete_host_is_refused);
+    EACH(callback_table_is_copied);
     world_end();
     return test_end();
 }

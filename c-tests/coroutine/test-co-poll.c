@@ -10,8 +10,10 @@ static q2c_state *state;
 
 static void begin(void)
 {
-    static const q2c_geometry geometry = {
-        .struct_size = sizeof(geometry), .virtual_size = 1 << 26, .cluster_size = 4096, .l2_entry_size = 8};
+    static const q2c_geometry geometry = { .struct_size = sizeof(geometry),
+                                           .virtual_size = 1 << 26,
+                                           .cluster_size = 4096,
+                                           .l2_entry_size = 8 };
     q2c_state_config config = {
         .struct_size = sizeof(config),
         .host = world.vtable,
@@ -34,7 +36,7 @@ static void end(void)
 /* ---- poll until done ---- */
 
 static atomic_bool done;
-static atomic_bool kicked; /* the state must stay until the kick has returned, too */
+static atomic_bool kicked; /* the kick has returned: until then the state must stay open */
 static atomic_uint looks;
 
 static bool is_done(void *arg)
@@ -44,7 +46,7 @@ static bool is_done(void *arg)
     return atomic_load(&done);
 }
 
-/* In another thread, when the poller has looked in vain. */
+/* Runs in another thread. Waits until the poller has checked its condition and found it false. */
 static void finish_later(void *arg)
 {
     CO_EVENTUALLY(atomic_load(&looks) > 0);
@@ -66,7 +68,7 @@ static void poll_it(void *arg)
     EVENTUALLY(atomic_load(&kicked));
 }
 
-static void a_poll_ends_with_its_condition(void)
+static void poll_until_done_returns_when_condition_holds(void)
 {
     begin();
     poll_it(NULL);
@@ -74,7 +76,7 @@ static void a_poll_ends_with_its_condition(void)
     host_context_call(world.io[1], true, poll_it, NULL);
     host_context_call(world.main, true, poll_it, NULL);
     atomic_store(&looks, 0);
-    CHECK_INT(q2c_poll_until_done(state, is_done, NULL), 0); /* already so */
+    CHECK_INT(q2c_poll_until_done(state, is_done, NULL), 0); /* true already */
     CHECK_BETWEEN(atomic_load(&looks), 1, 2);
     end();
 }
@@ -85,8 +87,8 @@ static void set_done(void *arg)
     atomic_store(&done, true);
 }
 
-/* What it waits for is in the poller's own context. */
-static void a_poll_turns_its_own_context(void)
+/* A bottom half of the poller's own context makes the condition true. */
+static void poll_until_done_dispatches_own_context(void)
 {
     begin();
     atomic_store(&done, false);
@@ -98,7 +100,11 @@ static void a_poll_turns_its_own_context(void)
 
 /* ---- run until done ---- */
 
-struct run { bool was_in_coroutine; uint64_t word; int ret; };
+struct run {
+    bool was_in_coroutine;
+    uint64_t word;
+    int ret;
+};
 
 static void use_cache(void *arg)
 {
@@ -127,8 +133,8 @@ static void run_it(void *arg)
     CHECK_U64(r->word, 4711);
 }
 
-/* Also with a load in it that yields and goes on in another thread. */
-static void a_run_is_in_a_coroutine_and_ends(void)
+/* The run contains a load that yields, and that may continue in another thread. */
+static void run_until_done_runs_in_coroutine(void)
 {
     struct run r;
 
@@ -142,7 +148,7 @@ static void a_run_is_in_a_coroutine_and_ends(void)
     end();
 }
 
-static void a_run_that_the_host_refuses(void)
+static void run_until_done_fails_if_spawn_fails(void)
 {
     struct run r;
 
@@ -152,7 +158,7 @@ static void a_run_that_the_host_refuses(void)
     end();
 }
 
-/* ---- kicks in a row ---- */
+/* ---- many kicks ---- */
 
 #define KICKS host_scale_rounds(2000)
 
@@ -200,10 +206,10 @@ int main(void)
 {
     test_begin();
     world_begin();
-    EACH(a_poll_ends_with_its_condition);
-    EACH(a_poll_turns_its_own_context);
-    EACH(a_run_is_in_a_coroutine_and_ends);
-    EACH(a_run_that_the_host_refuses);
+    EACH(poll_until_done_returns_when_condition_holds);
+    EACH(poll_until_done_dispatches_own_context);
+    EACH(run_until_done_runs_in_coroutine);
+    EACH(run_until_done_fails_if_spawn_fails);
     EACH(no_kick_is_lost);
     world_end();
     return test_end();

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * No call needs more than 16 KiB of stack. The test runs on stacks of 32 KiB with a guard page below, and measures how deep
- * they were used: by the calls, and by the storage and host callbacks that those lead to.
+ * No call needs more than 16 KiB of stack. The test runs on stacks of 32 KiB with a guard page
+ * below, and measures how deep they are used by the calls, together with the storage and host
+ * callbacks that the calls make.
  */
 #include "world.h"
 
@@ -20,7 +21,8 @@ static void use_cache(void *arg)
 
     (void)arg;
     CHECK_INT(q2c_cleaner_lock(cleaner), 0);
-    for (unsigned n = 1; n < TABLES; n++) { /* more than there are slots: each get writes another table back */
+    /* more tables than slots: each get writes another table back */
+    for (unsigned n = 1; n < TABLES; n++) {
         CHECK_INT(q2c_cache_get(cache, AT(n), &table), 0);
         CHECK_INT(q2c_cache_store(cache, table, 0, n), 0);
         CHECK_INT(q2c_cache_mark_dirty(cache, table), 0);
@@ -53,11 +55,15 @@ static void use_cleaner(void *arg)
 
 static void use_state(void *arg)
 {
-    static const q2c_geometry geometry = {
-        .struct_size = sizeof(geometry), .virtual_size = 1 << 24, .cluster_size = 512, .l2_entry_size = 8};
-    q2c_state_config config = {
-        .struct_size = sizeof(config), .host = world.vtable, .l2_storage = &calls, .geometry = &geometry};
-    q2c_options options = {.struct_size = sizeof(options)};
+    static const q2c_geometry geometry = { .struct_size = sizeof(geometry),
+                                           .virtual_size = 1 << 24,
+                                           .cluster_size = 512,
+                                           .l2_entry_size = 8 };
+    q2c_state_config config = { .struct_size = sizeof(config),
+                                .host = world.vtable,
+                                .l2_storage = &calls,
+                                .geometry = &geometry };
+    q2c_options options = { .struct_size = sizeof(options) };
     q2c_update *update = NULL;
 
     (void)arg;
@@ -73,20 +79,24 @@ static void use_state(void *arg)
     CHECK_INT(q2c_state_close(&state), 0);
 }
 
-/* A new state's first error messages are the deepest formatting there is. */
-static void be_refused(void *arg)
+/* The error messages of a failed open need the deepest formatting. */
+static void open_with_bad_geometry(void *arg)
 {
-    q2c_geometry geometry = {
-        .struct_size = sizeof(geometry), .virtual_size = 1, .cluster_size = 12345, .l2_entry_size = 8};
-    q2c_state_config config = {
-        .struct_size = sizeof(config), .host = world.vtable, .l2_storage = &calls, .geometry = &geometry};
+    q2c_geometry geometry = { .struct_size = sizeof(geometry),
+                              .virtual_size = 1,
+                              .cluster_size = 12345,
+                              .l2_entry_size = 8 };
+    q2c_state_config config = { .struct_size = sizeof(config),
+                                .host = world.vtable,
+                                .l2_storage = &calls,
+                                .geometry = &geometry };
     q2c_error error;
 
     (void)arg;
     CHECK_INT(q2c_state_open(&config, &state, &error), -EINVAL);
 }
 
-static void calls_fit_in_16_kib(void)
+static void calls_use_at_most_16_kib_of_stack(void)
 {
     storage = storage_new(TABLES, HOST_RESUME_MIXED, &calls);
     cache = cache_new(&calls, 8);
@@ -94,7 +104,7 @@ static void calls_fit_in_16_kib(void)
     host_context_call(world.io[1], true, use_cache, NULL);
     host_context_call(world.io[1], true, use_cleaner, NULL);
     host_context_call(world.io[1], true, use_state, NULL);
-    host_context_call(world.io[1], true, be_refused, NULL);
+    host_context_call(world.io[1], true, open_with_bad_geometry, NULL);
     TURN_UNTIL(host_co_alive() == 0);
     CHECK_INT(q2c_cleaner_destroy(&cleaner), 0);
     cache_drop(cache);
@@ -111,7 +121,7 @@ int main(void)
     host_co_set_stack_size(HOST_STACK_SIZE_SMALL);
     host_co_measure_stacks(true);
     world_begin();
-    EACH(calls_fit_in_16_kib);
+    EACH(calls_use_at_most_16_kib_of_stack);
     world_end();
     return test_end();
 }

@@ -42,8 +42,10 @@ void world_end(void)
 
 void host_begin(struct variant variant)
 {
-    host_adapter_config config = {
-        .program = world.program, .own_lock = variant.own_lock, .wake = variant.mode, .spawn = variant.mode};
+    host_adapter_config config = { .program = world.program,
+                                   .own_lock = variant.own_lock,
+                                   .wake = variant.mode,
+                                   .spawn = variant.mode };
 
     world.variant = variant;
     world.host = host_adapter_new(&config);
@@ -77,15 +79,15 @@ static void run_variant(void)
 
 void each_variant(const char *name, void (*test)(void))
 {
-    static const char *const modes[HOST_RUN_MODES] = {"queued", "at once", "as QEMU does"};
-    static char full_name[256]; /* the watchdog looks at it */
+    static const char *const modes[HOST_RUN_MODES] = { "queued", "inline", "as in QEMU" };
+    static char full_name[256]; /* static: the watchdog prints it */
 
     for (int own_lock = 0; own_lock < 2; own_lock++) {
         for (host_run_mode mode = HOST_RUN_QUEUED; mode < HOST_RUN_MODES; mode++) {
-            next_variant = (struct variant){own_lock, mode};
+            next_variant = (struct variant){ own_lock, mode };
             next_test = test;
-            snprintf(full_name, sizeof(full_name), "%s: %s lock, wakes %s", name, own_lock ? "host's" : "built-in",
-                     modes[mode]);
+            snprintf(full_name, sizeof(full_name), "%s: %s lock, wakes %s", name,
+                     own_lock ? "host's" : "built-in", modes[mode]);
             test_run(full_name, run_variant);
         }
     }
@@ -112,7 +114,8 @@ host_storage *storage_new(size_t tables, host_resume resume, q2c_storage *calls)
 q2c_cache *cache_new(const q2c_storage *calls, size_t tables)
 {
     q2c_cache_options options = {
-        .struct_size = sizeof(options), .tables = tables, .table_size = TABLE, .reserved_tables = 1};
+        .struct_size = sizeof(options), .tables = tables, .table_size = TABLE, .reserved_tables = 1
+    };
     q2c_cache *cache = NULL;
 
     MUST(q2c_cache_create(&options, calls, world.vtable, &cache, NULL));
@@ -136,7 +139,7 @@ q2c_cleaner *cleaner_new(q2c_cache *cache)
 
 q2c_cleaner_stats cleaner_stats(q2c_cleaner *cleaner)
 {
-    q2c_cleaner_stats stats = {.struct_size = sizeof(stats)};
+    q2c_cleaner_stats stats = { .struct_size = sizeof(stats) };
 
     CHECK_INT(q2c_cleaner_get_stats(cleaner, &stats), 0);
     return stats;

@@ -27,7 +27,7 @@ int run_child(host_fn *fn, char *text, size_t size)
     pid = fork();
     REQUIRE(pid >= 0);
     if (pid == 0) {
-        host_adapter_config config = {.wake = HOST_RUN_QUEUED, .own_lock = true};
+        host_adapter_config config = { .wake = HOST_RUN_QUEUED, .own_lock = true };
         prctl(PR_SET_DUMPABLE, 0);
         alarm(20);
         dup2(fds[1], STDERR_FILENO);

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * A fair mutex and a wait queue for coroutines of any context. A waiter is in the list before it has yielded, so that it
- * may be scheduled early: always in its own home context, whose thread enters it after it yielded.
+ * A waiter is in the list before it has yielded, so it may be scheduled before it has left its
+ * stack. That is safe because it is scheduled in its home context only: the home thread enters it
+ * after it has yielded.
  */
-#include "internal.h"
+#include "co_mutex.h"
 
 static void append(host_co_queue *queue, host_co_waiter *wait)
 {
@@ -46,7 +47,8 @@ void host_co_mutex_init(host_co_mutex *mutex)
 void host_co_mutex_destroy(host_co_mutex *mutex)
 {
     if (mutex->owner) {
-        host_die("mutex %p is destroyed while coroutine %p holds it", (void *)mutex, (void *)mutex->owner);
+        host_die("mutex %p is destroyed while coroutine %p holds it", (void *)mutex,
+                 (void *)mutex->owner);
     }
     pthread_mutex_destroy(&mutex->guard);
 }
@@ -70,7 +72,7 @@ void host_co_mutex_lock(host_co_mutex *mutex)
     }
     append(&mutex->waiters, &wait);
     pthread_mutex_unlock(&mutex->guard);
-    host_co_yield(); /* it is ours when we are back */
+    host_co_yield(); /* the unlock has made this coroutine the owner */
 }
 
 void host_co_mutex_unlock(host_co_mutex *mutex)
@@ -80,7 +82,8 @@ void host_co_mutex_unlock(host_co_mutex *mutex)
 
     pthread_mutex_lock(&mutex->guard);
     if (mutex->owner != self || !host_in_coroutine()) {
-        host_die("mutex %p unlocked by %p, locked by %p", (void *)mutex, (void *)self, (void *)mutex->owner);
+        host_die("mutex %p unlocked by %p, locked by %p", (void *)mutex, (void *)self,
+                 (void *)mutex->owner);
     }
     next = take_first(&mutex->waiters);
     mutex->owner = next;

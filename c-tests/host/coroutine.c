@@ -1,33 +1,20 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Stackful coroutines on ucontext, and every check on who may enter and wake them. */
-#include <stdarg.h>
-#include <stdio.h>
+/* Stackful coroutines on ucontext, and the checks of when they may be entered. */
+#include "coroutine.h"
+
 #include <stdlib.h>
-
-#include "fiber.h"
-
-_Noreturn void host_die(const char *format, ...)
-{
-    va_list args;
-
-    fflush(stdout);
-    va_start(args, format);
-    fputs("testhost: ", stderr);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
-    va_end(args);
-    abort();
-}
 
 /* ---- the thread's current coroutine ---- */
 
 /*
- * A coroutine goes on in another thread after a yield. The compiler may compute a thread-local's address once per function,
- * so that it must never see the access and the switch in one function: these two are not inlined, and the empty asm keeps
- * calls to them from being merged.
+ * A coroutine may continue in another thread after a yield. The compiler may compute a
+ * thread-local's address once per function, so it must never see the access and the switch in one
+ * function: the functions that access one are not inlined, and the empty asm keeps calls to them
+ * from being merged.
  */
-static _Thread_local host_co leader = { .state = CO_LEADER };
+static _Thread_local host_co leader = { .state = HOST_CO_LEADER };
 static _Thread_local host_co *current;
+static _Thread_local host_context *thread_context;
 
 static __attribute__((noinline)) host_co *get_current(void)
 {
@@ -41,6 +28,18 @@ static __attribute__((noinline)) void set_current(host_co *co)
     current = co;
 }
 
+__attribute__((noinline)) host_context *host_co_thread_context(void)
+{
+    __asm__ volatile("");
+    return thread_context;
+}
+
+__attribute__((noinline)) void host_co_set_thread_context(host_context *context)
+{
+    __asm__ volatile("");
+    thread_context = context;
+}
+
 host_co *host_co_self(void)
 {
     return get_current();
@@ -48,7 +47,7 @@ host_co *host_co_self(void)
 
 bool host_in_coroutine(void)
 {
-    return atomic_load_explicit(&get_current()->state, memory_order_relaxed) != CO_LEADER;
+    return atomic_load_explicit(&get_current()->state, memory_order_relaxed) != HOST_CO_LEADER;
 }
 
 host_context *host_co_home(host_co *co)
@@ -58,16 +57,22 @@ host_context *host_co_home(host_co *co)
 
 /* ---- the pool ---- */
 
-/* Last in, first out, and shared by all threads: a pointer is in use again as soon as can be. The structs are never freed
- * while coroutines are alive, so that a stale pointer meets a state to die of and not freed memory. */
+/*
+ * Last in, first out, and shared by all threads, so that a pointer is reused as early as possible.
+ * The structs are never freed while coroutines are alive: a stale pointer finds a state for which
+ * the checks abort, and not freed memory.
+ */
 static pthread_mutex_t pool_mutex = PTHREAD_MUTEX_INITIALIZER;
 static host_co *pool;
 static atomic_size_t stack_size = HOST_STACK_SIZE;
 static atomic_size_t stack_peak;
 static atomic_bool measure;
 static _Atomic uint64_t switches;
-/* Orders an end before the load that misses it, and nothing else: what the host orders, ThreadSanitizer cannot complain of
- * in the library. */
+/*
+ * Release on an end and acquire on the load: orders an end before the load that no longer counts
+ * it, and nothing else. An order that the host makes would hide races of the library from
+ * ThreadSanitizer.
+ */
 static _Atomic uint64_t alive;
 
 void host_co_set_stack_size(size_t bytes)
@@ -83,6 +88,11 @@ void host_co_measure_stacks(bool on)
 size_t host_co_stack_peak(void)
 {
     return atomic_load(&stack_peak);
+}
+
+bool host_co_can_measure(void)
+{
+    return !host_instrumented();
 }
 
 uint64_t host_co_switches(void)
@@ -122,63 +132,68 @@ static void pool_put(host_co *co)
 void host_co_pool_drain(void)
 {
     if (host_co_alive()) {
-        host_die("the pool is drained while %llu coroutines are alive", (unsigned long long)host_co_alive());
+        host_die("the pool is drained while %llu coroutines are alive",
+                 (unsigned long long)host_co_alive());
     }
     while (pool) {
         host_co *co = pool;
         pool = co->pool_next;
-        stack_free(&co->stack);
+        host_stack_free(&co->stack);
         free(co);
     }
 }
 
 /* ---- create, enter, yield, end ---- */
 
-static const char *state_name(co_state state)
+const char *host_co_state_name(host_co_state state)
 {
     switch (state) {
-    case CO_FREE:
+    case HOST_CO_FREE:
         return "ended";
-    case CO_CREATED:
+    case HOST_CO_CREATED:
         return "not yet entered";
-    case CO_RUNNING:
+    case HOST_CO_RUNNING:
         return "running";
-    case CO_YIELDED:
+    case HOST_CO_YIELDED:
         return "waiting for the host's own lock, storage or timer";
-    case CO_PARKED:
+    case HOST_CO_PARKED:
         return "parked by the library";
-    case CO_LEADER:
+    case HOST_CO_LEADER:
         return "a thread's leader";
     }
     return "no coroutine";
 }
 
-/* Switch from the running coroutine back to who entered it. */
-static void leave(host_co *self, co_state as, host_fn *then, void *arg)
+/* Switch from the running coroutine back to the one that entered it. */
+static void leave(host_co *self, host_co_state as, host_fn *then, void *arg)
 {
     host_co *caller = self->caller;
 
     self->leaves_as = as;
     self->then = then;
     self->then_arg = arg;
-    set_current(atomic_load_explicit(&caller->state, memory_order_relaxed) == CO_LEADER ? NULL : caller);
-    fiber_switch(&self->fiber, &caller->fiber, as == CO_FREE);
+    if (atomic_load_explicit(&caller->state, memory_order_relaxed) == HOST_CO_LEADER) {
+        set_current(NULL);
+    } else {
+        set_current(caller);
+    }
+    host_fiber_switch(&self->fiber, &caller->fiber, as == HOST_CO_FREE);
     swapcontext(&self->uc, &caller->uc);
     /* entered again, perhaps by another caller in another thread */
-    fiber_arrived(&self->fiber, &self->caller->fiber);
+    host_fiber_arrived(&self->fiber, &self->caller->fiber);
 }
 
 static void trampoline(unsigned low, unsigned high)
 {
     host_co *self = (host_co *)(((uintptr_t)high << 32) | low); /* makecontext passes ints */
 
-    fiber_arrived(&self->fiber, &self->caller->fiber);
+    host_fiber_arrived(&self->fiber, &self->caller->fiber);
     self->entry(self->arg);
-    leave(self, CO_FREE, NULL, NULL);
+    leave(self, HOST_CO_FREE, NULL, NULL);
     host_die("coroutine %p was entered after its end", (void *)self);
 }
 
-/* Apart, as getcontext() is a function that returns twice to the compiler. */
+/* Not inlined: to the compiler, getcontext() is a function that returns twice. */
 static __attribute__((noinline)) void prepare_context(host_co *co)
 {
     uintptr_t p = (uintptr_t)co;
@@ -188,7 +203,8 @@ static __attribute__((noinline)) void prepare_context(host_co *co)
     co->uc.uc_stack.ss_sp = co->stack.bottom;
     co->uc.uc_stack.ss_size = co->stack.size;
     makecontext(&co->uc, (void (*)(void))trampoline, 2, (unsigned)p, (unsigned)((uint64_t)p >> 32));
-    co->uc.uc_stack.ss_size = 0; /* else AddressSanitizer forgets all it knows of the stack at each switch */
+    /* with a size, AddressSanitizer would forget all that it knows of the stack at each switch */
+    co->uc.uc_stack.ss_size = 0;
 }
 
 host_co *host_co_create(host_fn *entry, void *arg)
@@ -196,26 +212,28 @@ host_co *host_co_create(host_fn *entry, void *arg)
     host_co *co = pool_get();
     size_t size = atomic_load(&stack_size);
 
-    if (atomic_load(&co->state) != CO_FREE || atomic_load(&co->queued) || atomic_load(&co->woken)) {
+    if (atomic_load(&co->state) != HOST_CO_FREE || atomic_load(&co->queued) ||
+        atomic_load(&co->woken)) {
         host_die("coroutine %p is reused while %s", (void *)co,
-               atomic_load(&co->woken) ? "a wake is on its way" : state_name(atomic_load(&co->state)));
+                 atomic_load(&co->woken) ? "a wake is on its way"
+                                         : host_co_state_name(atomic_load(&co->state)));
     }
     if (co->stack.size != size) {
-        stack_free(&co->stack);
-        stack_alloc(&co->stack, size);
+        host_stack_free(&co->stack);
+        host_stack_alloc(&co->stack, size);
     }
     co->stack.painted = false;
     if (atomic_load(&measure)) {
-        stack_paint(&co->stack);
+        host_stack_paint(&co->stack);
     }
     co->entry = entry;
     co->arg = arg;
     co->caller = NULL;
     atomic_store(&co->home, NULL);
     prepare_context(co);
-    fiber_begin(&co->fiber, &co->stack);
+    host_fiber_begin(&co->fiber, &co->stack);
     atomic_fetch_add_explicit(&alive, 1, memory_order_relaxed);
-    atomic_store(&co->state, CO_CREATED);
+    atomic_store(&co->state, HOST_CO_CREATED);
     return co;
 }
 
@@ -226,7 +244,7 @@ static void note_stack(const host_co *co)
     if (!co->stack.painted) {
         return;
     }
-    used = stack_used(&co->stack);
+    used = host_stack_used(&co->stack);
     peak = atomic_load(&stack_peak);
     while (peak < used && !atomic_compare_exchange_weak(&stack_peak, &peak, used)) {
     }
@@ -234,10 +252,10 @@ static void note_stack(const host_co *co)
 
 static void ended(host_co *co)
 {
-    fiber_end(&co->fiber);
-    fiber_forget_frames(&co->stack);
+    host_fiber_end(&co->fiber);
+    host_fiber_forget_frames(&co->stack);
     note_stack(co);
-    atomic_store(&co->state, CO_FREE);
+    atomic_store(&co->state, HOST_CO_FREE);
     /* after the store: a waker that saw RUNNING has set woken before it looked */
     if (atomic_load(&co->woken)) {
         host_die("coroutine %p ended while a wake is on its way to it", (void *)co);
@@ -252,29 +270,34 @@ static host_co *switch_to(host_co *self, host_co *co)
     host_co *after;
     host_fn *then;
     void *then_arg;
-    co_state as;
+    host_co_state as;
 
     atomic_fetch_add_explicit(&switches, 1, memory_order_relaxed);
-    atomic_store(&co->home, host_context_current());
+    atomic_store(&co->home, host_co_thread_context());
     co->caller = self;
     set_current(co);
-    fiber_switch(&self->fiber, &co->fiber, false);
+    host_fiber_switch(&self->fiber, &co->fiber, false);
     swapcontext(&self->uc, &co->uc);
-    fiber_arrived(&self->fiber, NULL);
+    host_fiber_arrived(&self->fiber, NULL);
 
-    /* co is off its stack. Take all there is to know before the state says so: it may run elsewhere a moment later. */
+    /*
+     * co is off its stack. Read all its fields before the state says so: from then on another
+     * thread may run it.
+     */
     co->caller = NULL;
     after = co->after_head;
     co->after_head = co->after_tail = NULL;
     then = co->then;
     then_arg = co->then_arg;
     as = co->leaves_as;
-    if (as == CO_FREE) {
+    if (as == HOST_CO_FREE) {
         ended(co);
         return after;
     }
-    if (as == CO_YIELDED && atomic_load(&co->woken)) {
-        host_die("coroutine %p was woken, and then waited for something of the host's instead of parking", (void *)co);
+    if (as == HOST_CO_YIELDED && atomic_load(&co->woken)) {
+        host_die("coroutine %p was woken, and then waited for something of the host's instead of "
+                 "parking",
+                 (void *)co);
     }
     atomic_store(&co->state, as);
     if (then) {
@@ -283,24 +306,26 @@ static host_co *switch_to(host_co *self, host_co *co)
     return after;
 }
 
-/* Claim co for this thread. */
+/* Claims co for this thread. Aborts if it must not be entered, or if another thread claims it. */
 static void claim(host_co *co)
 {
-    co_state state = atomic_load(&co->state);
+    host_co_state state = atomic_load(&co->state);
 
     if (atomic_load(&co->woken)) {
-        if (state != CO_PARKED) {
-            host_die("coroutine %p was woken but did not park: it is %s", (void *)co, state_name(state));
+        if (state != HOST_CO_PARKED) {
+            host_die("coroutine %p was woken but did not park: it is %s", (void *)co,
+                     host_co_state_name(state));
         }
-    } else if (state != CO_CREATED && state != CO_YIELDED) {
-        host_die("coroutine %p entered while it is %s", (void *)co, state_name(state));
+    } else if (state != HOST_CO_CREATED && state != HOST_CO_YIELDED) {
+        host_die("coroutine %p entered while it is %s", (void *)co, host_co_state_name(state));
     }
-    if (!atomic_compare_exchange_strong(&co->state, &state, CO_RUNNING)) {
+    if (!atomic_compare_exchange_strong(&co->state, &state, HOST_CO_RUNNING)) {
         host_die("coroutine %p entered twice", (void *)co);
     }
     atomic_store(&co->woken, false);
 }
 
+/* Enter co, then the coroutines that were woken to run after it, and those that run after them. */
 static void enter(host_co *co)
 {
     host_co *self = get_current();
@@ -335,7 +360,7 @@ void host_co_enter(host_co *co)
     enter(co);
 }
 
-void co_enter_queued(host_co *co)
+void host_co_enter_queued(host_co *co)
 {
     if (!atomic_exchange(&co->queued, false)) {
         host_die("coroutine %p is not queued", (void *)co);
@@ -343,11 +368,11 @@ void co_enter_queued(host_co *co)
     enter(co);
 }
 
-static host_co *self_or_die(const char *what)
+host_co *host_co_self_or_die(const char *what)
 {
     host_co *self = get_current();
 
-    if (atomic_load_explicit(&self->state, memory_order_relaxed) == CO_LEADER) {
+    if (atomic_load_explicit(&self->state, memory_order_relaxed) == HOST_CO_LEADER) {
         host_die("%s outside a coroutine", what);
     }
     return self;
@@ -355,7 +380,7 @@ static host_co *self_or_die(const char *what)
 
 void host_co_yield_then(host_fn *then, void *arg)
 {
-    leave(self_or_die("yield"), CO_YIELDED, then, arg);
+    leave(host_co_self_or_die("yield"), HOST_CO_YIELDED, then, arg);
 }
 
 void host_co_yield(void)
@@ -363,64 +388,23 @@ void host_co_yield(void)
     host_co_yield_then(NULL, NULL);
 }
 
-void host_co_park(void)
+void host_co_leave_parked(host_co *self)
 {
-    host_co *self = self_or_die("co_suspend");
-
-    graph_check_park(self);
-    leave(self, CO_PARKED, NULL, NULL);
+    leave(self, HOST_CO_PARKED, NULL, NULL);
 }
 
-/* ---- wake ---- */
-
-/* The home thread: co must have parked, for it is not running anywhere else. */
-static void wake_at_home(host_co *co, host_context *home, co_state state, host_run_mode mode)
+void host_co_enter_woken(host_co *co)
 {
-    host_co *self = get_current();
+    enter(co);
+}
 
-    if (state != CO_PARKED) {
-        host_die("coroutine %p woken by its own thread while it is %s", (void *)co, state_name(state));
-    }
-    if (mode == HOST_RUN_QUEUED) {
-        host_co_schedule(home, co);
-    } else if (mode == HOST_RUN_NOW || !host_in_coroutine()) {
-        enter(co);
+void host_co_enter_after(host_co *self, host_co *co)
+{
+    co->after_next = NULL;
+    if (self->after_tail) {
+        self->after_tail->after_next = co;
     } else {
-        co->after_next = NULL;
-        if (self->after_tail) {
-            self->after_tail->after_next = co;
-        } else {
-            self->after_head = co;
-        }
-        self->after_tail = co;
+        self->after_head = co;
     }
-}
-
-bool host_co_wake(host_co *co, host_run_mode mode)
-{
-    host_context *home;
-    co_state state = atomic_load(&co->state);
-    bool early;
-
-    if (state == CO_LEADER) {
-        host_die("wake of a thread's leader %p: plain code does not park", (void *)co);
-    }
-    if (atomic_exchange(&co->woken, true)) {
-        host_die("coroutine %p woken twice", (void *)co);
-    }
-    state = atomic_load(&co->state);
-    home = atomic_load(&co->home);
-    if (home && home == host_context_current()) {
-        wake_at_home(co, home, state, mode);
-        return false;
-    }
-    early = state == CO_RUNNING;
-    if (!early && state != CO_PARKED) {
-        host_die("coroutine %p woken while it is %s", (void *)co, state_name(state));
-    }
-    if (!home) {
-        host_die("coroutine %p parked in a thread that has no context", (void *)co);
-    }
-    host_co_schedule(home, co);
-    return early;
+    self->after_tail = co;
 }

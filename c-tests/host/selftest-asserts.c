@@ -1,21 +1,20 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* A coroutine entered or woken when it must not be ends the process. */
+/* Entering or waking a coroutine in a state that forbids it aborts the process. */
 #include <stdatomic.h>
 
 #include "child.h"
 #include "test.h"
 
-/* Run in the child: nothing to complain of. */
-static void behaved(void *arg)
+static void do_no_misuse(void *arg)
 {
     (void)arg;
 }
 
-static void a_child_that_behaves_lives(void)
+static void child_without_misuse_exits_normally(void)
 {
     char text[4096];
 
-    CHECK_INT(run_child(behaved, text, sizeof(text)), 0);
+    CHECK_INT(run_child(do_no_misuse, text, sizeof(text)), 0);
     CHECK_STR(text, "");
 }
 
@@ -107,7 +106,7 @@ static void yield_in_plain_code(void *arg)
     host_co_yield();
 }
 
-static void bad_enters_die(void)
+static void invalid_enters_abort(void)
 {
     check_aborts(enters_itself, "entered while it is running");
     check_aborts(enters_its_caller, "entered while it is running");
@@ -141,8 +140,8 @@ static void wake_twice(void *co)
     wake(co);
 }
 
-/* In the coroutine, before it parks; the wakes come from another thread. */
-static void await_two_wakes(void *arg, const char *callback)
+/* Runs in the coroutine, before it parks. It never returns: the second wake aborts. */
+static void have_another_thread_wake_twice(void *arg, const char *callback)
 {
     atomic_bool never = false;
 
@@ -156,7 +155,7 @@ static void await_two_wakes(void *arg, const char *callback)
 
 static void woken_twice_before_it_parks(void *arg)
 {
-    host_adapter_on_call(host, await_two_wakes, arg);
+    host_adapter_on_call(host, have_another_thread_wake_twice, arg);
     parked_here();
 }
 
@@ -166,10 +165,11 @@ static void woken_while_yielded(void *arg)
     wake(yielded_here());
 }
 
-static void woken_while_yielded_from_afar(void *arg)
+static void woken_by_another_thread_while_yielded(void *arg)
 {
     (void)arg;
-    host_context_call(host_iothread_context(host_iothread_new(program)), false, wake, yielded_here());
+    host_context_call(host_iothread_context(host_iothread_new(program)), false, wake,
+                      yielded_here());
 }
 
 static void woken_before_its_first_enter(void *arg)
@@ -208,7 +208,7 @@ static void enter_child_that_wakes_outer(void *arg)
     host_co_enter(host_co_create(wake_outer, NULL));
 }
 
-static void woken_by_what_it_entered(void *arg)
+static void woken_by_the_coroutine_it_entered(void *arg)
 {
     outer = host_co_create(enter_child_that_wakes_outer, arg);
     host_co_enter(outer);
@@ -220,42 +220,43 @@ static void leader_woken(void *arg)
     wake(vt->co_self(vt->opaque));
 }
 
-/* A wake from another thread while the coroutine runs, which then does something else than to park. */
+/* Set after another thread has woken the coroutine, which still runs and then does not park. */
 static atomic_bool woken;
 
-static void wake_and_tell(void *co)
+static void wake_and_report(void *co)
 {
     wake(co);
     atomic_store(&woken, true);
 }
 
-static void get_woken(void)
+static void wait_for_an_early_wake(void)
 {
-    host_bh_schedule(host_iothread_context(host_iothread_new(program)), wake_and_tell, host_co_self());
+    host_bh_schedule(host_iothread_context(host_iothread_new(program)), wake_and_report,
+                     host_co_self());
     EVENTUALLY(atomic_load(&woken));
 }
 
-static void get_woken_and_end(void *arg)
+static void end_after_an_early_wake(void *arg)
 {
     (void)arg;
-    get_woken();
+    wait_for_an_early_wake();
 }
 
-static void get_woken_and_yield(void *arg)
+static void yield_after_an_early_wake(void *arg)
 {
     (void)arg;
-    get_woken();
+    wait_for_an_early_wake();
     host_co_yield();
 }
 
 static void woken_but_ends(void *arg)
 {
-    host_co_enter(host_co_create(get_woken_and_end, arg));
+    host_co_enter(host_co_create(end_after_an_early_wake, arg));
 }
 
 static void woken_but_waits_for_storage(void *arg)
 {
-    host_co_enter(host_co_create(get_woken_and_yield, arg));
+    host_co_enter(host_co_create(yield_after_an_early_wake, arg));
 }
 
 static void park_in_plain_code(void *arg)
@@ -264,27 +265,30 @@ static void park_in_plain_code(void *arg)
     vt->co_suspend(vt->opaque);
 }
 
-static void bad_wakes_die(void)
+static void invalid_wakes_abort(void)
 {
     check_aborts(woken_twice, "woken twice");
     check_aborts(woken_twice_before_it_parks, "woken twice");
-    check_aborts(woken_while_yielded, "woken by its own thread while it is waiting for the host's own");
-    check_aborts(woken_while_yielded_from_afar, "woken while it is waiting for the host's own");
+    check_aborts(woken_while_yielded,
+                 "woken by its own thread while it is waiting for the host's own");
+    check_aborts(woken_by_another_thread_while_yielded,
+                 "woken while it is waiting for the host's own");
     check_aborts(woken_before_its_first_enter, "woken while it is not yet entered");
     check_aborts(woken_after_its_end, "while it is ended");
     check_aborts(woken_by_itself, "woken by its own thread while it is running");
-    check_aborts(woken_by_what_it_entered, "woken by its own thread while it is running");
+    check_aborts(woken_by_the_coroutine_it_entered, "woken by its own thread while it is running");
     check_aborts(leader_woken, "wake of a thread's leader");
     check_aborts(woken_but_ends, "ended while a wake is on its way");
-    check_aborts(woken_but_waits_for_storage, "was woken, and then waited for something of the host's");
+    check_aborts(woken_but_waits_for_storage,
+                 "was woken, and then waited for something of the host's");
     check_aborts(park_in_plain_code, "co_suspend outside a coroutine");
 }
 
 int main(void)
 {
     test_begin();
-    RUN(a_child_that_behaves_lives);
-    RUN(bad_enters_die);
-    RUN(bad_wakes_die);
+    RUN(child_without_misuse_exits_normally);
+    RUN(invalid_enters_abort);
+    RUN(invalid_wakes_abort);
     return test_end();
 }

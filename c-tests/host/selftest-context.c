@@ -49,14 +49,18 @@ static void bottom_halves_run_in_order(void)
     host_bh_schedule(here, note_and_schedule, "b");
     host_bh_schedule(here, note, "c");
     CHECK(host_context_poll(here, false));
-    CHECK_STR(trace, "abc"); /* one added by one that runs waits for the next round */
+    CHECK_STR(trace, "abc"); /* what a bottom half adds runs in the next round */
     CHECK(host_context_poll(here, true));
     CHECK_STR(trace, "abcn");
     CHECK(!host_context_poll(here, false));
     end();
 }
 
-struct counted { atomic_uint n; host_context *context; unsigned wrong; };
+struct counted {
+    atomic_uint n;
+    host_context *context;
+    unsigned wrong;
+};
 
 static void count_here(void *arg)
 {
@@ -66,10 +70,10 @@ static void count_here(void *arg)
     atomic_fetch_add(&c->n, 1);
 }
 
-static void bottom_halves_of_another_thread_all_come(void)
+static void bottom_halves_from_another_thread_all_run(void)
 {
     enum { N = 20000 };
-    struct counted c = {.n = 0};
+    struct counted c = { .n = 0 };
     host_iothread *t;
 
     begin();
@@ -78,7 +82,7 @@ static void bottom_halves_of_another_thread_all_come(void)
     for (int i = 0; i < N; i++) {
         host_bh_schedule(c.context, count_here, &c);
     }
-    host_iothread_free(t); /* runs what is ready first */
+    host_iothread_free(t); /* first runs what is ready */
     CHECK_U64(atomic_load(&c.n), N);
     CHECK_U64(c.wrong, 0);
     end();
@@ -89,7 +93,7 @@ static void inside(void *arg)
     *(int *)arg = host_in_coroutine() ? 1 : 2;
 }
 
-static void calls_run_in_a_coroutine_or_plain(void)
+static void context_call_runs_in_coroutine_or_plain_code(void)
 {
     int result = 0;
     host_iothread *t;
@@ -140,7 +144,7 @@ static void timers_fire_in_order_of_deadline(void)
     host_context_poll(here, true);
     CHECK_STR(trace, "bcab");
     host_context_poll(here, false);
-    CHECK_STR(trace, "bcab"); /* once each */
+    CHECK_STR(trace, "bcab"); /* each fires once */
     host_timer_free(a);
     host_timer_free(b);
     host_timer_free(c);
@@ -156,7 +160,7 @@ static int64_t real_clock(void)
     return (int64_t)ts.tv_sec * 1000 * MS + ts.tv_nsec;
 }
 
-static void a_stopped_clock_stands_still(void)
+static void stopped_clock_does_not_advance(void)
 {
     int64_t at;
     host_timer *timer, *real;
@@ -173,7 +177,7 @@ static void a_stopped_clock_stands_still(void)
     while (trace_length == 0) {
         host_context_poll(here, true);
     }
-    CHECK_STR(trace, "r"); /* 20 ms went by outside */
+    CHECK_STR(trace, "r"); /* 20 ms of real time have passed */
     CHECK_INT(host_clock_now(program), at);
     host_clock_resume(program);
     CHECK_BETWEEN(host_clock_now(program), at, at + 1000 * MS);
@@ -187,7 +191,7 @@ static void a_stopped_clock_stands_still(void)
     end();
 }
 
-static void timers_may_be_kept_from_firing(void)
+static void timers_do_not_fire_while_firing_is_off(void)
 {
     host_timer *timer;
 
@@ -205,7 +209,10 @@ static void timers_may_be_kept_from_firing(void)
     end();
 }
 
-struct rearm { host_timer *timer; unsigned n; };
+struct rearm {
+    host_timer *timer;
+    unsigned n;
+};
 
 static void rearm(void *arg)
 {
@@ -215,9 +222,9 @@ static void rearm(void *arg)
     host_timer_mod(r->timer, host_clock_now(program));
 }
 
-static void a_timer_that_rearms_itself_for_now_starves_nobody(void)
+static void self_rearming_timer_fires_once_per_round(void)
 {
-    struct rearm r = {.n = 0};
+    struct rearm r = { .n = 0 };
 
     begin();
     host_clock_stop(program);
@@ -231,7 +238,10 @@ static void a_timer_that_rearms_itself_for_now_starves_nobody(void)
     end();
 }
 
-struct sleeper { int64_t ns, woke_at; bool home; };
+struct sleeper {
+    int64_t ns, woke_at;
+    bool home;
+};
 
 static void sleep_once(void *arg)
 {
@@ -243,9 +253,9 @@ static void sleep_once(void *arg)
     s->home = host_context_current() == before;
 }
 
-static void coroutines_sleep_on_a_clock_stepped_from_another_thread(void)
+static void sleep_follows_clock_stepped_by_another_thread(void)
 {
-    struct sleeper s[3] = {{.ns = 3}, {.ns = 1}, {.ns = 2}};
+    struct sleeper s[3] = { { .ns = 3 }, { .ns = 1 }, { .ns = 2 } };
     host_iothread *t;
     int64_t start;
 
@@ -272,13 +282,13 @@ int main(void)
 {
     test_begin();
     RUN(bottom_halves_run_in_order);
-    RUN(bottom_halves_of_another_thread_all_come);
-    RUN(calls_run_in_a_coroutine_or_plain);
+    RUN(bottom_halves_from_another_thread_all_run);
+    RUN(context_call_runs_in_coroutine_or_plain_code);
     RUN(timers_fire_in_order_of_deadline);
-    RUN(a_stopped_clock_stands_still);
-    RUN(timers_may_be_kept_from_firing);
-    RUN(a_timer_that_rearms_itself_for_now_starves_nobody);
-    RUN(coroutines_sleep_on_a_clock_stepped_from_another_thread);
+    RUN(stopped_clock_does_not_advance);
+    RUN(timers_do_not_fire_while_firing_is_off);
+    RUN(self_rearming_timer_fires_once_per_round);
+    RUN(sleep_follows_clock_stepped_by_another_thread);
     host_co_pool_drain();
     return test_end();
 }

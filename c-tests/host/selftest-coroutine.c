@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* The test host's coroutines: switching, identity, recycling, stacks. */
+/* The test host's coroutines: switching, identity, reuse, stacks. */
 #include <stdatomic.h>
 #include <string.h>
 
@@ -48,12 +48,12 @@ static void nested_step(void *arg)
     (void)arg;
     host_co_enter(inner);
     note('-');
-    host_co_yield(); /* back to plain code, not to the inner one */
+    host_co_yield(); /* returns to plain code, not to the inner coroutine */
     note('=');
     host_co_enter(inner);
 }
 
-static void a_coroutine_enters_another(void)
+static void coroutine_enters_another_coroutine(void)
 {
     host_co *outer = host_co_create(nested_step, NULL);
 
@@ -74,7 +74,7 @@ static void look(void *arg)
     seen_inside = host_in_coroutine();
 }
 
-static void self_is_a_leader_in_plain_code(void)
+static void self_in_plain_code_is_the_thread_leader(void)
 {
     host_program *program = host_program_new();
     host_iothread *t = host_iothread_new(program);
@@ -95,7 +95,7 @@ static void self_is_a_leader_in_plain_code(void)
     host_program_free(program);
 }
 
-static void ended_coroutines_are_recycled_at_once(void)
+static void ended_coroutine_is_reused_by_next_create(void)
 {
     host_co *first = host_co_create(look, NULL);
     host_co *second;
@@ -127,12 +127,13 @@ static void ping_pong(void *arg)
     }
 }
 
-static void a_coroutine_moves_between_threads(void)
+static void coroutine_moves_between_threads(void)
 {
     host_program *program = host_program_new();
     host_context *here = host_context_new(program);
     host_iothread *a = host_iothread_new(program), *b = host_iothread_new(program);
-    struct ping_pong p = {.contexts = {host_iothread_context(a), host_iothread_context(b)}, .rounds = 20000};
+    struct ping_pong p = { .contexts = { host_iothread_context(a), host_iothread_context(b) },
+                           .rounds = 20000 };
 
     host_context_call(here, true, ping_pong, &p);
     CHECK_U64(p.in_place, p.rounds);
@@ -153,7 +154,7 @@ static void use_stack(void *arg)
     *(char *)arg = room[sizeof(room) / 2];
 }
 
-static void small_stacks_hold_what_they_say(void)
+static void small_stack_holds_20_kib(void)
 {
     char result = 0;
 
@@ -168,7 +169,7 @@ static void small_stacks_hold_what_they_say(void)
     }
 }
 
-static void switches_are_counted(void)
+static void each_enter_counts_one_switch(void)
 {
     uint64_t before = host_co_switches();
     host_co *co = host_co_create(two_steps, "ab");
@@ -179,7 +180,7 @@ static void switches_are_counted(void)
     CHECK_U64(host_co_switches() - before, 2);
 }
 
-static void many_at_once(void)
+static void thousand_coroutines_are_alive_together(void)
 {
     enum { N = 1000 };
     static host_co *all[N];
@@ -201,13 +202,13 @@ int main(void)
 {
     test_begin();
     RUN(enter_and_yield_alternate);
-    RUN(a_coroutine_enters_another);
-    RUN(self_is_a_leader_in_plain_code);
-    RUN(ended_coroutines_are_recycled_at_once);
-    RUN(a_coroutine_moves_between_threads);
-    RUN(small_stacks_hold_what_they_say);
-    RUN(switches_are_counted);
-    RUN(many_at_once);
+    RUN(coroutine_enters_another_coroutine);
+    RUN(self_in_plain_code_is_the_thread_leader);
+    RUN(ended_coroutine_is_reused_by_next_create);
+    RUN(coroutine_moves_between_threads);
+    RUN(small_stack_holds_20_kib);
+    RUN(each_enter_counts_one_switch);
+    RUN(thousand_coroutines_are_alive_together);
     host_co_pool_drain();
     return test_end();
 }

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Wrong use of the lock, timers, polling, storage and stacks ends the process, and so does a call after the close. */
+/*
+ * Wrong use of the lock, timers, polling, storage and stacks ends the process. A callback after
+ * host_adapter_close() does, too.
+ */
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -62,7 +65,7 @@ static void unlocked_without_a_lock(void *arg)
     host_co_enter(host_co_create(unlock_it, arg));
 }
 
-static void bad_locking_dies(void)
+static void lock_misuse_aborts(void)
 {
     check_aborts(lock_in_plain_code, "lock outside a coroutine");
     check_aborts(locked_twice, "locked twice");
@@ -88,27 +91,28 @@ static void free_it(void *timer)
     vt->timer_free(vt->opaque, timer);
 }
 
-static void from_afar(host_fn *fn)
+static void call_in_another_thread(host_fn *fn)
 {
-    host_context_call(host_iothread_context(host_iothread_new(program)), false, fn, vt->timer_new(vt->opaque, do_nothing, NULL));
+    host_context_call(host_iothread_context(host_iothread_new(program)), false, fn,
+                      vt->timer_new(vt->opaque, do_nothing, NULL));
 }
 
-static void timer_modified_from_afar(void *arg)
+static void timer_modified_in_another_thread(void *arg)
 {
     (void)arg;
-    from_afar(mod_it);
+    call_in_another_thread(mod_it);
 }
 
-static void timer_deleted_from_afar(void *arg)
+static void timer_deleted_in_another_thread(void *arg)
 {
     (void)arg;
-    from_afar(del_it);
+    call_in_another_thread(del_it);
 }
 
-static void timer_freed_from_afar(void *arg)
+static void timer_freed_in_another_thread(void *arg)
 {
     (void)arg;
-    from_afar(free_it);
+    call_in_another_thread(free_it);
 }
 
 static void context_ends_with_a_timer(void *arg)
@@ -117,17 +121,17 @@ static void context_ends_with_a_timer(void *arg)
     host_context_free(here);
 }
 
-static void bad_timers_die(void)
+static void timer_misuse_aborts(void)
 {
-    check_aborts(timer_modified_from_afar, "mod outside its home thread");
-    check_aborts(timer_deleted_from_afar, "del outside its home thread");
-    check_aborts(timer_freed_from_afar, "free outside its home thread");
+    check_aborts(timer_modified_in_another_thread, "mod outside its home thread");
+    check_aborts(timer_deleted_in_another_thread, "del outside its home thread");
+    check_aborts(timer_freed_in_another_thread, "free outside its home thread");
     check_aborts(context_ends_with_a_timer, "1 timers");
 }
 
 /* ---- polling ---- */
 
-static bool no(void *arg)
+static bool always_false(void *arg)
 {
     (void)arg;
     return false;
@@ -135,7 +139,7 @@ static bool no(void *arg)
 
 static void poll_it(void *arg)
 {
-    vt->poll_while(vt->opaque, no, arg);
+    vt->poll_while(vt->opaque, always_false, arg);
 }
 
 static void poll_in_a_coroutine(void *arg)
@@ -149,7 +153,7 @@ static void poll_under_the_graph_lock(void *arg)
     poll_it(arg);
 }
 
-static void poll_elsewhere_under_the_graph_lock(void *arg)
+static void poll_in_another_thread_under_the_graph_lock(void *arg)
 {
     host_graph_wrlock(program);
     host_context_call(host_iothread_context(host_iothread_new(program)), false, poll_it, arg);
@@ -167,15 +171,16 @@ static void park_under_the_graph_lock(void *arg)
     host_co_enter(host_co_create(lock_graph_and_park, arg));
 }
 
-static void bad_polls_die(void)
+static void polling_misuse_aborts(void)
 {
     check_aborts(poll_in_a_coroutine, "poll_while in a coroutine");
     check_aborts(poll_under_the_graph_lock, "poll_while while the graph is locked for writing");
-    check_aborts(poll_elsewhere_under_the_graph_lock, "poll_while while the graph is locked for writing");
+    check_aborts(poll_in_another_thread_under_the_graph_lock,
+                 "poll_while while the graph is locked for writing");
     check_aborts(park_under_the_graph_lock, "parks while it holds the graph's write lock");
 }
 
-/* ---- after the end ---- */
+/* ---- after the close, and a close too early ---- */
 
 static void call_after_close(void *arg)
 {
@@ -197,7 +202,7 @@ static void close_with_a_timer(void *arg)
     host_adapter_close(host);
 }
 
-static void close_with_one_parked(void *arg)
+static void close_with_a_coroutine_parked(void *arg)
 {
     (void)arg;
     parked_here();
@@ -210,12 +215,12 @@ static void close_with_the_lock_held(void *arg)
     host_adapter_close(host);
 }
 
-static void calls_after_the_close_die(void)
+static void adapter_close_misuse_aborts(void)
 {
     check_aborts(call_after_close, "now_ns called after the host was closed");
     check_aborts(kick_after_close, "kick called after the host was closed");
     check_aborts(close_with_a_timer, "closed with 0 coroutines parked, 1 timers alive");
-    check_aborts(close_with_one_parked, "closed with 1 coroutines parked");
+    check_aborts(close_with_a_coroutine_parked, "closed with 1 coroutines parked");
     check_aborts(close_with_the_lock_held, "its lock held");
 }
 
@@ -226,15 +231,15 @@ static q2c_storage calls;
 static void write_it(void *arg)
 {
     static char bytes[16];
-    struct iovec iov = {bytes, sizeof(bytes)};
+    struct iovec iov = { bytes, sizeof(bytes) };
 
     calls.pwritev(calls.opaque, *(uint64_t *)arg, &iov, 1);
 }
 
 static void overlapping_requests(void *arg)
 {
-    host_storage_config config = {.fd = -1, .size = 4096, .resume = HOST_RESUME_HOME};
-    uint64_t at[3] = {16, 32, 24};
+    host_storage_config config = { .fd = -1, .size = 4096, .resume = HOST_RESUME_HOME };
+    uint64_t at[3] = { 16, 32, 24 };
 
     (void)arg;
     host_storage_fill(host_storage_new(&config), &calls);
@@ -244,12 +249,14 @@ static void overlapping_requests(void *arg)
     }
 }
 
-static void requests_on_the_same_bytes_die(void)
+static void overlapping_requests_abort(void)
 {
 #ifdef __SANITIZE_THREAD__
-    CHECK(overlapping_requests != NULL); /* it is ThreadSanitizer that finds them */
+    /* ThreadSanitizer finds these; the storage does not check */
+    CHECK(overlapping_requests != NULL);
 #else
-    check_aborts(overlapping_requests, "request 2 testhost: storage: a write of 16 bytes at 24 while a write");
+    check_aborts(overlapping_requests,
+                 "request 2 testhost: storage: a write of 16 bytes at 24 while a write");
 #endif
 }
 
@@ -274,11 +281,11 @@ static void overflow_small_stack(void *arg)
 
     (void)arg;
     host_co_set_stack_size(HOST_STACK_SIZE_SMALL);
-    signal(SIGSEGV, SIG_DFL); /* a sanitizer's handler would want a stack, too */
+    signal(SIGSEGV, SIG_DFL); /* a sanitizer's handler would need stack, too */
     host_co_enter(host_co_create(overflow, &result));
 }
 
-static void an_overflow_meets_the_guard_page(void)
+static void stack_overflow_hits_guard_page(void)
 {
     char text[4096];
     int status = run_child(overflow_small_stack, text, sizeof(text));
@@ -289,11 +296,11 @@ static void an_overflow_meets_the_guard_page(void)
 int main(void)
 {
     test_begin();
-    RUN(bad_locking_dies);
-    RUN(bad_timers_die);
-    RUN(bad_polls_die);
-    RUN(calls_after_the_close_die);
-    RUN(requests_on_the_same_bytes_die);
-    RUN(an_overflow_meets_the_guard_page);
+    RUN(lock_misuse_aborts);
+    RUN(timer_misuse_aborts);
+    RUN(polling_misuse_aborts);
+    RUN(adapter_close_misuse_aborts);
+    RUN(overlapping_requests_abort);
+    RUN(stack_overflow_hits_guard_page);
     return test_end();
 }

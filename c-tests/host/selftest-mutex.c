@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* The test host's coroutine mutex and wait queue: fair in one context, exclusive over several. */
+/* The test host's coroutine mutex and wait queue: fair in one context, exclusive across several. */
 #include <stdatomic.h>
 
 #include "host.h"
@@ -11,7 +11,10 @@ static host_co_mutex mutex;
 static char order[64];
 static size_t order_length;
 
-struct member { char name; unsigned rounds; };
+struct member {
+    char name;
+    unsigned rounds;
+};
 
 static void take_in_turn(void *arg)
 {
@@ -26,11 +29,11 @@ static void take_in_turn(void *arg)
     }
 }
 
-static void waiters_get_it_in_the_order_they_came(void)
+static void mutex_is_granted_in_arrival_order(void)
 {
     host_program *program = host_program_new();
     host_context *here = host_context_new(program);
-    struct member members[3] = {{'a', 3}, {'b', 3}, {'c', 3}};
+    struct member members[3] = { { 'a', 3 }, { 'b', 3 }, { 'c', 3 } };
     host_co *co[3];
 
     host_co_mutex_init(&mutex);
@@ -40,7 +43,7 @@ static void waiters_get_it_in_the_order_they_came(void)
         host_co_enter(co[i]);
     }
     CHECK_STR(order, "a");
-    /* the holder unlocks and at once wants it again: it must queue behind the others */
+    /* the holder unlocks and locks again immediately: it must queue behind the others */
     for (int i = 0; i < 9; i++) {
         host_co_enter(co[i % 3]);
         host_context_poll(here, false);
@@ -54,7 +57,8 @@ static void waiters_get_it_in_the_order_they_came(void)
 
 struct contention {
     host_context *contexts[CONTEXTS];
-    unsigned inside;    /* all of these protected by the mutex alone */
+    /* protected by the mutex alone, up to running */
+    unsigned inside;
     unsigned most_inside, total, not_mine;
     atomic_uint running;
 };
@@ -69,7 +73,8 @@ static void contend(void *arg)
         c->most_inside = c->inside > c->most_inside ? c->inside : c->most_inside;
         c->not_mine += !host_co_mutex_held(&mutex);
         if (i % 7 == 0) {
-            host_co_move(c->contexts[i / 7 % CONTEXTS]); /* the owner is a coroutine, not a thread */
+            /* the owner is a coroutine, not a thread */
+            host_co_move(c->contexts[i / 7 % CONTEXTS]);
         }
         c->total++;
         c->inside--;
@@ -78,11 +83,11 @@ static void contend(void *arg)
     atomic_fetch_sub(&c->running, 1);
 }
 
-static void contention_from_four_contexts(void)
+static void mutex_is_exclusive_across_four_contexts(void)
 {
     host_program *program = host_program_new();
     host_iothread *t[CONTEXTS];
-    struct contention c = {.inside = 0};
+    struct contention c = { .inside = 0 };
 
     host_co_mutex_init(&mutex);
     atomic_store(&c.running, CONTEXTS * PER_CONTEXT);
@@ -107,7 +112,10 @@ static void contention_from_four_contexts(void)
 
 /* ---- the queue ---- */
 
-struct box { host_co_queue empty, full; unsigned content, taken, sum; };
+struct box {
+    host_co_queue empty, full;
+    unsigned content, taken, sum;
+};
 
 static void put(void *arg)
 {
@@ -141,11 +149,11 @@ static void take(void *arg)
     }
 }
 
-static void a_queue_between_two_contexts_loses_no_wake(void)
+static void wait_queue_loses_no_wake_between_contexts(void)
 {
     host_program *program = host_program_new();
     host_iothread *a = host_iothread_new(program), *b = host_iothread_new(program);
-    struct box box = {.content = 0};
+    struct box box = { .content = 0 };
 
     host_co_mutex_init(&mutex);
     host_co_queue_init(&box.empty);
@@ -163,9 +171,9 @@ static void a_queue_between_two_contexts_loses_no_wake(void)
 int main(void)
 {
     test_begin();
-    RUN(waiters_get_it_in_the_order_they_came);
-    RUN(contention_from_four_contexts);
-    RUN(a_queue_between_two_contexts_loses_no_wake);
+    RUN(mutex_is_granted_in_arrival_order);
+    RUN(mutex_is_exclusive_across_four_contexts);
+    RUN(wait_queue_loses_no_wake_between_contexts);
     host_co_pool_drain();
     return test_end();
 }

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* The test host's poll-while: a kick from any thread is never lost, and it dispatches what it should. */
+/*
+ * The test host's poll_while: a kick from any thread is never lost, and the poller dispatches its
+ * own context.
+ */
 #include <sched.h>
 #include <stdatomic.h>
 
 #include "host.h"
 #include "test.h"
 
-#define HAMMER host_scale_rounds(100000)
+#define ROUNDS host_scale_rounds(100000)
 
 static host_program *program;
 static host_context *here;
@@ -23,7 +26,10 @@ static void end(void)
     host_program_free(program);
 }
 
-struct exchange { atomic_uint asked, answered; unsigned expected; };
+struct exchange {
+    atomic_uint asked, answered;
+    unsigned expected;
+};
 
 static bool unanswered(void *arg)
 {
@@ -35,7 +41,7 @@ static void answer(void *arg)
 {
     struct exchange *x = arg;
 
-    for (unsigned i = 1; i <= HAMMER; i++) {
+    for (unsigned i = 1; i <= ROUNDS; i++) {
         while (atomic_load(&x->asked) < i) {
             sched_yield();
         }
@@ -44,25 +50,25 @@ static void answer(void *arg)
     }
 }
 
-static void kick_hammered(void)
+static void no_kick_is_lost_under_stress(void)
 {
-    struct exchange x = {.expected = 0};
+    struct exchange x = { .expected = 0 };
     host_iothread *t;
 
     begin();
     t = host_iothread_new(program);
     host_bh_schedule(host_iothread_context(t), answer, &x);
-    for (unsigned i = 1; i <= HAMMER; i++) {
+    for (unsigned i = 1; i <= ROUNDS; i++) {
         x.expected = i;
         atomic_store(&x.asked, i);
         host_poll_while(program, unanswered, &x);
     }
     host_iothread_free(t);
-    CHECK_U64(atomic_load(&x.answered), HAMMER);
+    CHECK_U64(atomic_load(&x.answered), ROUNDS);
     end();
 }
 
-/* ---- it turns its own context, nested too ---- */
+/* ---- a poller dispatches its own context, also nested ---- */
 
 static bool is_clear(void *arg)
 {
@@ -74,7 +80,9 @@ static void set(void *arg)
     *(bool *)arg = true;
 }
 
-struct nested { bool outer, inner; };
+struct nested {
+    bool outer, inner;
+};
 
 static void poll_nested(void *arg)
 {
@@ -85,9 +93,9 @@ static void poll_nested(void *arg)
     n->outer = true;
 }
 
-static void it_turns_its_own_context(void)
+static void poll_while_dispatches_own_context_also_nested(void)
 {
-    struct nested n = {false, false};
+    struct nested n = { false, false };
 
     begin();
     host_bh_schedule(here, poll_nested, &n);
@@ -102,7 +110,7 @@ static bool never(void *arg)
     return false;
 }
 
-static void it_looks_before_it_waits(void)
+static void poll_while_checks_condition_before_waiting(void)
 {
     unsigned looks = 0;
 
@@ -112,7 +120,10 @@ static void it_looks_before_it_waits(void)
     end();
 }
 
-struct waiter { atomic_bool over; atomic_uint looks, done; };
+struct waiter {
+    atomic_bool over;
+    atomic_uint looks, done;
+};
 
 static bool not_over(void *arg)
 {
@@ -130,9 +141,9 @@ static void wait_in_thread(void *arg)
     atomic_fetch_add(&w->done, 1);
 }
 
-static void a_kick_reaches_every_poller(void)
+static void kick_wakes_every_poller(void)
 {
-    struct waiter w = {.looks = 0};
+    struct waiter w = { .looks = 0 };
     host_iothread *t[3];
     unsigned looks;
 
@@ -143,7 +154,7 @@ static void a_kick_reaches_every_poller(void)
     }
     EVENTUALLY(atomic_load(&w.looks) >= 3);
     looks = atomic_load(&w.looks);
-    host_kick(program); /* nothing changed: they look, and wait on */
+    host_kick(program); /* nothing has changed: they check, and wait again */
     EVENTUALLY(atomic_load(&w.looks) >= looks + 3);
     CHECK_U64(atomic_load(&w.done), 0);
     atomic_store(&w.over, true);
@@ -155,7 +166,7 @@ static void a_kick_reaches_every_poller(void)
     end();
 }
 
-static void the_graph_lock_has_one_holder(void)
+static void poll_while_works_again_after_graph_unlock(void)
 {
     bool done = true;
 
@@ -173,11 +184,11 @@ static void the_graph_lock_has_one_holder(void)
 int main(void)
 {
     test_begin();
-    RUN(it_looks_before_it_waits);
-    RUN(it_turns_its_own_context);
-    RUN(a_kick_reaches_every_poller);
-    RUN(the_graph_lock_has_one_holder);
-    RUN(kick_hammered);
+    RUN(poll_while_checks_condition_before_waiting);
+    RUN(poll_while_dispatches_own_context_also_nested);
+    RUN(kick_wakes_every_poller);
+    RUN(poll_while_works_again_after_graph_unlock);
+    RUN(no_kick_is_lost_under_stress);
     host_co_pool_drain();
     return test_end();
 }

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* The test host's storage: where a request's coroutine goes on, faults, held requests, and callers that block. */
+/*
+ * The test host's storage: where a request's coroutine continues, faults, held requests, and
+ * callers that block.
+ */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -22,8 +25,14 @@ static q2c_storage calls;
 
 static void begin(host_resume resume, int fd, int64_t delay_ns)
 {
-    host_storage_config config = {.fd = fd, .size = SIZE, .resume = resume, .workers = worker_contexts,
-                                .n_workers = WORKERS, .spread = spread, .n_spread = 2, .delay_ns = delay_ns};
+    host_storage_config config = { .fd = fd,
+                                   .size = SIZE,
+                                   .resume = resume,
+                                   .workers = worker_contexts,
+                                   .n_workers = WORKERS,
+                                   .spread = spread,
+                                   .n_spread = 2,
+                                   .delay_ns = delay_ns };
 
     program = host_program_new();
     here = host_context_new(program);
@@ -51,22 +60,25 @@ static void end(void)
 
 static int request(bool write, uint64_t offset, void *buf, size_t n)
 {
-    struct iovec iov[2] = {{buf, n / 2}, {(char *)buf + n / 2, n - n / 2}};
+    struct iovec iov[2] = { { buf, n / 2 }, { (char *)buf + n / 2, n - n / 2 } };
 
     return (write ? calls.pwritev : calls.preadv)(calls.opaque, offset, iov, 2);
 }
 
-struct job { unsigned good, home, worker, spread; uint64_t at; };
+struct job {
+    unsigned good, home, worker, spread;
+    uint64_t at;
+};
 
 static void run_requests(void *arg)
 {
     struct job *j = arg;
 
     for (unsigned i = 0; i < REQUESTS; i++) {
-        uint64_t out[2] = {i, ~(uint64_t)i}, in[2] = {0, 0};
+        uint64_t out[2] = { i, ~(uint64_t)i }, in[2] = { 0, 0 };
         host_context *before = host_context_current(), *after;
-        bool ok = request(true, j->at, out, sizeof(out)) >= 0 && request(false, j->at, in, sizeof(in)) >= 0 &&
-                  calls.flush(calls.opaque) >= 0;
+        bool ok = request(true, j->at, out, sizeof(out)) >= 0 &&
+                  request(false, j->at, in, sizeof(in)) >= 0 && calls.flush(calls.opaque) >= 0;
         after = host_context_current();
         j->good += ok && in[0] == out[0] && in[1] == out[1];
         j->home += after == before;
@@ -77,7 +89,7 @@ static void run_requests(void *arg)
 
 static struct job run_job(host_resume resume)
 {
-    struct job j = {.at = 4096};
+    struct job j = { .at = 4096 };
 
     begin(resume, -1, 0);
     host_context_call(here, true, run_requests, &j);
@@ -86,7 +98,7 @@ static struct job run_job(host_resume resume)
     return j;
 }
 
-static void coroutines_go_on_where_they_were_told(void)
+static void request_continues_in_configured_context(void)
 {
     struct job j;
 
@@ -104,9 +116,9 @@ static void coroutines_go_on_where_they_were_told(void)
     CHECK_BETWEEN(j.spread, 1, REQUESTS - 1);
 }
 
-static void plain_code_blocks(void)
+static void plain_code_request_blocks(void)
 {
-    struct job j = {.at = 0};
+    struct job j = { .at = 0 };
     host_storage_stats stats;
 
     begin(HOST_RESUME_WORKER, -1, 0);
@@ -121,10 +133,10 @@ static void plain_code_blocks(void)
     end();
 }
 
-static void a_file_holds_what_was_written(void)
+static void file_storage_keeps_written_data(void)
 {
     int fd = memfd_create("image", MFD_CLOEXEC);
-    struct job j = {.at = 1 << 20};
+    struct job j = { .at = 1 << 20 };
     uint64_t last = 0, beyond = 1;
 
     REQUIRE(fd >= 0);
@@ -139,7 +151,7 @@ static void a_file_holds_what_was_written(void)
     close(fd);
 }
 
-static void faults_hit_the_nth_request_once(void)
+static void nth_request_fails_once(void)
 {
     uint64_t word = 1;
 
@@ -152,7 +164,10 @@ static void faults_hit_the_nth_request_once(void)
     end();
 }
 
-struct reader { atomic_int done; uint64_t at; };
+struct reader {
+    atomic_int done;
+    uint64_t at;
+};
 
 static void read_one(void *arg)
 {
@@ -169,9 +184,9 @@ static void *read_one_plain(void *arg)
     return NULL;
 }
 
-static void held_requests_wait_for_the_release(void)
+static void held_requests_wait_for_release(void)
 {
-    struct reader r = {.at = 512};
+    struct reader r = { .at = 512 };
     pthread_t thread;
 
     begin(HOST_RESUME_HOME, -1, 0);
@@ -201,7 +216,7 @@ static int64_t real_clock(void)
     return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
 }
 
-static void delayed_requests_leave_their_thread_free(void)
+static void delayed_requests_do_not_block_their_thread(void)
 {
     enum { N = 50, DELAY = 20 * 1000 * 1000 };
     struct reader r[N];
@@ -212,7 +227,7 @@ static void delayed_requests_leave_their_thread_free(void)
     begin(HOST_RESUME_HOME, -1, DELAY);
     start = real_clock();
     for (int i = 0; i < N; i++) {
-        r[i] = (struct reader){.at = (uint64_t)i * 512};
+        r[i] = (struct reader){ .at = (uint64_t)i * 512 };
         host_co_enter(host_co_create(read_one, &r[i]));
     }
     host_storage_get_stats(storage, &stats);
@@ -232,12 +247,12 @@ static void delayed_requests_leave_their_thread_free(void)
 int main(void)
 {
     test_begin();
-    RUN(coroutines_go_on_where_they_were_told);
-    RUN(plain_code_blocks);
-    RUN(a_file_holds_what_was_written);
-    RUN(faults_hit_the_nth_request_once);
-    RUN(held_requests_wait_for_the_release);
-    RUN(delayed_requests_leave_their_thread_free);
+    RUN(request_continues_in_configured_context);
+    RUN(plain_code_request_blocks);
+    RUN(file_storage_keeps_written_data);
+    RUN(nth_request_fails_once);
+    RUN(held_requests_wait_for_release);
+    RUN(delayed_requests_do_not_block_their_thread);
     host_co_pool_drain();
     return test_end();
 }

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Parking and waking through the vtable: early wakes, and what a wake or a spawn in the home thread does. */
+/*
+ * Parking and waking through the callback table: early wakes, and when a coroutine runs that is
+ * woken or spawned in its home thread.
+ */
 #include <sched.h>
 #include <stdatomic.h>
 
 #include "host.h"
 #include "test.h"
 
-#define HAMMER host_scale_rounds(100000)
+#define ROUNDS host_scale_rounds(100000)
 
 static host_program *program;
 static host_context *here;
@@ -15,7 +18,7 @@ static const q2c_host *vt;
 
 static void begin(host_run_mode wake, host_run_mode spawn)
 {
-    host_adapter_config config = {.wake = wake, .spawn = spawn};
+    host_adapter_config config = { .wake = wake, .spawn = spawn };
 
     program = config.program = host_program_new();
     here = host_context_new(program);
@@ -74,7 +77,11 @@ static void spawner(void *arg)
     *(void **)arg = &child;
 }
 
-/* What two coroutines do in their home thread, and plain code after them. */
+/*
+ * A trace of a wake from a coroutine, a wake from plain code and a spawn, all in the home thread,
+ * with a space between them. s: the sleeper runs, w: it was woken; ( ) < >: begin and end of the
+ * waker and the spawner.
+ */
 static const char *run_mode(host_run_mode mode)
 {
     void *co = NULL, *child = NULL;
@@ -98,7 +105,7 @@ static const char *run_mode(host_run_mode mode)
     return trace;
 }
 
-static void wake_and_spawn_in_the_home_thread(void)
+static void run_mode_decides_when_woken_or_spawned_coroutine_runs(void)
 {
     CHECK_STR(run_mode(HOST_RUN_QUEUED), "s()w s.w <>sw");
     CHECK_STR(run_mode(HOST_RUN_NOW), "s(w) sw. <s>w");
@@ -107,7 +114,7 @@ static void wake_and_spawn_in_the_home_thread(void)
 
 /* ---- early wakes ---- */
 
-/* The library's parker, in short. */
+/* A short form of the library's parker. */
 enum { RUNNING, PARKED, NOTIFIED };
 
 struct parker {
@@ -142,16 +149,16 @@ static bool wake_if_parked(struct parker *p)
     return true;
 }
 
-static void wake_before_yield_hammered(void)
+static void no_wake_is_lost_racing_with_park(void)
 {
-    struct parker p = {.rounds = HAMMER};
+    struct parker p = { .rounds = ROUNDS };
     host_adapter_stats stats;
     host_iothread *t;
 
     begin(HOST_RUN_NOW, HOST_RUN_NOW);
     t = host_iothread_new(program);
     host_co_schedule(host_iothread_context(t), host_co_create(park_often, &p));
-    for (unsigned i = 0; i < HAMMER;) {
+    for (unsigned i = 0; i < ROUNDS;) {
         if (wake_if_parked(&p)) {
             i++;
         } else {
@@ -160,10 +167,10 @@ static void wake_before_yield_hammered(void)
     }
     host_iothread_free(t);
     stats = end();
-    CHECK_U64(atomic_load(&p.rounds_done), HAMMER);
-    CHECK_U64(stats.wakes, HAMMER);
-    CHECK_U64(stats.yields, HAMMER);
-    test_note("%u wakes, %" PRIu64 " of them before the yield", HAMMER, stats.early_wakes);
+    CHECK_U64(atomic_load(&p.rounds_done), ROUNDS);
+    CHECK_U64(stats.wakes, ROUNDS);
+    CHECK_U64(stats.yields, ROUNDS);
+    test_note("%u wakes, %" PRIu64 " of them early", ROUNDS, stats.early_wakes);
 }
 
 static host_context *other;
@@ -184,8 +191,11 @@ static void wake_in_window(void *arg)
     atomic_store(&wake_came, true);
 }
 
-/* In the coroutine, between its announcement and its yield: have another thread wake it, and wait until that is over. */
-static void in_the_window(void *arg, const char *callback)
+/*
+ * Runs in the coroutine, after it announced that it parks and before it yields: has another thread
+ * wake it, and waits until that wake has returned.
+ */
+static void have_another_thread_wake_early(void *arg, const char *callback)
 {
     if (strcmp(callback, "co_suspend") != 0) {
         return;
@@ -197,9 +207,9 @@ static void in_the_window(void *arg, const char *callback)
     atomic_store(&window_open, false);
 }
 
-static void every_wake_comes_before_its_yield(void)
+static void early_wake_is_not_lost(void)
 {
-    struct parker p = {.rounds = 50};
+    struct parker p = { .rounds = 50 };
     host_adapter_stats stats;
     host_iothread *t;
 
@@ -208,7 +218,7 @@ static void every_wake_comes_before_its_yield(void)
         begin(mode, mode);
         t = host_iothread_new(program);
         other = host_iothread_context(t);
-        host_adapter_on_call(host, in_the_window, &p);
+        host_adapter_on_call(host, have_another_thread_wake_early, &p);
         host_context_call(here, true, park_often, &p);
         host_iothread_free(t);
         stats = end();
@@ -217,9 +227,12 @@ static void every_wake_comes_before_its_yield(void)
     }
 }
 
-/* ---- a wake from two threads at once: the parker lets one through ---- */
+/* ---- two threads try to wake: the parker lets one through ---- */
 
-struct racers { struct parker *p; atomic_uint woken; };
+struct racers {
+    struct parker *p;
+    atomic_uint woken;
+};
 
 static void race_to_wake(void *arg)
 {
@@ -234,10 +247,10 @@ static void race_to_wake(void *arg)
     }
 }
 
-static void two_wakers_and_one_sleeper(void)
+static void only_one_of_two_racing_wakers_wakes(void)
 {
-    struct parker p = {.rounds = HAMMER / 10};
-    struct racers r = {.p = &p};
+    struct parker p = { .rounds = ROUNDS / 10 };
+    struct racers r = { .p = &p };
     host_iothread *t[3];
 
     begin(HOST_RUN_QUEUED, HOST_RUN_QUEUED);
@@ -257,10 +270,10 @@ static void two_wakers_and_one_sleeper(void)
 int main(void)
 {
     test_begin();
-    RUN(wake_and_spawn_in_the_home_thread);
-    RUN(every_wake_comes_before_its_yield);
-    RUN(wake_before_yield_hammered);
-    RUN(two_wakers_and_one_sleeper);
+    RUN(run_mode_decides_when_woken_or_spawned_coroutine_runs);
+    RUN(early_wake_is_not_lost);
+    RUN(no_wake_is_lost_racing_with_park);
+    RUN(only_one_of_two_racing_wakers_wakes);
     host_co_pool_drain();
     return test_end();
 }

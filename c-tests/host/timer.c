@@ -1,73 +1,10 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* The virtual clock, and timers on it and on real time. Timers belong to one context and are touched in its thread alone. */
+#include "timer.h"
+
 #include <stdlib.h>
-#include <time.h>
-
-#include "internal.h"
-
-int64_t real_now(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
-
-/* ---- the clock ---- */
-
-/* A reader that finds the clock running uses the offset that was stored before clock_stopped_at said so. */
-int64_t host_clock_now(host_program *program)
-{
-    int64_t stopped_at = atomic_load(&program->clock_stopped_at);
-
-    return stopped_at >= 0 ? stopped_at : real_now() + atomic_load(&program->clock_offset);
-}
-
-void host_clock_stop(host_program *program)
-{
-    pthread_mutex_lock(&program->mutex);
-    atomic_store(&program->clock_stopped_at, host_clock_now(program));
-    pthread_mutex_unlock(&program->mutex);
-}
-
-void host_clock_resume(host_program *program)
-{
-    int64_t at;
-
-    pthread_mutex_lock(&program->mutex);
-    at = atomic_load(&program->clock_stopped_at);
-    if (at >= 0) {
-        atomic_store(&program->clock_offset, at - real_now());
-        atomic_store(&program->clock_stopped_at, -1);
-    }
-    pthread_mutex_unlock(&program->mutex);
-    program_notify_all(program, false);
-}
-
-void host_clock_step(host_program *program, uint64_t ns)
-{
-    int64_t at;
-
-    pthread_mutex_lock(&program->mutex);
-    at = atomic_load(&program->clock_stopped_at);
-    if (at < 0) {
-        host_die("a running clock is stepped");
-    }
-    atomic_store(&program->clock_stopped_at, at + (int64_t)ns);
-    pthread_mutex_unlock(&program->mutex);
-    program_notify_all(program, false);
-}
-
-void host_clock_set_firing(host_program *program, bool firing)
-{
-    atomic_store(&program->timers_fire, firing);
-    program_notify_all(program, false);
-}
-
-/* ---- timers ---- */
 
 struct host_timer {
-    host_context *context;
+    host_timer_group *group;
     bool realtime;
     bool armed;
     int64_t deadline;
@@ -78,30 +15,32 @@ struct host_timer {
 
 static void check_thread(host_timer *timer, const char *what)
 {
-    if (timer->context != host_context_current()) {
+    if (!pthread_equal(timer->group->thread, pthread_self())) {
         host_die("timer %p: %s outside its home thread", (void *)timer, what);
     }
 }
 
-host_timer *host_timer_new(bool realtime, void (*cb)(void *arg), void *arg)
+void host_timer_group_init(host_timer_group *group, host_program *program)
+{
+    *group = (host_timer_group){ .program = program, .thread = pthread_self() };
+}
+
+host_timer *host_timer_group_add(host_timer_group *group, bool realtime, void (*cb)(void *arg),
+                                 void *arg)
 {
     host_timer *timer = calloc(1, sizeof(*timer));
-    host_context *context = host_context_current();
 
-    if (!context) {
-        host_die("a timer is made in a thread that has no context");
-    }
     if (!timer) {
         host_die("no memory for a timer");
     }
-    *timer = (host_timer){ .context = context, .realtime = realtime, .cb = cb, .arg = arg };
-    context->timers_alive++;
+    *timer = (host_timer){ .group = group, .realtime = realtime, .cb = cb, .arg = arg };
+    group->alive++;
     return timer;
 }
 
 static void disarm(host_timer *timer)
 {
-    timer_list *list = &timer->context->timers[timer->realtime];
+    host_timer_list *list = &timer->group->lists[timer->realtime];
     host_timer **p;
 
     if (!timer->armed) {
@@ -116,7 +55,7 @@ static void disarm(host_timer *timer)
 
 void host_timer_mod(host_timer *timer, int64_t deadline_ns)
 {
-    timer_list *list = &timer->context->timers[timer->realtime];
+    host_timer_list *list = &timer->group->lists[timer->realtime];
     host_timer **p;
 
     check_thread(timer, "mod");
@@ -140,25 +79,25 @@ void host_timer_free(host_timer *timer)
 {
     check_thread(timer, "free");
     disarm(timer);
-    timer->context->timers_alive--;
+    timer->group->alive--;
     free(timer);
 }
 
-static int64_t list_now(host_context *context, bool realtime)
+int64_t host_timer_group_now(host_timer_group *group, bool realtime)
 {
-    return realtime ? real_now() : host_clock_now(context->program);
+    return realtime ? host_real_now() : host_clock_now(group->program);
 }
 
-bool timers_run(host_context *context)
+bool host_timer_group_run(host_timer_group *group)
 {
     bool any = false;
 
     for (int realtime = 0; realtime < 2; realtime++) {
-        timer_list *list = &context->timers[realtime];
-        int64_t now = list_now(context, realtime);
-        size_t n = list->n; /* one that re-arms itself for now waits for the next round */
+        host_timer_list *list = &group->lists[realtime];
+        int64_t now = host_timer_group_now(group, realtime);
+        size_t n = list->n; /* a timer that re-arms itself for now runs in the next round */
 
-        if (!realtime && !atomic_load(&context->program->timers_fire)) {
+        if (!realtime && !atomic_load(&group->program->timers_fire)) {
             continue;
         }
         while (n-- && list->head && list->head->deadline <= now) {
@@ -171,51 +110,23 @@ bool timers_run(host_context *context)
     return any;
 }
 
-int64_t timers_timeout(host_context *context)
+int64_t host_timer_group_timeout(host_timer_group *group)
 {
     int64_t timeout = -1;
 
     for (int realtime = 0; realtime < 2; realtime++) {
-        host_timer *first = context->timers[realtime].head;
+        host_timer *first = group->lists[realtime].head;
         int64_t left;
 
-        if (!first || (!realtime && !atomic_load(&context->program->timers_fire))) {
+        if (!first || (!realtime && !atomic_load(&group->program->timers_fire))) {
             continue;
         }
-        left = first->deadline - list_now(context, realtime);
-        if (left > 0 && !realtime && atomic_load(&context->program->clock_stopped_at) >= 0) {
-            continue; /* until the clock is moved, which notifies us */
+        left = first->deadline - host_timer_group_now(group, realtime);
+        if (left > 0 && !realtime && atomic_load(&group->program->clock_stopped_at) >= 0) {
+            continue; /* not due until the clock is moved, which notifies the context */
         }
         left = left > 0 ? left : 0;
         timeout = timeout < 0 || left < timeout ? left : timeout;
     }
     return timeout;
-}
-
-/* ---- sleeping ---- */
-
-typedef struct sleep_arg { host_co *co; host_timer *timer; int64_t deadline; } sleep_arg;
-
-static void sleep_over(void *arg)
-{
-    sleep_arg *s = arg;
-
-    host_timer_free(s->timer);
-    host_co_enter(s->co);
-}
-
-static void sleep_begin(void *arg)
-{
-    sleep_arg *s = arg;
-    host_timer_mod(s->timer, s->deadline);
-}
-
-void host_co_sleep_ns(bool realtime, int64_t ns)
-{
-    host_context *context = host_context_current();
-    sleep_arg s = { .co = host_co_self() };
-
-    s.timer = host_timer_new(realtime, sleep_over, &s);
-    s.deadline = list_now(context, realtime) + ns;
-    host_co_yield_then(sleep_begin, &s);
 }

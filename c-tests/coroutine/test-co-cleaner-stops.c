@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Stops against each other, against starts, against changes of the interval; clocks that do not help; intervals. */
+/*
+ * Stops of the cleaner that race with each other, with starts and with changes of the interval;
+ * stops while the clock stands still or timers do not fire; intervals.
+ */
 #include <sched.h>
 #include <stdatomic.h>
 
 #include "world.h"
 
-#define ROUNDS host_scale_rounds(200)
-#define IN_A_ROW host_scale_rounds(5000)
+#define ROUNDS  host_scale_rounds(200)
+#define REPEATS host_scale_rounds(5000)
 
 static host_storage *storage;
 static q2c_cache *cache;
@@ -21,7 +24,7 @@ static void begin(void)
     cleaner = cleaner_new(cache);
 }
 
-/* Nothing may be left of the cleaner; the host is closed next. */
+/* No instance of the cleaner may be left: the host is closed next. */
 static void end(void)
 {
     TURN_UNTIL(host_co_alive() == 0);
@@ -68,7 +71,7 @@ static host_context *somewhere(uint64_t *random)
     return n < IO_THREADS ? world.io[n] : world.workers[n - IO_THREADS];
 }
 
-/* Run fn(arg) there, and do not wait for its end. */
+/* Runs fn(arg) in the context, and does not wait for its end. */
 static void launch(host_context *context, bool in_coroutine, host_fn *fn, void *arg)
 {
     if (in_coroutine) {
@@ -78,12 +81,14 @@ static void launch(host_context *context, bool in_coroutine, host_fn *fn, void *
     }
 }
 
-/* ---- two to eight at once ---- */
+/* ---- two to eight concurrent stops ---- */
 
 static atomic_bool go;
 static atomic_uint still_running;
 
-struct stopper { enum how how; };
+struct stopper {
+    enum how how;
+};
 
 static void stop_when_told(void *arg)
 {
@@ -99,7 +104,7 @@ static void stop_when_told(void *arg)
     atomic_fetch_sub(&still_running, 1);
 }
 
-static void two_to_eight_stops_at_once(void)
+static void concurrent_stops_all_return(void)
 {
     struct stopper stoppers[8];
     uint64_t random = 77;
@@ -112,7 +117,8 @@ static void two_to_eight_stops_at_once(void)
         CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], 600 * SECOND), 0);
         for (unsigned i = 0; i < n; i++) {
             stoppers[i].how = test_random(&random) % HOWS;
-            launch(somewhere(&random), stoppers[i].how != MIXED_PLAIN, stop_when_told, &stoppers[i]);
+            launch(somewhere(&random), stoppers[i].how != MIXED_PLAIN, stop_when_told,
+                   &stoppers[i]);
         }
         atomic_store(&go, true);
         TURN_UNTIL(atomic_load(&still_running) == 0);
@@ -120,7 +126,7 @@ static void two_to_eight_stops_at_once(void)
     end();
 }
 
-/* ---- against starts ---- */
+/* ---- stops and starts ---- */
 
 static void start_under_the_lock(void *arg)
 {
@@ -146,7 +152,7 @@ static void stop_and_look_under_the_lock(void *arg)
     for (unsigned i = 0; i < ROUNDS; i++) {
         CHECK_INT(q2c_cleaner_lock(cleaner), 0);
         CHECK_INT(q2c_cleaner_co_locked_del_and_wait(cleaner), 0);
-        CHECK_U64(instances(), 0); /* however many starts came while it waited */
+        CHECK_U64(instances(), 0); /* whatever number of starts came while it waited */
         CHECK_INT(q2c_cleaner_unlock(cleaner), 0);
     }
     atomic_fetch_sub(&still_running, 1);
@@ -162,9 +168,9 @@ static void stop_unlocked_often(void *arg)
     atomic_fetch_sub(&still_running, 1);
 }
 
-static void stops_against_starts(void)
+static void stops_race_with_starts(void)
 {
-    unsigned started[2] = {0, 0};
+    unsigned started[2] = { 0, 0 };
 
     begin();
     atomic_store(&still_running, 4);
@@ -178,7 +184,7 @@ static void stops_against_starts(void)
     end();
 }
 
-/* ---- against changes of the interval ---- */
+/* ---- stops and changes of the interval ---- */
 
 static void change_interval_often(void *arg)
 {
@@ -195,7 +201,7 @@ static void change_interval_often(void *arg)
     atomic_fetch_sub(&still_running, 1);
 }
 
-static void stops_against_changes_of_the_interval(void)
+static void stops_race_with_interval_changes(void)
 {
     unsigned started = 0;
 
@@ -210,7 +216,7 @@ static void stops_against_changes_of_the_interval(void)
     end();
 }
 
-/* ---- while passes come without pause ---- */
+/* ---- stops while passes follow each other without a pause ---- */
 
 static void random_stop(void *arg)
 {
@@ -227,7 +233,7 @@ static void touch_tables(void)
     }
 }
 
-static void stops_at_any_moment_of_passes_in_a_row(void)
+static void stops_race_with_cleaning_passes(void)
 {
     uint64_t random = 99;
 
@@ -240,18 +246,22 @@ static void stops_at_any_moment_of_passes_in_a_row(void)
         while (spin--) {
             (void)q2c_cleaner_is_running(cleaner);
         }
-        host_context_call(i % 8 < 4 ? world.io[1] : world.io[0], how != MIXED_PLAIN, random_stop, &how);
+        host_context_call(i % 8 < 4 ? world.io[1] : world.io[0], how != MIXED_PLAIN, random_stop,
+                          &how);
     }
     CHECK(passes() > 0);
     end();
 }
 
-/* ---- nothing after the return ---- */
+/* ---- no callback after the return ---- */
 
 static atomic_bool keep_kicking;
 
-/* Pollers look at their conditions all the time: they find a wait over before the library's own kick tells them. */
-static void kick_without_end(void *arg)
+/*
+ * Makes pollers check their conditions all the time, so that they find a wait over before the
+ * library's own kick tells them.
+ */
+static void kick_repeatedly(void *arg)
 {
     (void)arg;
     while (atomic_load(&keep_kicking)) {
@@ -260,12 +270,12 @@ static void kick_without_end(void *arg)
     }
 }
 
-static void nothing_is_called_after_a_stop_returned(void)
+static void no_callback_after_stop_returns(void)
 {
     struct variant variant = world.variant;
 
     atomic_store(&keep_kicking, true);
-    host_bh_schedule(world.workers[0], kick_without_end, NULL);
+    host_bh_schedule(world.workers[0], kick_repeatedly, NULL);
     for (unsigned i = 0; i < ROUNDS; i++) {
         CHECK_INT(q2c_cleaner_create(world.vtable, &cleaner, NULL), 0);
         CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], 600 * SECOND), 0);
@@ -277,29 +287,30 @@ static void nothing_is_called_after_a_stop_returned(void)
     atomic_store(&keep_kicking, false);
 }
 
-/* ---- starts and stops in a row ---- */
+/* ---- repeated starts and stops ---- */
 
-/* The clock of the cleaner's context stands still, as a stopped machine's does. */
-static void starts_and_stops_in_a_row_with_a_stopped_clock(void)
+/* The virtual clock stands still, as it does while a virtual machine is stopped. */
+static void repeated_starts_and_stops_with_stopped_clock(void)
 {
     begin();
     host_clock_stop(world.program);
-    for (unsigned i = 0; i < IN_A_ROW; i++) {
-        if (q2c_cleaner_start(cleaner, world.io[0], 600 * SECOND) || q2c_cleaner_del_and_wait(cleaner)) {
+    for (unsigned i = 0; i < REPEATS; i++) {
+        if (q2c_cleaner_start(cleaner, world.io[0], 600 * SECOND) ||
+            q2c_cleaner_del_and_wait(cleaner)) {
             CHECK(false);
         }
     }
-    CHECK_U64(cleaner_stats(cleaner).starts, IN_A_ROW);
+    CHECK_U64(cleaner_stats(cleaner).starts, REPEATS);
     host_clock_resume(world.program);
     end();
 }
 
 /* ---- clocks ---- */
 
-static void a_stop_needs_no_timer(void)
+static void stop_needs_no_timer(void)
 {
     begin();
-    host_clock_set_firing(world.program, false); /* while the clock goes on */
+    host_clock_set_firing(world.program, false); /* the clock runs */
     CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], SECOND / 50), 0);
     EVENTUALLY(host_stats().parked == 1);
     for (int i = 0; i < 40; i++) {
@@ -311,7 +322,7 @@ static void a_stop_needs_no_timer(void)
     end();
 }
 
-static void a_stopped_clock_stops_the_passes(void)
+static void stopped_clock_stops_cleaning(void)
 {
     uint64_t seen;
 
@@ -335,7 +346,7 @@ static void a_stopped_clock_stops_the_passes(void)
     end();
 }
 
-static void a_shorter_interval_ends_a_long_sleep(void)
+static void shorter_interval_ends_long_sleep(void)
 {
     begin();
     host_clock_stop(world.program);
@@ -346,7 +357,7 @@ static void a_shorter_interval_ends_a_long_sleep(void)
     host_clock_step(world.program, 2 * SECOND);
     EVENTUALLY(passes() == 1 && host_stats().parked == 1);
     CHECK_U64(cleaner_stats(cleaner).starts, 1);
-    /* and longer again */
+    /* and a longer interval again */
     CHECK_INT(q2c_cleaner_set_interval(cleaner, 10 * SECOND), 0);
     EVENTUALLY(host_stats().parked == 1);
     host_clock_step(world.program, 5 * SECOND);
@@ -361,7 +372,7 @@ static void a_shorter_interval_ends_a_long_sleep(void)
 
 /* ---- interval 0 ---- */
 
-static void interval_0_is_no_cleaner(void)
+static void interval_0_means_no_cleaner(void)
 {
     begin();
     CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], 0), 0);
@@ -379,7 +390,7 @@ static void interval_0_is_no_cleaner(void)
     end();
 }
 
-/* ---- a new one while the old one is on its way out ---- */
+/* ---- a new instance while the old one is stopping ---- */
 
 static atomic_bool home_blocked, release_home;
 
@@ -394,11 +405,11 @@ static void release_later(void *arg)
 {
     (void)arg;
     host_co_sleep_ns(true, 2000000);
-    CHECK_U64(instances() > 0, true); /* the stop waits for it */
+    CHECK_U64(instances() > 0, true); /* the stop waits for the old instance */
     atomic_store(&release_home, true);
 }
 
-static void a_start_need_not_wait_for_the_old_one(void)
+static void start_does_not_wait_for_stopping_instance(void)
 {
     begin();
     host_clock_stop(world.program);
@@ -418,7 +429,7 @@ static void a_start_need_not_wait_for_the_old_one(void)
     CHECK_INT(q2c_cleaner_start(cleaner, world.io[1], 5 * SECOND), -EALREADY);
     EVENTUALLY(host_stats().parked >= 1 && host_stats().timers >= 2);
     host_clock_step(world.program, 5 * SECOND);
-    EVENTUALLY(passes() == 1); /* the new one cleans already */
+    EVENTUALLY(passes() == 1); /* the new instance cleans already */
     launch(world.io[2], true, release_later, NULL);
     CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0);
     CHECK(atomic_load(&release_home));
@@ -431,17 +442,17 @@ int main(void)
 {
     test_begin();
     world_begin();
-    EACH(interval_0_is_no_cleaner);
-    EACH(a_stop_needs_no_timer);
-    EACH(a_stopped_clock_stops_the_passes);
-    EACH(a_shorter_interval_ends_a_long_sleep);
-    EACH(a_start_need_not_wait_for_the_old_one);
-    EACH(two_to_eight_stops_at_once);
-    EACH(stops_against_starts);
-    EACH(stops_against_changes_of_the_interval);
-    EACH(stops_at_any_moment_of_passes_in_a_row);
-    EACH(nothing_is_called_after_a_stop_returned);
-    EACH(starts_and_stops_in_a_row_with_a_stopped_clock);
+    EACH(interval_0_means_no_cleaner);
+    EACH(stop_needs_no_timer);
+    EACH(stopped_clock_stops_cleaning);
+    EACH(shorter_interval_ends_long_sleep);
+    EACH(start_does_not_wait_for_stopping_instance);
+    EACH(concurrent_stops_all_return);
+    EACH(stops_race_with_starts);
+    EACH(stops_race_with_interval_changes);
+    EACH(stops_race_with_cleaning_passes);
+    EACH(no_callback_after_stop_returns);
+    EACH(repeated_starts_and_stops_with_stopped_clock);
     world_end();
     return test_end();
 }

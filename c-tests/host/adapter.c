@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* The q2c_host callbacks over this host, with counters, and checks on what the library may call when. */
+#include "adapter.h"
+
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
 
-#include "internal.h"
-
 struct host_adapter {
-    host_adapter *next_closed;
+    host_kept kept; /* first: what the program frees */
     host_adapter_config config;
     q2c_host vtable;
     host_co_mutex mutex;
@@ -19,7 +18,10 @@ struct host_adapter {
     _Atomic uint64_t timers_alive, parked, spawned_alive;
 };
 
-/* Counters order nothing between their callers: what the host orders, ThreadSanitizer cannot complain of in the library. */
+/*
+ * Counters order nothing between their callers: an order that the host makes would hide races of
+ * the library from ThreadSanitizer.
+ */
 static void add(_Atomic uint64_t *counter)
 {
     atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
@@ -75,7 +77,7 @@ static void cb_co_suspend(void *opaque)
     }
 }
 
-/* A wake is the last thing that holds the woken one back: what it wakes may close the host before this returns. */
+/* The coroutine that this wakes may close the host before the wake returns. */
 static void cb_co_wake(void *opaque, void *co)
 {
     host_adapter *h = called(opaque, "co_wake");
@@ -85,13 +87,17 @@ static void cb_co_wake(void *opaque, void *co)
         host_die("co_wake of NULL");
     }
     add(&h->wakes);
-    if (atomic_load(&target->state) == CO_RUNNING) {
+    if (atomic_load(&target->state) == HOST_CO_RUNNING) {
         add(&h->early_wakes);
     }
     host_co_wake(target, h->config.wake);
 }
 
-typedef struct spawned { host_adapter *host; void (*entry)(void *arg); void *arg; } spawned;
+typedef struct spawned {
+    host_adapter *host;
+    void (*entry)(void *arg);
+    void *arg;
+} spawned;
 
 static void spawned_entry(void *arg)
 {
@@ -124,7 +130,8 @@ static int cb_co_spawn(void *opaque, void *context, void (*entry)(void *arg), vo
     add(&h->spawns);
     add(&h->spawned_alive);
     co = host_co_create(spawned_entry, s);
-    if (home == here && (h->config.spawn == HOST_RUN_NOW || (h->config.spawn == HOST_RUN_AFTER && !host_in_coroutine()))) {
+    if (home == here && (h->config.spawn == HOST_RUN_NOW ||
+                         (h->config.spawn == HOST_RUN_AFTER && !host_in_coroutine()))) {
         host_co_enter(co);
     } else {
         host_co_schedule(home, co);
@@ -215,6 +222,11 @@ static void cb_kick(void *opaque)
 
 /* ---- the object ---- */
 
+static void dispose(host_kept *kept)
+{
+    free(kept);
+}
+
 host_adapter *host_adapter_new(const host_adapter_config *config)
 {
     host_adapter *h = calloc(1, sizeof(*h));
@@ -223,6 +235,7 @@ host_adapter *host_adapter_new(const host_adapter_config *config)
         host_die("no memory for a host");
     }
     h->config = *config;
+    h->kept.dispose = dispose;
     host_co_mutex_init(&h->mutex);
     h->vtable = (q2c_host){
         .struct_size = sizeof(h->vtable),
@@ -272,9 +285,11 @@ void host_adapter_on_call(host_adapter *host, host_on_call *fn, void *arg)
 void host_adapter_close(host_adapter *host)
 {
     if (atomic_load(&host->parked) || atomic_load(&host->timers_alive) || host->mutex.owner) {
-        host_die("the host is closed with %llu coroutines parked, %llu timers alive and its lock %s",
-               (unsigned long long)atomic_load(&host->parked), (unsigned long long)atomic_load(&host->timers_alive),
-               host->mutex.owner ? "held" : "free");
+        host_die(
+            "the host is closed with %llu coroutines parked, %llu timers alive and its lock %s",
+            (unsigned long long)atomic_load(&host->parked),
+            (unsigned long long)atomic_load(&host->timers_alive),
+            host->mutex.owner ? "held" : "free");
     }
     atomic_store(&host->closed, true);
 }
@@ -290,18 +305,7 @@ void host_adapter_free(host_adapter *host)
         }
     }
     host_co_mutex_destroy(&host->mutex);
-    pthread_mutex_lock(&host->config.program->mutex);
-    host->next_closed = host->config.program->closed_hosts;
-    host->config.program->closed_hosts = host;
-    pthread_mutex_unlock(&host->config.program->mutex);
-}
-
-host_adapter *host_dispose(host_adapter *host)
-{
-    host_adapter *next = host->next_closed;
-
-    free(host);
-    return next;
+    host_program_keep(host->config.program, &host->kept);
 }
 
 void host_adapter_get_stats(host_adapter *host, host_adapter_stats *stats)

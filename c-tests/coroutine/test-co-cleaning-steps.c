@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* A pass over many tables is several steps, between which its own thread does other things and others have the state lock. */
+/*
+ * A cleaning pass over many tables is made in several steps. Between two steps its thread runs
+ * other work, and other coroutines can take the state lock.
+ */
 #include <stdatomic.h>
 
 #include "world.h"
@@ -8,12 +11,12 @@ enum { TABLES = 2048 };
 
 static q2c_cache *cache;
 static q2c_cleaner *cleaner;
-static atomic_uint seen_between; /* looks that found some tables gone, and not all */
+static atomic_uint seen_between; /* checks that found some tables cleaned, but not all */
 static atomic_bool locked_between, over;
 
-static uint64_t tables_gone(void)
+static uint64_t tables_cleaned(void)
 {
-    q2c_cache_stats stats = {.struct_size = sizeof(stats)};
+    q2c_cache_stats stats = { .struct_size = sizeof(stats) };
 
     MUST(q2c_cache_get_stats(cache, &stats));
     return stats.cleaned;
@@ -21,9 +24,9 @@ static uint64_t tables_gone(void)
 
 static bool is_between(void)
 {
-    uint64_t gone = tables_gone();
+    uint64_t cleaned = tables_cleaned();
 
-    return gone > 0 && gone < TABLES;
+    return cleaned > 0 && cleaned < TABLES;
 }
 
 static void fill(void *arg)
@@ -35,7 +38,7 @@ static void fill(void *arg)
         MUST(q2c_cache_get(cache, AT(n), &table));
         MUST(q2c_cache_put(cache, &table));
     }
-    CHECK_INT(q2c_cache_clean_unused(cache), 0); /* forgets who was used */
+    CHECK_INT(q2c_cache_clean_unused(cache), 0); /* forgets which tables were used */
 }
 
 static void take_the_lock(void *arg)
@@ -48,7 +51,7 @@ static void take_the_lock(void *arg)
     CHECK_INT(q2c_cleaner_unlock(cleaner), 0);
 }
 
-/* In the cleaner's thread, once in each of its rounds. */
+/* Runs in the cleaner's thread, once in each round of its event loop. */
 static void look(void *arg)
 {
     host_context *home = arg;
@@ -56,14 +59,14 @@ static void look(void *arg)
     if (is_between() && atomic_fetch_add(&seen_between, 1) == 0) {
         host_co_schedule(home, host_co_create(take_the_lock, NULL));
     }
-    if (tables_gone() < TABLES) {
+    if (tables_cleaned() < TABLES) {
         host_bh_schedule(home, look, home);
     } else {
         atomic_store(&over, true);
     }
 }
 
-static void a_pass_lets_its_thread_do_other_things(void)
+static void cleaning_pass_releases_thread_and_lock_between_steps(void)
 {
     host_context *home = world.io[0];
     q2c_storage calls;
@@ -80,7 +83,7 @@ static void a_pass_lets_its_thread_do_other_things(void)
     TURN_UNTIL(atomic_load(&over));
     CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0);
     TURN_UNTIL(host_co_alive() == 0);
-    /* 256 tables and the rest of a group of 64 go in a step */
+    /* a step takes 256 tables and the rest of a group of 64 */
     CHECK(atomic_load(&seen_between) >= 3);
     CHECK(atomic_load(&locked_between));
     CHECK_INT(q2c_cleaner_destroy(&cleaner), 0);
@@ -92,7 +95,7 @@ int main(void)
 {
     test_begin();
     world_begin();
-    EACH(a_pass_lets_its_thread_do_other_things);
+    EACH(cleaning_pass_releases_thread_and_lock_between_steps);
     world_end();
     return test_end();
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * What a block driver does with a state over an image's life, under load from coroutines in three contexts: open, an open
- * that fails, option changes with and without the lock, detach and attach, invalidate, close.
+ * The calls that a block driver makes for a state while an image is open, under load from
+ * coroutines in three contexts: open, an open that fails, option changes with and without the lock,
+ * detach and attach, invalidate, close.
  */
 #include <stdatomic.h>
 
@@ -36,7 +37,7 @@ static void update(q2c_cache *cache, size_t table_size, uint64_t n, uint64_t *co
     CHECK_INT(q2c_cache_put(cache, (void **)&table), 0);
 }
 
-/* The caches are borrowed from the state, under its lock, until the lock is let go. */
+/* The caches are borrowed from the state until its lock is released. */
 static void one_request(uint64_t *random)
 {
     uint64_t n = test_random(random);
@@ -47,7 +48,9 @@ static void one_request(uint64_t *random)
         update(q2c_state_refcount_cache(state), CLUSTER, block, &refcount_updates[block]);
     } else {
         uint64_t slice = 1 + n / 3 % (N_L2 - 1);
-        CHECK_INT(q2c_cache_set_dependency(q2c_state_l2_cache(state), q2c_state_refcount_cache(state)), 0);
+        CHECK_INT(
+            q2c_cache_set_dependency(q2c_state_l2_cache(state), q2c_state_refcount_cache(state)),
+            0);
         update(q2c_state_l2_cache(state), SLICE, slice, &l2_updates[slice]);
     }
     CHECK_INT(q2c_state_unlock(state), 0);
@@ -76,7 +79,8 @@ static void load_begin(void)
     atomic_store(&quiesce, false);
     atomic_store(&loaders, LOADERS);
     for (int i = 0; i < LOADERS; i++) {
-        host_co_schedule(world.io[i % IO_THREADS], host_co_create(load, (void *)(uintptr_t)(i + 1)));
+        host_co_schedule(world.io[i % IO_THREADS],
+                         host_co_create(load, (void *)(uintptr_t)(i + 1)));
     }
 }
 
@@ -92,7 +96,7 @@ static void undrain(void)
     TURN_UNTIL(atomic_load(&quiet) == 0);
 }
 
-/* Let it run for a while. */
+/* Waits until the load has made @more requests. */
 static void let_it_run(unsigned more)
 {
     unsigned until = atomic_load(&rounds) + more;
@@ -110,10 +114,11 @@ static void load_end(void)
 
 static q2c_options small_caches(void)
 {
-    q2c_options options = {.struct_size = sizeof(options)};
+    q2c_options options = { .struct_size = sizeof(options) };
 
     CHECK_INT(q2c_options_init(&options), 0);
-    options.set = Q2C_OPTION_L2_CACHE_SIZE | Q2C_OPTION_REFCOUNT_CACHE_SIZE | Q2C_OPTION_L2_CACHE_ENTRY_SIZE;
+    options.set =
+        Q2C_OPTION_L2_CACHE_SIZE | Q2C_OPTION_REFCOUNT_CACHE_SIZE | Q2C_OPTION_L2_CACHE_ENTRY_SIZE;
     options.l2_cache_size = 8 * SLICE;
     options.l2_cache_entry_size = SLICE;
     options.refcount_cache_size = 4 * CLUSTER;
@@ -122,8 +127,10 @@ static q2c_options small_caches(void)
 
 static int open_state(void)
 {
-    static const q2c_geometry geometry = {
-        .struct_size = sizeof(geometry), .virtual_size = 1 << 30, .cluster_size = CLUSTER, .l2_entry_size = 8};
+    static const q2c_geometry geometry = { .struct_size = sizeof(geometry),
+                                           .virtual_size = 1 << 30,
+                                           .cluster_size = CLUSTER,
+                                           .l2_entry_size = 8 };
     q2c_options options = small_caches();
     q2c_state_config config = {
         .struct_size = sizeof(config),
@@ -160,7 +167,8 @@ static void storage_begin(host_resume resume)
     memset(refcount_updates, 0, sizeof(refcount_updates));
 }
 
-static void check_image(host_storage *storage, size_t table_size, const uint64_t *updates, uint64_t n)
+static void check_image(host_storage *storage, size_t table_size, const uint64_t *updates,
+                        uint64_t n)
 {
     const char *image = host_storage_image(storage);
 
@@ -186,7 +194,7 @@ static void begin(void)
     let_it_run(50);
 }
 
-/* Close, in a coroutine or in plain code of the main thread, and look at what is on the storage. */
+/* Closes in a coroutine or in plain code of the main thread, and checks the images. */
 static void end(bool in_coroutine)
 {
     int ret = 1;
@@ -209,26 +217,27 @@ static q2c_cleaner_stats cleaning(void)
 
 static size_t resident(q2c_cache *cache)
 {
-    q2c_cache_stats stats = {.struct_size = sizeof(stats)};
+    q2c_cache_stats stats = { .struct_size = sizeof(stats) };
 
     CHECK_INT(q2c_cache_get_stats(cache, &stats), 0);
     return stats.resident_tables;
 }
 
-static void open_use_clean_close(void)
+static void state_opens_cleans_and_closes(void)
 {
     begin();
     drain();
     CHECK_INT(q2c_cache_flush(q2c_state_refcount_cache(state)), 0);
     CHECK_INT(q2c_cache_flush(q2c_state_l2_cache(state)), 0);
-    TURN_UNTIL(resident(q2c_state_l2_cache(state)) == 0 && resident(q2c_state_refcount_cache(state)) == 0);
+    TURN_UNTIL(resident(q2c_state_l2_cache(state)) == 0 &&
+               resident(q2c_state_refcount_cache(state)) == 0);
     CHECK(cleaning().tables_cleaned > 0);
     undrain();
     let_it_run(20);
     end(false);
 }
 
-static void open_and_close_in_coroutines(void)
+static void state_opens_and_closes_in_coroutines(void)
 {
     int ret = 1;
 
@@ -242,7 +251,7 @@ static void open_and_close_in_coroutines(void)
 
 /* ---- an open that fails ---- */
 
-static void an_open_that_cannot_start_its_cleaner_leaves_nothing(void)
+static void open_leaves_nothing_if_cleaner_cannot_start(void)
 {
     q2c_state *const untouched = (q2c_state *)&world;
 
@@ -252,13 +261,16 @@ static void an_open_that_cannot_start_its_cleaner_leaves_nothing(void)
     CHECK_INT(open_state(), -EAGAIN);
     CHECK_PTR(state, untouched);
     CHECK_U64(host_stats().spawned_alive, 0);
-    host_adapter_close(world.host); /* nothing may come from it any more */
+    host_adapter_close(world.host); /* aborts on a later callback */
     host_storage_free(l2_storage);
     host_storage_free(refcount_storage);
 }
 
-/* A driver that builds on the parts, and fails after it started the cleaner, the lock held. */
-static void fail_half_way(void *arg)
+/*
+ * A driver that creates cache and cleaner itself. Its open fails with the lock held, after it has
+ * started the cleaner.
+ */
+static void fail_after_cleaner_start(void *arg)
 {
     q2c_cache *cache = cache_new(&l2_calls, 4);
     q2c_cleaner *cleaner = cleaner_new(cache);
@@ -275,11 +287,11 @@ static void fail_half_way(void *arg)
     CHECK_INT(q2c_cleaner_destroy(&cleaner), 0);
 }
 
-static void an_open_that_fails_with_the_lock_held(void)
+static void cleaner_stops_with_lock_held_when_driver_open_fails(void)
 {
     storage_begin(HOST_RESUME_HOME);
     for (int i = 0; i < 50; i++) {
-        host_context_call(world.io[i % IO_THREADS], true, fail_half_way, NULL);
+        host_context_call(world.io[i % IO_THREADS], true, fail_after_cleaner_start, NULL);
     }
     host_adapter_close(world.host);
     host_storage_free(l2_storage);
@@ -295,20 +307,22 @@ static q2c_update *prepared(unsigned i)
     q2c_error error;
 
     options.l2_cache_size = (8 + i % 5) * SLICE;
-    CHECK_INT(q2c_update_options_prepare(state, &options, NULL, (1 + i % 2) * MS, &update_options, &error), 0);
+    CHECK_INT(q2c_update_options_prepare(state, &options, NULL, (1 + i % 2) * MS, &update_options,
+                                         &error),
+              0);
     return update_options;
 }
 
 static void check_applied(unsigned i)
 {
-    q2c_cache_stats stats = {.struct_size = sizeof(stats)};
+    q2c_cache_stats stats = { .struct_size = sizeof(stats) };
 
     CHECK_INT(q2c_cache_get_stats(q2c_state_l2_cache(state), &stats), 0);
     CHECK_U64(stats.tables, 8 + i % 5);
     CHECK_U64(cleaning().interval_ns, (1 + i % 2) * MS);
 }
 
-/* In a coroutine, requests queueing at the lock meanwhile. */
+/* Runs in a coroutine, while requests queue for the lock. */
 static void change_options_locked(void *arg)
 {
     unsigned i = *(unsigned *)arg;
@@ -322,7 +336,7 @@ static void change_options_locked(void *arg)
     CHECK_INT(q2c_state_unlock(state), 0);
 }
 
-static void options_change_with_the_lock_held(void)
+static void options_commit_with_lock_held(void)
 {
     begin();
     for (unsigned i = 0; i < 20; i++) {
@@ -333,8 +347,8 @@ static void options_change_with_the_lock_held(void)
     end(false);
 }
 
-/* In plain code, as the commit of a reopen is, requests drained. */
-static void options_change_without_the_lock(void)
+/* Runs in plain code with requests drained, as the commit of a reopen does. */
+static void options_commit_without_lock_while_drained(void)
 {
     begin();
     for (unsigned i = 0; i < 20; i++) {
@@ -350,9 +364,9 @@ static void options_change_without_the_lock(void)
     end(true);
 }
 
-static void an_aborted_change_changes_nothing(void)
+static void aborted_update_changes_nothing(void)
 {
-    q2c_cache_stats stats = {.struct_size = sizeof(stats)};
+    q2c_cache_stats stats = { .struct_size = sizeof(stats) };
     q2c_update *update_options;
 
     begin();
@@ -371,8 +385,8 @@ static void an_aborted_change_changes_nothing(void)
 
 static _Atomic(host_context *) seen_in;
 
-/* Where the cleaner makes its timers. */
-static void see_context(void *arg, const char *callback)
+/* Records the context in which the cleaner makes its timers. */
+static void record_timer_context(void *arg, const char *callback)
 {
     (void)arg;
     if (strcmp(callback, "timer_new") == 0) {
@@ -380,7 +394,7 @@ static void see_context(void *arg, const char *callback)
     }
 }
 
-/* Both with the graph locked for writing: neither may wait. */
+/* Makes both calls with the graph locked for writing: neither may wait. */
 static void detach_and_attach(host_context *to)
 {
     q2c_cleaner_stats stats;
@@ -395,17 +409,17 @@ static void detach_and_attach(host_context *to)
     host_graph_wrunlock(world.program);
     stats = cleaning();
     CHECK_U64(stats.interval_ns, MS);
-    TURN_UNTIL(cleaning().instances == 1); /* the old one is gone */
+    TURN_UNTIL(cleaning().instances == 1); /* the old instance has ended */
     atomic_store(&seen_in, NULL);
     passes = cleaning().passes;
     TURN_UNTIL(cleaning().passes >= passes + 2 && atomic_load(&seen_in));
     CHECK_PTR(atomic_load(&seen_in), to);
 }
 
-static void a_detach_never_waits_and_keeps_the_interval(void)
+static void detach_never_waits_and_keeps_interval(void)
 {
     begin();
-    host_adapter_on_call(world.host, see_context, NULL);
+    host_adapter_on_call(world.host, record_timer_context, NULL);
     for (int i = 1; i <= 6; i++) {
         detach_and_attach(world.io[i % IO_THREADS]);
         let_it_run(5);
@@ -414,7 +428,7 @@ static void a_detach_never_waits_and_keeps_the_interval(void)
     end(false);
 }
 
-static void close_while_detached(void)
+static void state_closes_while_detached(void)
 {
     begin();
     host_graph_wrlock(world.program);
@@ -430,19 +444,19 @@ static void invalidate_it(void *arg)
     *(int *)arg = q2c_state_invalidate(state);
 }
 
-/* Another process changes the image. */
+/* Changes the image as another process would. */
 static void change_image(void)
 {
     char *image = host_storage_image(l2_storage);
 
     for (uint64_t i = 1; i < N_L2; i++) {
-        uint64_t words[2] = {i, l2_updates[i] + 1000};
+        uint64_t words[2] = { i, l2_updates[i] + 1000 };
         memcpy(image + i * SLICE, words, sizeof(words));
         l2_updates[i] += 1000;
     }
 }
 
-static void an_invalidate_reads_everything_again(void)
+static void invalidate_rereads_all_tables(void)
 {
     begin();
     for (int i = 0; i < 6; i++) {
@@ -463,7 +477,7 @@ static void an_invalidate_reads_everything_again(void)
 
 /* ---- a close that fails ---- */
 
-static void a_close_that_cannot_write_may_be_called_again(void)
+static void failed_close_can_be_retried(void)
 {
     begin();
     load_end();
@@ -482,17 +496,17 @@ int main(void)
 {
     test_begin();
     world_begin();
-    EACH(open_use_clean_close);
-    EACH(open_and_close_in_coroutines);
-    EACH(an_open_that_cannot_start_its_cleaner_leaves_nothing);
-    EACH(an_open_that_fails_with_the_lock_held);
-    EACH(options_change_with_the_lock_held);
-    EACH(options_change_without_the_lock);
-    EACH(an_aborted_change_changes_nothing);
-    EACH(a_detach_never_waits_and_keeps_the_interval);
-    EACH(close_while_detached);
-    EACH(an_invalidate_reads_everything_again);
-    EACH(a_close_that_cannot_write_may_be_called_again);
+    EACH(state_opens_cleans_and_closes);
+    EACH(state_opens_and_closes_in_coroutines);
+    EACH(open_leaves_nothing_if_cleaner_cannot_start);
+    EACH(cleaner_stops_with_lock_held_when_driver_open_fails);
+    EACH(options_commit_with_lock_held);
+    EACH(options_commit_without_lock_while_drained);
+    EACH(aborted_update_changes_nothing);
+    EACH(detach_never_waits_and_keeps_interval);
+    EACH(state_closes_while_detached);
+    EACH(invalidate_rereads_all_tables);
+    EACH(failed_close_can_be_retried);
     world_end();
     return test_end();
 }

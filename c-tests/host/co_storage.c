@@ -1,16 +1,15 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Storage whose requests yield the coroutine in the middle, and may go on with it in another thread. */
+#include "co_storage.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "fiber.h"
-
 typedef enum op { OP_READ, OP_WRITE, OP_FLUSH } op;
 
-/* One request; on its caller's stack until it is done. */
+/* One request. It is on its caller's stack until it is done. */
 typedef struct request {
     host_storage *storage;
     op op;
@@ -19,9 +18,9 @@ typedef struct request {
     int iovcnt;
     size_t bytes;
     int ret;
-    host_co *co;                  /* NULL: the caller is not a coroutine, or does not yield */
-    host_context *worker;         /* does it */
-    host_context *resume;         /* NULL: resumed by the worker itself, there */
+    host_co *co;          /* NULL: the caller is not a coroutine, or does not yield */
+    host_context *worker; /* its thread does the request */
+    host_context *resume; /* NULL: the coroutine continues in the worker */
     host_timer *timer;
     struct request *next_in_flight;
     struct request *next_held;
@@ -30,12 +29,12 @@ typedef struct request {
 struct host_storage {
     host_storage_config config;
     char *image;
-    pthread_mutex_t mutex;      /* the lists and hold */
+    pthread_mutex_t mutex; /* the lists and hold */
     pthread_cond_t released;
     request *in_flight;
     request *held_first, **held_last;
     size_t n_held;
-    atomic_bool hold;           /* changed with the mutex held */
+    atomic_bool hold; /* changed with the mutex held */
     uint64_t hold_round;
     _Atomic uint64_t tickets;
     _Atomic uint64_t fail_in;
@@ -46,9 +45,9 @@ struct host_storage {
 /* ---- the work itself ---- */
 
 /*
- * The table's side of a copy is done in atomic words: while a table is loaded or written, others may look at its words
- * (q2c_cache_read, which finds out afterwards) or store one (q2c_cache_store), and ThreadSanitizer should complain of
- * everything but that.
+ * Accesses the table in atomic words. While a table is loaded or written, other threads may read
+ * its words (q2c_cache_read, which detects that afterwards) or store one (q2c_cache_store).
+ * ThreadSanitizer should report every other race.
  */
 static void copy(op what, char *table, char *image, size_t n)
 {
@@ -87,7 +86,7 @@ static ssize_t file_part(int fd, op what, char *p, size_t n, off_t at)
 {
     ssize_t done = what == OP_READ ? pread(fd, p, n, at) : pwrite(fd, p, n, at);
 
-    if (done == 0 && what == OP_READ) { /* behind the end of the file */
+    if (done == 0 && what == OP_READ) { /* past the end of the file */
         memset(p, 0, n);
         return (ssize_t)n;
     }
@@ -121,7 +120,9 @@ static int file_io(int fd, const request *r)
 
 static void count(host_storage *s, op what)
 {
-    _Atomic uint64_t *counter = what == OP_READ ? &s->reads : what == OP_WRITE ? &s->writes : &s->flushes;
+    _Atomic uint64_t *counter = what == OP_READ    ? &s->reads
+                                : what == OP_WRITE ? &s->writes
+                                                   : &s->flushes;
     atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
 }
 
@@ -149,10 +150,10 @@ static void perform(request *r)
 /* ---- requests in flight ---- */
 
 /*
- * ThreadSanitizer sees two requests on the same bytes of memory by itself, and would see less of the library's own races if
- * all requests met at one mutex: no list there.
+ * Under ThreadSanitizer there is no list. It finds two requests on the same bytes of memory by
+ * itself, and a mutex that all requests take would hide races of the library from it.
  */
-#ifdef FIBER_TSAN
+#ifdef HOST_TSAN
 static const bool keep_list = false;
 #else
 static const bool keep_list = true;
@@ -176,9 +177,10 @@ static void begin(request *r)
     pthread_mutex_lock(&s->mutex);
     for (request *o = s->in_flight; o; o = o->next_in_flight) {
         if (collide(r, o)) {
-            host_die("storage: a %s of %zu bytes at %llu while a %s of %zu bytes at %llu is in flight",
-                   r->op == OP_READ ? "read" : "write", r->bytes, (unsigned long long)r->offset,
-                   o->op == OP_READ ? "read" : "write", o->bytes, (unsigned long long)o->offset);
+            host_die(
+                "storage: a %s of %zu bytes at %llu while a %s of %zu bytes at %llu is in flight",
+                r->op == OP_READ ? "read" : "write", r->bytes, (unsigned long long)r->offset,
+                o->op == OP_READ ? "read" : "write", o->bytes, (unsigned long long)o->offset);
         }
     }
     r->next_in_flight = s->in_flight;
@@ -225,7 +227,7 @@ static void delay_over(void *arg)
     finish(r);
 }
 
-/* In plain code of the worker. */
+/* Runs in plain code of the worker. */
 static void work(void *arg)
 {
     request *r = arg;
@@ -236,10 +238,10 @@ static void work(void *arg)
         return;
     }
     r->timer = host_timer_new(true, delay_over, r);
-    host_timer_mod(r->timer, real_now() + delay);
+    host_timer_mod(r->timer, host_real_now() + delay);
 }
 
-/* False: the release came first. */
+/* Adds the request to the held ones. Returns false if the release came first. */
 static bool hold_back(request *r)
 {
     host_storage *s = r->storage;
@@ -257,7 +259,7 @@ static bool hold_back(request *r)
     return hold;
 }
 
-/* Runs when the coroutine is off its stack: from here on any thread may go on with it. */
+/* Runs when the coroutine is off its stack: from here on any thread may continue it. */
 static void submit(void *arg)
 {
     request *r = arg;
@@ -276,7 +278,10 @@ static uint64_t mix(uint64_t x)
     return x ^ (x >> 31);
 }
 
-/* Where the request is done and where its coroutine goes on. False: nowhere else, do it in the call. */
+/*
+ * Decides where the request is done and where its coroutine continues. Returns false if the request
+ * is done in the call.
+ */
 static bool route(request *r)
 {
     const host_storage_config *c = &r->storage->config;
@@ -348,13 +353,17 @@ static int run_request(request *r)
 
 static int cb_preadv(void *opaque, uint64_t offset, const struct iovec *iov, int iovcnt)
 {
-    request r = { .storage = opaque, .op = OP_READ, .offset = offset, .iov = iov, .iovcnt = iovcnt };
+    request r = {
+        .storage = opaque, .op = OP_READ, .offset = offset, .iov = iov, .iovcnt = iovcnt
+    };
     return run_request(&r);
 }
 
 static int cb_pwritev(void *opaque, uint64_t offset, const struct iovec *iov, int iovcnt)
 {
-    request r = { .storage = opaque, .op = OP_WRITE, .offset = offset, .iov = iov, .iovcnt = iovcnt };
+    request r = {
+        .storage = opaque, .op = OP_WRITE, .offset = offset, .iov = iov, .iovcnt = iovcnt
+    };
     return run_request(&r);
 }
 
@@ -394,7 +403,8 @@ host_storage *host_storage_new(const host_storage_config *config)
 void host_storage_free(host_storage *storage)
 {
     if (storage->in_flight) {
-        host_die("storage is freed while a request at %llu is in flight", (unsigned long long)storage->in_flight->offset);
+        host_die("storage is freed while a request at %llu is in flight",
+                 (unsigned long long)storage->in_flight->offset);
     }
     pthread_mutex_destroy(&storage->mutex);
     pthread_cond_destroy(&storage->released);

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* How many switches to a coroutine a stop takes, the cleaner being asleep: at most three. The clock stands still. */
+/*
+ * A stop takes at most three switches into coroutines while the cleaner sleeps. The virtual clock
+ * stands still.
+ */
 #include "world.h"
 
 enum { ROUNDS = 50 };
@@ -23,9 +26,12 @@ static void stop_mixed(void)
     CHECK_INT(q2c_cleaner_del_and_wait(cleaner), 0);
 }
 
-struct counted { void (*stop)(void); uint64_t most; };
+struct counted {
+    void (*stop)(void);
+    uint64_t most;
+};
 
-/* All that switches in the process from the call to its return. */
+/* Counts all switches into coroutines in the process from the call to its return. */
 static void count_switches(void *arg)
 {
     struct counted *c = arg;
@@ -38,7 +44,7 @@ static void count_switches(void *arg)
 
 static void measure(const char *name, void (*stop)(void), host_context *context, bool in_coroutine)
 {
-    struct counted c = {stop, 0};
+    struct counted c = { stop, 0 };
 
     for (int i = 0; i < ROUNDS; i++) {
         CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], 600 * SECOND), 0);
@@ -50,7 +56,7 @@ static void measure(const char *name, void (*stop)(void), host_context *context,
     CHECK_BETWEEN(c.most, 1, 3);
 }
 
-static void at_most_three_switches_for_a_stop(void)
+static void stop_takes_at_most_three_switches(void)
 {
     q2c_storage calls;
     host_storage *storage = storage_new(4, HOST_RESUME_HOME, &calls);
@@ -75,7 +81,7 @@ int main(void)
     test_begin();
     world_begin();
     host_clock_stop(world.program);
-    EACH(at_most_three_switches_for_a_stop);
+    EACH(stop_takes_at_most_three_switches);
     world_end();
     return test_end();
 }

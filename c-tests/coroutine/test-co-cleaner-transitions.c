@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Every stop in every state of the cleaner, from every place: each returns, the cleaner is gone, and no callback comes later
- * (the host is closed and freed right after, and dies of one).
+ * Every kind of stop, in every state of the cleaner, from every thread. Each stop returns, no
+ * instance of the cleaner is left, and no callback comes later: the host is closed and freed right
+ * after the stop, and aborts on a late callback.
  *
  * The virtual clock stands still except where a case steps it: no stop may need a timer.
  */
@@ -12,12 +13,12 @@
 
 enum state {
     NEVER_STARTED,
-    NOT_YET_RUN,        /* started, its coroutine still queued */
-    ABOUT_TO_SLEEP,     /* announced that it parks, and has not yielded */
+    NOT_YET_RUN,    /* started; its coroutine is still queued */
+    ABOUT_TO_SLEEP, /* has announced that it parks, and has not yielded */
     ASLEEP,
     WAITING_FOR_LOCK,
-    IN_A_PASS,          /* at its end: pass made, lock held */
-    ASKED_TO_STOP,      /* and not yet gone */
+    IN_A_PASS,     /* at its end: pass done, lock held */
+    ASKED_TO_STOP, /* its instance has not ended yet */
     JUST_ENDED,
     STATES
 };
@@ -25,13 +26,22 @@ enum state {
 enum stop { LOCKED, UNLOCKED, MIXED_CO, MIXED_PLAIN, REQUEST_CO, REQUEST_PLAIN, STOPS };
 enum place { HOME, ANOTHER, MAIN, PLACES };
 
-static const char *const state_names[STATES] = {
-    "never started", "not yet run", "about to sleep", "asleep", "waiting for the lock", "in a pass",
-    "asked to stop and not yet gone", "just ended"};
-static const char *const stop_names[STOPS] = {
-    "locked stop", "unlocked stop", "mixed stop in a coroutine", "mixed stop in plain code", "request in a coroutine",
-    "request in plain code"};
-static const char *const place_names[PLACES] = {"home thread", "another I/O thread", "main thread"};
+static const char *const state_names[STATES] = { "cleaner never started",
+                                                 "started, not yet run",
+                                                 "about to sleep",
+                                                 "asleep",
+                                                 "waiting for the lock",
+                                                 "in a pass",
+                                                 "stop requested, not yet ended",
+                                                 "just ended" };
+static const char *const stop_names[STOPS] = { "locked stop",
+                                               "unlocked stop",
+                                               "mixed stop in a coroutine",
+                                               "mixed stop in plain code",
+                                               "request in a coroutine",
+                                               "request in plain code" };
+static const char *const place_names[PLACES] = { "home thread", "another I/O thread",
+                                                 "main thread" };
 
 #define INTERVAL (600 * SECOND)
 
@@ -52,10 +62,10 @@ static bool in_coroutine(void)
     return stop != MIXED_PLAIN && stop != REQUEST_PLAIN;
 }
 
-/* Cases that cannot be. */
-static bool possible(void)
+/* Tells whether this combination can happen. */
+static bool is_possible(void)
 {
-    /* the home thread is in the cleaner's coroutine then, and can run nothing else */
+    /* the home thread then runs the cleaner's coroutine, and can run nothing else */
     if (place == HOME && (state == ABOUT_TO_SLEEP || state == IN_A_PASS)) {
         return false;
     }
@@ -77,10 +87,10 @@ static bool asked_to_stop(void)
 static void wait_for_the_stop(void)
 {
     EVENTUALLY(atomic_load(&stop_called) && (stop == LOCKED || asked_to_stop()));
-    test_pause(); /* into its wait */
+    test_pause(); /* lets it reach its wait */
 }
 
-/* In the cleaner's own thread, as a bottom half. */
+/* Runs in the cleaner's own thread, as a bottom half. */
 static void block_home(void *arg)
 {
     (void)arg;
@@ -88,24 +98,28 @@ static void block_home(void *arg)
     wait_for_the_stop();
 }
 
-/* In the cleaner's coroutine: at its first announcement, until the wake that must follow has come. */
+/*
+ * Runs in the cleaner's coroutine, at its first announcement. Holds it until the wake that must
+ * follow has come.
+ */
 static void hold_before_its_yield(void *arg, const char *callback)
 {
     (void)arg;
-    if (host_context_current() != world.io[0] || strcmp(callback, "co_suspend") != 0 || atomic_exchange(&hook_fired, true)) {
+    if (host_context_current() != world.io[0] || strcmp(callback, "co_suspend") != 0 ||
+        atomic_exchange(&hook_fired, true)) {
         return;
     }
     before = host_stats().wakes;
     EVENTUALLY(host_stats().wakes > before);
 }
 
-/* In the cleaner's coroutine: at the first callback after a pass, the lock still held. */
+/* Runs in the cleaner's coroutine, at its first callback after a pass. It still holds the lock. */
 static void hold_after_its_pass(void *arg, const char *callback)
 {
     (void)arg;
     (void)callback;
-    if (host_context_current() == world.io[0] && !atomic_load(&hook_fired) && cleaner_stats(cleaner).passes > 0 &&
-        !atomic_exchange(&hook_fired, true)) {
+    if (host_context_current() == world.io[0] && !atomic_load(&hook_fired) &&
+        cleaner_stats(cleaner).passes > 0 && !atomic_exchange(&hook_fired, true)) {
         wait_for_the_stop();
     }
 }
@@ -122,13 +136,16 @@ static void hold_lock(void *arg)
     atomic_store(&lock_left, true);
 }
 
-/* Has the sleeper woken up and found the lock taken? before: the count from before the step. */
+/*
+ * A count that grows when the cleaner has woken up and has begun to wait for the lock. @before
+ * keeps the count from before the clock was stepped.
+ */
 static uint64_t lock_waits(void)
 {
     return world.variant.own_lock ? host_stats().locks : host_stats().yields;
 }
 
-/* ---- into the state ---- */
+/* ---- bringing the cleaner into a state ---- */
 
 static void start(void)
 {
@@ -147,7 +164,7 @@ static void occupy_home(void)
     EVENTUALLY(atomic_load(&home_blocked));
 }
 
-/* By the main thread, before the stop. */
+/* Brings the cleaner into the state. Runs in the main thread, before the stop. */
 static void prepare(void)
 {
     switch (state) {
@@ -157,7 +174,7 @@ static void prepare(void)
         if (place != HOME) {
             occupy_home();
             start();
-        } /* else right before the stop, in the same thread */
+        } /* else perform_stop() starts it, in the same thread */
         break;
     case ABOUT_TO_SLEEP:
         host_adapter_on_call(world.host, hold_before_its_yield, NULL);
@@ -169,7 +186,7 @@ static void prepare(void)
         break;
     case WAITING_FOR_LOCK:
         fall_asleep();
-        if (stop != LOCKED) { /* else the one who stops is the holder */
+        if (stop != LOCKED) { /* else the caller of the stop holds it */
             host_co_schedule(world.io[2], host_co_create(hold_lock, NULL));
             EVENTUALLY(atomic_load(&lock_taken));
             before = lock_waits();
@@ -212,7 +229,7 @@ static void stop_locked(void)
     CHECK_INT(q2c_cleaner_unlock(cleaner), 0);
 }
 
-/* What a detach does: no wait is allowed here, and the host dies of one. */
+/* Stops as a detach does: no wait is allowed here, and the host aborts on one. */
 static void request(void)
 {
     host_graph_wrlock(world.program);
@@ -249,10 +266,10 @@ static void perform_stop(void *arg)
     }
 }
 
-/* The stop, and right after it the end of all there is; the host is closed next. */
-static void one_combination(void)
+/* Makes the stop, and destroys everything right after it. The host is closed next. */
+static void run_combination(void)
 {
-    host_context *const places[PLACES] = {world.io[0], world.io[1], world.main};
+    host_context *const places[PLACES] = { world.io[0], world.io[1], world.main };
     q2c_storage calls;
     host_storage *storage = storage_new(4, HOST_RESUME_HOME, &calls);
     q2c_cache *cache = cache_new(&calls, 4);
@@ -271,7 +288,8 @@ static void one_combination(void)
     CHECK_INT(q2c_cleaner_is_running(cleaner), 0);
     CHECK_U64(cleaner_stats(cleaner).starts, state == NEVER_STARTED ? 0 : 1);
     if (state == WAITING_FOR_LOCK && stop == LOCKED) {
-        CHECK_BETWEEN(cleaner_stats(cleaner).passes, 0, 1); /* the stop lets the lock go, and the cleaner may be the next */
+        /* the stop releases the lock, and the cleaner may take it next */
+        CHECK_BETWEEN(cleaner_stats(cleaner).passes, 0, 1);
     } else {
         CHECK_U64(cleaner_stats(cleaner).passes, state == IN_A_PASS ? 1 : 0);
     }
@@ -291,9 +309,10 @@ int main(void)
     for (state = 0; state < STATES; state++) {
         for (stop = 0; stop < STOPS; stop++) {
             for (place = 0; place < PLACES; place++) {
-                if (possible()) {
-                    snprintf(name, sizeof(name), "%s: %s, %s", state_names[state], stop_names[stop], place_names[place]);
-                    each_variant(name, one_combination);
+                if (is_possible()) {
+                    snprintf(name, sizeof(name), "%s: %s, %s", state_names[state], stop_names[stop],
+                             place_names[place]);
+                    each_variant(name, run_combination);
                 }
             }
         }
