@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The cache that scans, as drivers have it: 24 bytes an entry, a search that begins at a hash of the offset and goes through
-//! the entries one by one, a victim found by looking at all of them, and one lock that the caller holds from get to put.
+//! The cache that scans, as drivers have it. An entry has 24 bytes. A search begins at a hash of
+//! the offset and goes through the entries one by one. The victim is found by a look at all
+//! entries. The caller holds one lock from get to put.
 
 use core::ffi::{c_int, c_void};
 use core::ptr::null_mut;
@@ -31,7 +32,8 @@ struct Linear {
     store: Stub,
 }
 
-/// A cache of `tables` tables; `load` is called for a miss, `store` for each table a flush writes.
+/// Creates a cache of `tables` tables. A miss calls `load`; a write-back calls `store` for each
+/// table.
 pub fn create(tables: usize, load: Stub, store: Stub) -> Contender {
     const { assert!(size_of::<Entry>() == 24) };
     let cache = Linear {
@@ -56,7 +58,8 @@ pub fn create(tables: usize, load: Stub, store: Stub) -> Contender {
 }
 
 impl Linear {
-    /// The entry of `offset`, else the one to use for it.
+    /// Returns the entry of `offset` and true, else the victim to use for it and false. The victim
+    /// is `usize::MAX` if all entries are pinned.
     fn find(&self, offset: u64) -> (usize, bool) {
         let n = self.entries.len();
         let first = (offset / TABLE_SIZE as u64 * 4 % n as u64) as usize;
@@ -83,19 +86,30 @@ impl Linear {
 }
 
 /// # Safety
-/// `handle` is a living `Linear`, whose lock the caller holds or which it uses alone.
+/// `handle` is a living `Linear`; the caller holds its lock.
+#[inline(always)]
 unsafe fn of<'a>(handle: *mut c_void) -> &'a mut Linear {
     // SAFETY: the caller's promise.
     unsafe { &mut *handle.cast::<Linear>() }
 }
 
-#[inline(never)]
-unsafe extern "C" fn get(handle: *mut c_void, offset: u64, table: *mut *mut c_void) -> c_int {
-    // SAFETY: the handle is alive; the lock is taken before anything else is looked at.
-    let cache = unsafe {
+/// Locks first, and only then makes the exclusive reference.
+///
+/// # Safety
+/// `handle` is a living `Linear`; the caller unlocks it.
+#[inline(always)]
+unsafe fn lock<'a>(handle: *mut c_void) -> &'a mut Linear {
+    // SAFETY: the caller's promise; the lock may be taken through a shared reference.
+    unsafe {
         (*handle.cast::<Linear>()).lock.lock();
         of(handle)
-    };
+    }
+}
+
+#[inline(never)]
+unsafe extern "C" fn get(handle: *mut c_void, offset: u64, table: *mut *mut c_void) -> c_int {
+    // SAFETY: the handle is alive; unlocked in `put`, or below on an error.
+    let cache = unsafe { lock(handle) };
     let (slot, found) = cache.find(offset);
     if slot == usize::MAX {
         // SAFETY: locked above.
@@ -109,7 +123,7 @@ unsafe extern "C" fn get(handle: *mut c_void, offset: u64, table: *mut *mut c_vo
             unsafe { (cache.store)(cache.entries[slot].offset, address) };
             cache.entries[slot].dirty = false;
         }
-        // SAFETY: as above; the table is a whole one of our memory.
+        // SAFETY: the stub takes any offset; the table is a whole one of this cache's memory.
         unsafe { (cache.load)(offset, address) };
         cache.entries[slot].offset = offset;
     }
@@ -150,11 +164,8 @@ unsafe extern "C" fn mark_dirty(handle: *mut c_void, table: *mut c_void) -> c_in
 
 #[inline(never)]
 unsafe extern "C" fn flush(handle: *mut c_void) -> c_int {
-    // SAFETY: the handle is alive; the lock is taken first.
-    let cache = unsafe {
-        (*handle.cast::<Linear>()).lock.lock();
-        of(handle)
-    };
+    // SAFETY: the handle is alive; unlocked below.
+    let cache = unsafe { lock(handle) };
     for slot in 0..cache.entries.len() {
         if cache.entries[slot].dirty && cache.entries[slot].offset != 0 {
             // SAFETY: the stub takes any offset.
@@ -169,11 +180,8 @@ unsafe extern "C" fn flush(handle: *mut c_void) -> c_int {
 
 #[inline(never)]
 unsafe extern "C" fn clean(handle: *mut c_void) -> c_int {
-    // SAFETY: the handle is alive; the lock is taken first.
-    let cache = unsafe {
-        (*handle.cast::<Linear>()).lock.lock();
-        of(handle)
-    };
+    // SAFETY: the handle is alive; unlocked below.
+    let cache = unsafe { lock(handle) };
     let limit = cache.uses_at_clean;
     let unused = |e: &Entry| e.pins == 0 && !e.dirty && e.offset != 0 && e.last_use <= limit;
     let n = cache.entries.len();
@@ -201,11 +209,8 @@ unsafe extern "C" fn clean(handle: *mut c_void) -> c_int {
 
 #[inline(never)]
 unsafe extern "C" fn lookup(handle: *mut c_void, offset: u64, table: *mut *mut c_void) -> c_int {
-    // SAFETY: the handle is alive; the lock is taken first.
-    let cache = unsafe {
-        (*handle.cast::<Linear>()).lock.lock();
-        of(handle)
-    };
+    // SAFETY: the handle is alive; unlocked below.
+    let cache = unsafe { lock(handle) };
     let slot = cache
         .entries
         .iter()
