@@ -87,29 +87,18 @@ impl Linear {
 
 /// # Safety
 /// `handle` is a living `Linear`; the caller holds its lock.
-#[inline(always)]
 unsafe fn of<'a>(handle: *mut c_void) -> &'a mut Linear {
     // SAFETY: the caller's promise.
     unsafe { &mut *handle.cast::<Linear>() }
 }
 
-/// Locks first, and only then makes the exclusive reference.
-///
-/// # Safety
-/// `handle` is a living `Linear`; the caller unlocks it.
-#[inline(always)]
-unsafe fn lock<'a>(handle: *mut c_void) -> &'a mut Linear {
-    // SAFETY: the caller's promise; the lock may be taken through a shared reference.
-    unsafe {
-        (*handle.cast::<Linear>()).lock.lock();
-        of(handle)
-    }
-}
-
 #[inline(never)]
 unsafe extern "C" fn get(handle: *mut c_void, offset: u64, table: *mut *mut c_void) -> c_int {
-    // SAFETY: the handle is alive; unlocked in `put`, or below on an error.
-    let cache = unsafe { lock(handle) };
+    // SAFETY: the handle is alive; the lock is taken before anything else is used.
+    let cache = unsafe {
+        (*handle.cast::<Linear>()).lock.lock();
+        of(handle)
+    };
     let (slot, found) = cache.find(offset);
     if slot == usize::MAX {
         // SAFETY: locked above.
@@ -164,8 +153,11 @@ unsafe extern "C" fn mark_dirty(handle: *mut c_void, table: *mut c_void) -> c_in
 
 #[inline(never)]
 unsafe extern "C" fn flush(handle: *mut c_void) -> c_int {
-    // SAFETY: the handle is alive; unlocked below.
-    let cache = unsafe { lock(handle) };
+    // SAFETY: the handle is alive; the lock is taken before anything else is used.
+    let cache = unsafe {
+        (*handle.cast::<Linear>()).lock.lock();
+        of(handle)
+    };
     for slot in 0..cache.entries.len() {
         if cache.entries[slot].dirty && cache.entries[slot].offset != 0 {
             // SAFETY: the stub takes any offset.
@@ -180,8 +172,11 @@ unsafe extern "C" fn flush(handle: *mut c_void) -> c_int {
 
 #[inline(never)]
 unsafe extern "C" fn clean(handle: *mut c_void) -> c_int {
-    // SAFETY: the handle is alive; unlocked below.
-    let cache = unsafe { lock(handle) };
+    // SAFETY: the handle is alive; the lock is taken before anything else is used.
+    let cache = unsafe {
+        (*handle.cast::<Linear>()).lock.lock();
+        of(handle)
+    };
     let limit = cache.uses_at_clean;
     let unused = |e: &Entry| e.pins == 0 && !e.dirty && e.offset != 0 && e.last_use <= limit;
     let n = cache.entries.len();
@@ -209,8 +204,11 @@ unsafe extern "C" fn clean(handle: *mut c_void) -> c_int {
 
 #[inline(never)]
 unsafe extern "C" fn lookup(handle: *mut c_void, offset: u64, table: *mut *mut c_void) -> c_int {
-    // SAFETY: the handle is alive; unlocked below.
-    let cache = unsafe { lock(handle) };
+    // SAFETY: the handle is alive; the lock is taken before anything else is used.
+    let cache = unsafe {
+        (*handle.cast::<Linear>()).lock.lock();
+        of(handle)
+    };
     let slot = cache
         .entries
         .iter()
