@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Makes `include/qcow2cache.h` from `src/ffi`, has it compiled by itself as C and as C++, and
-//! names the shared library.
+//! Generates `include/qcow2cache.h` from `src/ffi`, compiles the header alone as C and as C++, and
+//! sets the name of the shared library.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -11,7 +11,7 @@ fn main() {
     for input in ["build.rs", "cbindgen.toml", "src/ffi", HEADER] {
         println!("cargo::rerun-if-changed={input}");
     }
-    // A model checker's build has no C API.
+    // Builds for the model checkers have no C API.
     if env::var_os("CARGO_CFG_LOOM").is_some() || env::var_os("CARGO_CFG_SHUTTLE").is_some() {
         return;
     }
@@ -25,8 +25,8 @@ fn variable(name: &str) -> String {
     env::var(name).unwrap_or_else(|error| panic!("cargo sets {name}: {error}"))
 }
 
-/// Also keeps the library in memory after `dlclose`: a thread that ran Rust code runs its
-/// destructors at its end.
+/// Sets the SONAME. Also keeps the library in memory after `dlclose`: a thread that ran Rust code
+/// runs that code's destructors when it ends.
 fn name_shared_library() {
     if variable("CARGO_CFG_TARGET_OS") == "linux" {
         println!("cargo::rustc-link-arg-cdylib=-Wl,-soname,libqcow2cache.so.0");
@@ -38,13 +38,13 @@ fn write_header(root: &Path) {
     let path = root.join(HEADER);
     let new = generate_header(root);
     if fs::read(&path).is_ok_and(|old| old == new) {
-        // Untouched, so that a read-only checkout builds.
+        // The file is not written again, so that a read-only checkout builds.
         return;
     }
     let written = path.parent().map_or(Ok(()), fs::create_dir_all);
     if let Err(error) = written.and_then(|()| fs::write(&path, new)) {
         panic!(
-            "{HEADER} is not what src/ffi says, and cannot be written anew: {error}. \
+            "{HEADER} does not match src/ffi, and cannot be written: {error}. \
              Make it writable, or build from a checkout that is."
         );
     }
@@ -53,7 +53,7 @@ fn write_header(root: &Path) {
 fn generate_header(root: &Path) -> Vec<u8> {
     let mut config = cbindgen::Config::from_file(root.join("cbindgen.toml"))
         .unwrap_or_else(|error| panic!("cbindgen.toml: {error}"));
-    // Cargo.toml is the one source of the version.
+    // The version is written down only in Cargo.toml.
     config.after_includes = Some(format!(
         "\n/**\n * Version of this header: \"major.minor.patch\".\n */\n#define Q2C_VERSION \"{}\"",
         variable("CARGO_PKG_VERSION")
@@ -68,8 +68,8 @@ fn generate_header(root: &Path) -> Vec<u8> {
     header
 }
 
-/// The objects go nowhere: all that counts is that the header needs nothing before it and draws no
-/// warning.
+/// Checks that the header compiles without another include before it and without a warning. The
+/// objects are not used.
 fn compile_header_alone(include: &Path) {
     let out = PathBuf::from(variable("OUT_DIR"));
     for (file, standard) in [("header.c", "c11"), ("header.cpp", "c++17")] {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* What scripts/instruction-counts runs under callgrind: MODE is hit, dirty, read or miss, done N
- * times on a cache that was filled before; callgrind counts inside the library's functions alone.
- */
+/* scripts/instruction-counts runs this program under callgrind: counts MODE N. MODE is hit, dirty,
+ * read or miss. The program makes N such operations on a cache that was filled before. callgrind
+ * counts only inside the library's functions. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,7 +31,7 @@ static void check(const char *what, int r)
     }
 }
 
-/* Table number i, all over the image. */
+/* The offset of table number i. The tables are scattered over the image. */
 static uint64_t offset_of(uint64_t i)
 {
     return (i * 0x2c1b3c6d % (1u << 26) + 1) * TABLE_SIZE;
@@ -82,7 +82,7 @@ int main(int argc, char **argv)
         return 2;
     }
     check("q2c_cache_create", q2c_cache_create(&options, &storage, NULL, &cache, NULL));
-    /* Twice: then every table has been hit as often as makes a difference. */
+    /* One load and two hits of each table: more hits change nothing any more. */
     work(cache, "hit", 3 * TABLES);
     work(cache, argv[1], strtoull(argv[2], NULL, 10));
     check("q2c_cache_discard_range", q2c_cache_discard_range(cache, 0, UINT64_MAX));

@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Write qcow2cache-dl.h, the header that loads the library at run time, from qcow2cache.h.
+"""usage: scripts/gen-dl-header.py [--check] [HEADER OUTPUT]
+       scripts/gen-dl-header.py --names [HEADER]
 
-usage: gen-dl-header.py [HEADER OUTPUT]          write OUTPUT
-       gen-dl-header.py --check [HEADER OUTPUT]  exit 1 when OUTPUT is not what would be written
-       gen-dl-header.py --names [HEADER]         print the functions that HEADER declares
+Generates qcow2cache-dl.h, the header that loads the library at run time, from
+qcow2cache.h. HEADER and OUTPUT are include/qcow2cache.h and
+include/qcow2cache-dl.h unless they are given.
 
-HEADER and OUTPUT are include/qcow2cache.h and include/qcow2cache-dl.h unless they are given.
+  --check   write nothing; exit status 1 if OUTPUT is not what would be written
+  --names   print the functions that HEADER declares
+
+examples: scripts/gen-dl-header.py
+          scripts/gen-dl-header.py --check
 """
 
 import pathlib
@@ -302,6 +307,9 @@ def generate(header):
 
 
 def main(arguments):
+    if arguments in (["--help"], ["-h"]):
+        print(__doc__.strip())
+        return
     check = arguments[:1] == ["--check"]
     names = arguments[:1] == ["--names"]
     files = arguments[1:] if check or names else arguments

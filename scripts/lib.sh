@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-# Shared by scripts/check, scripts/demo, scripts/bench and scripts/instruction-counts: where things
-# are, and how a fresh machine gets what it lacks. Sourced, not run.
+# Functions that the scripts share: they install what is missing, build, and count test results.
+# Sourced, not run. Changes to the root of the repository, $root.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit 1
@@ -9,6 +9,13 @@ cd "$root" || exit 1
 base_needs=(meson:meson ninja:ninja-build gcc:gcc g++:g++ pkg-config:pkg-config
     qemu-img:qemu-utils python3:python3)
 
+# usage_error MESSAGE: for a wrong command line. Ends the script with exit status 2.
+usage_error() {
+    echo "scripts/${0##*/}: $1; see --help" >&2
+    exit 2
+}
+
+# is_missing PROGRAM: PROGRAM is the part of a pair before the colon.
 is_missing() {
     case $1 in
         pc=*) ! pkg-config --exists "${1#pc=}" 2>/dev/null ;;
@@ -16,7 +23,7 @@ is_missing() {
     esac
 }
 
-# Rust is not installed from here: Debian 12's is too old.
+# need_rust: fails if Rust is missing or too old. It is not installed, since Debian 12's is too old.
 need_rust() {
     local wanted version
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
@@ -35,7 +42,7 @@ need_rust() {
 # How many seconds to wait for another package installation.
 apt_wait=300
 
-# Whether somebody holds a lock of the package manager. It is a lock of fcntl(2).
+# apt_is_busy: whether a process holds a lock of the package manager, which is one of fcntl(2).
 apt_is_busy() {
     python3 - /var/lib/dpkg/lock-frontend /var/lib/apt/lists/lock <<'PY'
 import fcntl, sys
@@ -51,14 +58,14 @@ sys.exit(1)
 PY
 }
 
-# apt-get update does not wait for the lock of the package lists by itself.
+# wait_for_apt_lists: apt-get update does not wait for the lock of the package lists by itself.
 wait_for_apt_lists() {
     local end=$((SECONDS + apt_wait))
     while apt_is_busy && [ $SECONDS -lt $end ]; do sleep 2; done
 }
 
-# need PAIR…: installs the Debian packages of those that are missing; where it cannot, says which
-# ones to install and fails.
+# need PAIR…: installs the Debian packages of what is missing. If it cannot, it says which packages
+# to install, and fails.
 need() {
     local pair packages=()
     need_rust || return 1
@@ -96,8 +103,13 @@ need() {
     done
 }
 
-# link_library DIRECTORY-OF-THE-LIBRARY DIRECTORY: links to libqcow2cache.so by both of its names. A
-# program looks for it by its SONAME, the linker by the plain name.
+# release_library: builds the release library and prints the directory that contains it.
+release_library() {
+    cargo build --release --quiet >&2 && (cd "${CARGO_TARGET_DIR:-target}/release" && pwd)
+}
+
+# link_library FROM TO: makes two links in TO to libqcow2cache.so in FROM. A program looks for the
+# library by its SONAME, the linker by the plain name.
 link_library() {
     local name
     for name in libqcow2cache.so libqcow2cache.so.0; do
@@ -105,7 +117,8 @@ link_library() {
     done
 }
 
-# meson_build DIR [OPTION…]: configures DIR if it is not, and compiles it.
+# meson_build DIR [OPTION…]: configures DIR with the options if that was not done before, then
+# compiles it.
 meson_build() {
     local dir=$1
     shift
@@ -114,4 +127,18 @@ meson_build() {
         meson setup "$dir" "$@" || return 1
     fi
     meson compile -C "$dir"
+}
+
+# pass; fail WHAT; summary: count the results of tests. summary prints the closing line that
+# scripts/check reads; it fails if a test failed or none was run.
+passed=0
+failed=0
+pass() { passed=$((passed + 1)); }
+fail() {
+    failed=$((failed + 1))
+    echo "FAILED: $*"
+}
+summary() {
+    echo "$passed passed, $failed failed"
+    [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
 }

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""What meson runs to get libqcow2cache.a: cargo, or a copy of an archive that exists already.
+"""Meson runs this to get libqcow2cache.a: from cargo, or from an existing archive.
 
-Meson wants its output under a name of its own and a depfile that speaks of that name; cargo puts
-the archive where the profile says.
+Meson needs the archive under the name of its own output, and a depfile for that
+name. Cargo puts the archive into a directory that depends on the profile.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 CRATE = "libqcow2cache"
-# ThreadSanitizer changes the ABI of std, which comes without it
+# ThreadSanitizer changes the ABI. The std that comes with the compiler was built without it.
 RUSTFLAGS = {
     "address": "-Zsanitizer=address",
     "thread": "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer",
@@ -31,7 +31,7 @@ def host_target(cargo, environment):
 
 
 def build(options):
-    """Run cargo; returns the directory with the archive."""
+    """Runs cargo. Returns the directory that contains the archive."""
     environment = dict(os.environ)
     cargo = [options.cargo]
     command = [
@@ -47,7 +47,7 @@ def build(options):
         cargo.append("+nightly")
         flags = environment.get("RUSTFLAGS", "") + " " + RUSTFLAGS[options.sanitizer]
         environment["RUSTFLAGS"] = flags.strip()
-        # with a target named, build scripts and proc macros stay as they are
+        # With a named target, build scripts and proc macros are built without the sanitizer.
         target = host_target(cargo, environment)
         command.append("--target=" + target)
         directory = directory / target
@@ -56,7 +56,7 @@ def build(options):
 
 
 def write_depfile(options, cargo_depfile):
-    """Cargo's dependencies, as those of meson's output."""
+    """Writes cargo's dependencies as those of meson's output."""
     text = cargo_depfile.read_text()
     dependencies = [line.split(": ", 1)[1] for line in text.splitlines() if ": " in line]
     extra = [str(options.source / name) for name in ("Cargo.toml", "Cargo.lock")]
@@ -65,16 +65,22 @@ def write_depfile(options, cargo_depfile):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--archive", default="")
-    parser.add_argument("--cargo", default="cargo")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n"
+        "  scripts/meson-cargo.py --source . --target-dir build/cargo \\\n"
+        "      --output build/libqcow2cache.a --depfile build/libqcow2cache.d",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--archive", default="", help="copy this archive, run no cargo")
+    parser.add_argument("--cargo", default="cargo", help="the cargo to run")
     parser.add_argument("--profile", choices=["dev", "release"], default="release")
     parser.add_argument("--sanitizer", choices=["none", *RUSTFLAGS], default="none")
     parser.add_argument("--source", type=pathlib.Path, required=True)
     parser.add_argument("--target-dir", type=pathlib.Path, required=True)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--depfile", type=pathlib.Path, required=True)
-    parser.add_argument("arguments", nargs="*")
+    parser.add_argument("arguments", nargs="*", help="more arguments for cargo")
     options = parser.parse_args()
     if options.archive:
         shutil.copyfile(options.archive, options.output)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * What rustc's ThreadSanitizer calls and gcc's runtime (before 13) lacks. The C library's functions
- * are intercepted by the runtime, which then sees the same accesses. Weak: a newer runtime's come
- * first.
+ * Functions that code from rustc calls under ThreadSanitizer and that gcc's runtime lacks before
+ * version 13. They call the C library's functions, which the runtime intercepts, so that it sees
+ * the same accesses. They are weak: those of a newer runtime take precedence.
  */
 #include <stddef.h>
 #include <string.h>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The part of `qcow2cache.h` that the benchmarks call, as a C program declares it. `include/qcow2cache.h` documents it.
+//! The part of the C API that the benchmarks call, declared as in `include/qcow2cache.h`, which
+//! documents it.
 #![allow(missing_docs)]
 
 use core::ffi::{c_char, c_int, c_void};
@@ -31,7 +32,7 @@ impl Default for Error {
 }
 
 impl Error {
-    /// What it says.
+    /// The message.
     pub fn text(&self) -> String {
         let bytes = self.message.iter().map(|c| *c as u8);
         let text: Vec<u8> = bytes.take_while(|b| *b != 0).collect();
@@ -56,7 +57,7 @@ pub struct Storage {
 
 pub const HOST_EVENT_LOOP: u32 = 1;
 
-/// Of the coroutine callbacks none is used here: they stay NULL.
+/// The benchmarks use no coroutine callback: all stay NULL.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Host {

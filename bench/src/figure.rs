@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Figures: a value, its target, and the verdict.
+//! Figures: a value, its target and the verdict.
 
 use std::fmt;
 
@@ -7,21 +7,27 @@ use serde_json::{Value, json};
 
 use crate::measure::Samples;
 
-/// Quartiles further apart than this share of the median are too far apart to judge a value between them.
+/// If the quartiles are further apart than this share of the median, a target that lies between
+/// them cannot be judged.
 const NOISY_SPREAD: f64 = 0.15;
 
-/// What is asked of a figure.
+/// What a figure should be.
 #[derive(Clone, Copy, Debug)]
 pub enum Target {
     /// Smaller is better.
     AtMost(f64),
     /// Larger is better.
     AtLeast(f64),
-    /// Printed for comparison.
+    /// No target: the figure is printed for comparison.
     None,
 }
 
 impl Target {
+    /// This target if `judged`, else none.
+    pub fn when(self, judged: bool) -> Self {
+        if judged { self } else { Target::None }
+    }
+
     fn is_met_by(self, value: f64) -> bool {
         match self {
             Target::AtMost(limit) => value <= limit,
@@ -44,18 +50,18 @@ impl fmt::Display for Target {
 /// Whether a target is met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is.
+    /// The target is met.
     Ok,
-    /// It is not.
+    /// The target is missed.
     Miss,
     /// The machine was too noisy to tell.
     Noisy,
-    /// There is none.
+    /// There is no target.
     Info,
 }
 
 impl Verdict {
-    /// As printed.
+    /// The word that is printed.
     pub fn name(self) -> &'static str {
         match self {
             Verdict::Ok => "ok",
@@ -69,19 +75,20 @@ impl Verdict {
 /// One line of the report.
 #[derive(Clone, Debug)]
 pub struct Figure {
-    /// Dotted: group, what, size, unit of comparison.
+    /// Parts joined by dots: the group, what is measured, the size, the contender or comparison.
     pub name: String,
     /// ns, x (a ratio), bytes, …
     pub unit: &'static str,
-    /// What is asked of it.
+    /// What the median should be.
     pub target: Target,
-    /// One value a round; the median is the figure.
+    /// One value for each round; the median is printed.
     pub samples: Samples,
 }
 
 impl Figure {
-    /// The median decides. If the quartiles are far apart and do not agree with it, or it fails while most rounds were
-    /// disturbed, it decides nothing.
+    /// The median decides. There are two exceptions, which give no verdict: the quartiles are far
+    /// apart and one of them contradicts the median; or the median misses the target and more than
+    /// half of the rounds were disturbed.
     pub fn verdict(&self) -> Verdict {
         if matches!(self.target, Target::None) {
             return Verdict::Info;
@@ -99,7 +106,7 @@ impl Figure {
         }
     }
 
-    /// For results.json.
+    /// The figure as it stands in results.json.
     pub fn to_json(&self) -> Value {
         json!({
             "name": self.name,
@@ -139,25 +146,25 @@ fn readable(value: f64) -> String {
     }
 }
 
-/// A point of a plot: one line's value at one place.
+/// A point of a plot: the value of one line at one place.
 #[derive(Clone, Debug)]
 pub struct Point {
-    /// Which plot.
+    /// The name of the plot.
     pub chart: String,
-    /// Which line.
+    /// The name of the line.
     pub line: String,
-    /// Where.
+    /// Place on the horizontal axis.
     pub x: f64,
-    /// What.
+    /// The value.
     pub y: f64,
 }
 
-/// What a group found. Figures are printed as they come.
+/// What a group found. A figure is printed as soon as it is added.
 #[derive(Default)]
 pub struct Report {
-    /// Of the group, in order.
+    /// The group's figures, in the order in which they were added.
     pub figures: Vec<Figure>,
-    /// For the plots.
+    /// The points of the group's plots.
     pub points: Vec<Point>,
 }
 
@@ -181,7 +188,7 @@ impl Report {
         self.figures.push(figure);
     }
 
-    /// A figure without a target.
+    /// Adds a figure without a target and prints it.
     pub fn info(&mut self, name: impl Into<String>, unit: &'static str, samples: &Samples) {
         self.figure(name, unit, Target::None, samples.clone());
     }
@@ -196,7 +203,7 @@ impl Report {
         });
     }
 
-    /// For results.json.
+    /// The report as it stands in results.json.
     pub fn to_json(&self) -> Value {
         let points = self
             .points
@@ -227,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clear_value_is_judged() {
+    fn verdict_follows_a_clear_median() {
         assert_eq!(
             verdict(&[1.0, 1.1, 1.2], 0, Target::AtMost(1.5)),
             Verdict::Ok
@@ -241,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_near_its_target_is_judged_by_its_median_if_the_rounds_agree() {
+    fn verdict_near_the_target_follows_the_median_if_rounds_agree() {
         assert_eq!(
             verdict(&[1.49, 1.49, 1.51], 0, Target::AtMost(1.5)),
             Verdict::Ok
@@ -253,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn rounds_that_disagree_are_noise() {
+    fn verdict_is_noisy_if_rounds_disagree() {
         assert_eq!(
             verdict(&[1.0, 1.4, 2.4], 0, Target::AtMost(1.5)),
             Verdict::Noisy
@@ -265,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disturbed_run_does_not_miss() {
+    fn disturbed_rounds_turn_a_miss_into_noisy() {
         assert_eq!(
             verdict(&[1.6, 1.7, 1.8], 2, Target::AtMost(1.5)),
             Verdict::Noisy

@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! An image's state of the library's, on storage without I/O.
+//! The library's state of an image, on storage without I/O.
 
 use core::ffi::c_void;
 use core::ptr::{null, null_mut};
 
 use crate::ffi;
 
-/// Opens states.
+/// How to open a state.
 pub struct Opener {
-    /// `None`: threads.
+    /// `None` is the thread host.
     pub host: Option<ffi::Host>,
-    /// Below both caches.
+    /// The storage of both caches.
     pub storage: ffi::Storage,
-    /// Bytes of the L2 cache.
+    /// Size of the L2 cache in bytes.
     pub l2_cache_size: u64,
-    /// ns; 0: as the options say, 600 s.
+    /// The cleaner's interval in ns. 0: the options' default, 600 s.
     pub clean_interval_ns: u64,
-    /// Where the cleaner runs.
+    /// The context in which the cleaner runs.
     pub context: *mut c_void,
 }
 
-/// 16 TiB in 64 KiB clusters: large enough for any cache here.
+/// 16 TiB in 64 KiB clusters. No cache of the benchmarks needs a larger image.
 const GEOMETRY: ffi::Geometry = ffi::Geometry {
     struct_size: size_of::<ffi::Geometry>(),
     virtual_size: 16 << 40,
@@ -28,13 +28,13 @@ const GEOMETRY: ffi::Geometry = ffi::Geometry {
     l2_entry_size: 8,
 };
 
-/// Options with nothing set but the L2 cache's size.
+/// Options of which only the L2 cache's size and entry size are set.
 pub fn options(l2_cache_size: u64) -> ffi::Options {
     let mut options = ffi::Options {
         struct_size: size_of::<ffi::Options>(),
         ..ffi::Options::default()
     };
-    // SAFETY: a whole struct.
+    // SAFETY: the struct is complete and tells its size.
     let r = unsafe { ffi::q2c_options_init(&mut options) };
     assert!(r == 0, "q2c_options_init: {r}");
     options.set |= ffi::OPTION_L2_CACHE_SIZE | ffi::OPTION_L2_CACHE_ENTRY_SIZE;
@@ -43,14 +43,14 @@ pub fn options(l2_cache_size: u64) -> ffi::Options {
     options
 }
 
-/// An open state; closed when dropped.
+/// An open state. It is closed when dropped.
 pub struct OpenState(pub *mut ffi::State);
 
 // SAFETY: a state may be used from any thread.
 unsafe impl Send for OpenState {}
 
 impl Opener {
-    /// On threads, cleaning every 600 s.
+    /// On the thread host, with an L2 cache of 1 MiB that is cleaned every 600 s.
     pub fn on_threads(storage: ffi::Storage) -> Self {
         Self {
             host: None,
@@ -61,7 +61,7 @@ impl Opener {
         }
     }
 
-    /// Opens one, cleaner and all.
+    /// Opens a state and starts its cleaner.
     pub fn open(&self) -> OpenState {
         let options = options(self.l2_cache_size);
         let config = ffi::StateConfig {
@@ -78,7 +78,7 @@ impl Opener {
         };
         let mut state = null_mut();
         let mut error = ffi::Error::default();
-        // SAFETY: whole structs, alive during the call.
+        // SAFETY: the structs are complete and live during the call.
         let r = unsafe { ffi::q2c_state_open(&config, &mut state, &mut error) };
         assert!(r == 0, "q2c_state_open: {r}: {}", error.text());
         OpenState(state)
@@ -86,12 +86,12 @@ impl Opener {
 }
 
 impl OpenState {
-    /// Changes the L2 cache's size: prepare under the state lock, commit without it.
+    /// Changes the L2 cache's size. Prepares under the state lock and commits without it.
     pub fn change_options(&self, l2_cache_size: u64) {
         let options = options(l2_cache_size);
         let mut update = null_mut();
         let mut error = ffi::Error::default();
-        // SAFETY: an open state; whole structs; the lock is given back by the one who took it.
+        // SAFETY: an open state; the structs are complete; the thread that locks also unlocks.
         unsafe {
             let mut r = ffi::q2c_state_lock(self.0);
             assert!(r == 0, "q2c_state_lock: {r}");
@@ -114,7 +114,7 @@ impl OpenState {
 
 impl Drop for OpenState {
     fn drop(&mut self) {
-        // SAFETY: an open state that nobody else uses.
+        // SAFETY: the state is open, and nobody else uses it.
         let r = unsafe { ffi::q2c_state_close(&mut self.0) };
         assert!(r == 0, "q2c_state_close: {r}");
     }

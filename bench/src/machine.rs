@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the figures were measured on, and how much of it somebody else used meanwhile.
+//! What the figures were measured on, and how much of it other processes used meanwhile.
 
 use std::fs::read_to_string;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
-/// Processor, kernel, library.
+/// Describes processor, kernel and library.
 pub fn describe() -> Value {
     let read = |path| read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
     let model = cpuinfo
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
-    // SAFETY: a constant string of the library's.
+    // SAFETY: the library returns a constant string.
     let version = unsafe { core::ffi::CStr::from_ptr(crate::ffi::q2c_version()) };
     json!({
         "processor": model,
@@ -32,7 +32,8 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Of the machine (stolen time included), and of this process's children that have ended.
+    /// Reads the time of the machine (stolen time included), and that of this process and its
+    /// children that have ended.
     pub fn now() -> Self {
         Self {
             when: Instant::now(),
@@ -41,7 +42,7 @@ impl Usage {
         }
     }
 
-    /// What others used since, in processors.
+    /// What other processes have used since then, in processors.
     pub fn others_since(&self) -> f64 {
         let now = Usage::now();
         let others = (now.machine - self.machine) - (now.ours - self.ours);
@@ -49,7 +50,7 @@ impl Usage {
     }
 }
 
-/// user + nice + system + irq + softirq + steal.
+/// The machine's user + nice + system + irq + softirq + steal.
 fn busy_seconds() -> f64 {
     let stat = read_to_string("/proc/stat").unwrap_or_default();
     let fields = stat
@@ -63,18 +64,23 @@ fn busy_seconds() -> f64 {
         .iter()
         .filter_map(|i| ticks.get(*i))
         .sum();
-    // SAFETY: reads a constant of the system.
+    // SAFETY: only reads a constant of the system.
     let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
     busy / per_second as f64
 }
 
-fn children_seconds() -> f64 {
-    // SAFETY: fills a local struct.
-    let usage = unsafe {
+/// getrusage(2) of `who`: `RUSAGE_CHILDREN`, `RUSAGE_THREAD`, …
+pub fn resource_usage(who: libc::c_int) -> libc::rusage {
+    // SAFETY: all-zero is a valid rusage; the call fills in a local one.
+    unsafe {
         let mut usage: libc::rusage = core::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_CHILDREN, &mut usage);
+        libc::getrusage(who, &mut usage);
         usage
-    };
+    }
+}
+
+fn children_seconds() -> f64 {
+    let usage = resource_usage(libc::RUSAGE_CHILDREN);
     let seconds = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
     seconds(usage.ru_utime) + seconds(usage.ru_stime) + crate::process_cpu().as_secs_f64()
 }

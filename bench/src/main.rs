@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The benchmarks of libqcow2cache; `--help` says how to run them, docs/performance.md what they found.
+//! The benchmarks of libqcow2cache. `--help` and bench/README.md say how to run them,
+//! docs/performance.md what they found.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -19,6 +20,7 @@ mod measure;
 mod ours;
 mod plots;
 mod policies;
+mod programs;
 mod progress;
 mod work;
 mod workloads;
@@ -30,7 +32,7 @@ const FAILED: u8 = 3;
 /// Command line.
 struct Args {
     quick: bool,
-    /// Runs one group in this very process, for the one that asked.
+    /// Runs this one group in this process. The process that runs all groups passes it on.
     within: Option<String>,
     groups: Vec<String>,
     setting: Setting,
@@ -39,9 +41,11 @@ struct Args {
 fn help() -> String {
     let mut text = String::from(
         "usage: qcow2cache-bench [OPTION…] [GROUP…]
-Measures libqcow2cache through its C ABI, beside baselines, each group in a process of its own. Prints
-'name value unit target verdict' lines: ok, MISS, noisy (the machine was too busy to judge), info (no target).
-Exit code 0, 1 after a MISS, 2 for a wrong command line, 3 if something failed.
+Measures libqcow2cache through its C ABI, side by side with contenders, each
+group in a separate process. Prints lines 'name value unit target verdict'.
+The verdict is ok, MISS, noisy (the machine was too busy to judge) or info (no
+target). Exit status: 0, 1 after a MISS, 2 for a wrong command line, 3 if
+something failed.
 
 groups (* is run by --quick):
 ",
@@ -56,7 +60,8 @@ options:
   --out DIR               where results.json and the plots go (target/bench)
   --driver PATH           the example driver's command, for group storage
   --trace FILE            recorded table offsets, for group eviction
-  --coroutine-stop PATH   the C program that times stops on a coroutine host, for group lifecycle
+  --coroutine-stop PATH   the C program that times stops on a coroutine host,
+                          for group lifecycle
   --changes N             option changes in a row, in group lifecycle (1000000)
   --help
 
@@ -86,7 +91,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Args>, String
         let mut value = || {
             words
                 .next()
-                .ok_or(format!("{word} wants a value; see --help"))
+                .ok_or(format!("{word} needs a value; see --help"))
         };
         match word.as_str() {
             "--help" | "-h" => return Ok(None),
@@ -102,7 +107,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Args>, String
                 let text = value()?;
                 let number = text
                     .parse()
-                    .map_err(|_| format!("--changes: '{text}' is no number"))?;
+                    .map_err(|_| format!("--changes: '{text}' is not a number"))?;
                 args.setting.changes = number;
             }
             "--within" => args.within = Some(value()?),
@@ -143,7 +148,7 @@ fn main() -> ExitCode {
 
 fn find(name: &str) -> &'static Group {
     let found = groups::ALL.iter().find(|group| group.name == name);
-    found.expect("names were checked, or come from the list")
+    found.expect("the name was checked, or comes from the list")
 }
 
 fn group_file(out: &Path, name: &str) -> PathBuf {
@@ -154,17 +159,17 @@ fn write(path: &Path, value: &Value) -> Result<(), String> {
     std::fs::write(path, format!("{value:#}\n")).map_err(|e| format!("{}: {e}", path.display()))
 }
 
-/// In this process; the result goes to the group's file.
+/// Runs one group in this process and writes its result to the group's file.
 fn run_group(group: &Group, setting: &Setting) -> Result<bool, String> {
     let mut report = Report::default();
-    // Asked for before a thread is pinned.
+    // Has to be read before a thread is pinned, and is kept.
     work::cpus();
     (group.run)(setting, &mut report)?;
     write(&group_file(&setting.out, group.name), &report.to_json())?;
     Ok(false)
 }
 
-/// One process after the other; then everything together.
+/// Runs the chosen groups, one process after the other, and combines their results.
 fn run_all(args: &Args, words: &[String]) -> Result<bool, String> {
     let out = &args.setting.out;
     let directory = out.join("groups");
@@ -201,7 +206,8 @@ fn run_all(args: &Args, words: &[String]) -> Result<bool, String> {
     Ok(missed)
 }
 
-/// Puts the groups' files together, draws the plots and says how it went.
+/// Combines the groups' files into results.json, draws the plots and prints a summary. Returns
+/// whether a target was missed.
 fn combine(out: &Path, chosen: &[&Group], machine: Value) -> Result<bool, String> {
     let mut points = Vec::new();
     let mut results = Vec::new();
@@ -251,7 +257,8 @@ fn combine(out: &Path, chosen: &[&Group], machine: Value) -> Result<bool, String
     if others > 0.05 {
         let percent = others * 100.0;
         println!(
-            "the machine was not quiet: others used {percent:.0} % of one processor; run it again when it is"
+            "the machine was not quiet: other processes used {percent:.0} % of one processor; \
+             run it again when it is"
         );
     }
     for name in &missed {

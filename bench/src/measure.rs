@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Timing: contenders in turn, round after round, so that whatever else the machine does hits all of them alike; medians of
-//! rounds; ratios taken within a round.
+//! Timing. The contenders take turns, one time slice each, round after round, so that whatever else
+//! the machine does affects all of them alike. A figure is the median of the rounds; a ratio is
+//! computed within each round.
 //!
-//! Before each slice come operations that are not timed: the contender before used the processor's caches for itself, and what it
-//! costs to fill them again is no figure of this one. A cache of 32,768 tables needs many slices for that.
+//! Before each slice come operations that are not timed. The previous contender filled the
+//! processor's caches with its own memory, and what it costs to fill them again is not to be
+//! measured. A cache of 32,768 tables needs many slices for that.
 //!
-//! A slice during which the thread was not on a processor for more than [`MAX_AWAY`] of the time says little about the code:
-//! it is repeated a few times, and counted as disturbed if that does not help.
+//! A slice during which the thread was off the processors for more than [`MAX_AWAY`] of the time
+//! says little about the code. It is repeated a few times, and counts as disturbed if that does not
+//! help.
 
 use std::time::{Duration, Instant};
 
-/// Share of a slice's wall time that may pass without the thread running.
+/// Share of a slice's wall time during which the thread may be off the processors.
 const MAX_AWAY: f64 = 0.03;
-/// So many slices' time may go before a slice untimed.
+/// The operations that are not timed take no longer than this number of slices.
 const WARM_SLICES: u32 = 4;
 /// How often a disturbed slice is repeated.
 const RETRIES: usize = 3;
@@ -37,7 +40,7 @@ fn cpu_clock(clock: libc::clockid_t) -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Wall time of `work`, and whether the thread was kept from running meanwhile.
+/// Wall time of `work`, and whether the thread was kept from running for too long meanwhile.
 pub fn time(work: impl FnOnce()) -> (Duration, bool) {
     let cpu = thread_cpu();
     let begun = Instant::now();
@@ -45,12 +48,12 @@ pub fn time(work: impl FnOnce()) -> (Duration, bool) {
     let wall = begun.elapsed();
     let ran = thread_cpu() - cpu;
     let away = wall.saturating_sub(ran);
-    // Below 20 µs the clocks' own cost decides.
+    // Below 20 µs, the difference is mostly the cost of reading the clocks.
     let disturbed = away > Duration::from_micros(20) && away > wall.mul_f64(MAX_AWAY);
     (wall, disturbed)
 }
 
-/// A figure's values, one a round.
+/// A figure's values, one for each round.
 #[derive(Clone, Debug, Default)]
 pub struct Samples {
     /// In the order of the rounds.
@@ -60,7 +63,7 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// One value that is exact: a count, a size.
+    /// One exact value, such as a count or a size.
     pub fn exact(value: f64) -> Self {
         Self {
             values: vec![value],
@@ -74,7 +77,7 @@ impl Samples {
         self.disturbed += usize::from(disturbed);
     }
 
-    /// The value below which the share `q` (0 to 1) of the rounds lies.
+    /// The value below which the share `q` (0 to 1) of the rounds lies, interpolated.
     pub fn quantile(&self, q: f64) -> f64 {
         let mut sorted = self.values.clone();
         sorted.sort_by(f64::total_cmp);
@@ -83,9 +86,14 @@ impl Samples {
         sorted[low] + (sorted[high] - sorted[low]) * (at - low as f64)
     }
 
-    /// The middle.
+    /// The value in the middle.
     pub fn median(&self) -> f64 {
         self.quantile(0.5)
+    }
+
+    /// Each round's value divided by `count`.
+    pub fn per(&self, count: f64) -> Samples {
+        self.zip(self, |value, _| value / count)
     }
 
     /// Combines two figures round by round.
@@ -101,19 +109,19 @@ impl Samples {
         }
     }
 
-    /// Round by round, this over `other`.
+    /// Round by round, this divided by `other`.
     pub fn over(&self, other: &Samples) -> Samples {
         self.zip(other, |a, b| a / b)
     }
 }
 
-/// Something to be timed: makes as many operations as it is told.
+/// What is timed. The argument is the number of operations to make.
 pub type Run<'a> = Box<dyn FnMut(u64) + 'a>;
 
 /// How much time a group may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
-    /// Rounds of each figure.
+    /// Rounds for each figure.
     pub rounds: usize,
     /// Time of one slice.
     pub slice: Duration,
@@ -122,22 +130,23 @@ pub struct Effort {
 }
 
 impl Effort {
-    /// For `--quick`.
+    /// The effort of `--quick`.
     pub const QUICK: Effort = Effort {
         rounds: 7,
         slice: Duration::from_millis(3),
         quick: true,
     };
-    /// The whole.
+    /// The effort without `--quick`.
     pub const FULL: Effort = Effort {
         rounds: 15,
         slice: Duration::from_millis(8),
         quick: false,
     };
 
-    /// Times each subject in turn, round after round; the results are ns per operation, in the order of the subjects.
-    /// A subject is called with how many operations to make; how many fit into a slice is found out first. `warm`: how many go before each
-    /// slice untimed, as far as that takes no longer than [`WARM_SLICES`].
+    /// Times each subject in turn, round after round. Returns ns per operation, in the order of the
+    /// subjects. How many operations fit into a slice is found out first. `warm` is the number of
+    /// operations before each slice that are not timed; it is cut where they would take longer than
+    /// [`WARM_SLICES`] slices.
     pub fn interleave(&self, warm: u64, subjects: &mut [Run<'_>]) -> Vec<Samples> {
         let counts: Vec<u64> = subjects.iter_mut().map(|s| self.calibrate(s)).collect();
         let mut results = vec![Samples::default(); subjects.len()];
@@ -152,8 +161,8 @@ impl Effort {
         results
     }
 
-    /// As [`Effort::interleave`] for operations that need a preparation each, which is not timed: pairs of preparation and
-    /// operation. ns per operation.
+    /// Times operations that each need a preparation, in turn, round after round. The preparation
+    /// is not timed. Returns ns per operation, in the order of the subjects.
     pub fn interleave_prepared(&self, subjects: &mut [Prepared<'_>]) -> Vec<Samples> {
         let mut results = vec![Samples::default(); subjects.len()];
         for round in 0..self.rounds {
@@ -189,7 +198,7 @@ impl Effort {
     }
 }
 
-/// An operation and what has to be done before each.
+/// An operation, and what has to be done before each time.
 pub struct Prepared<'a> {
     /// Not timed.
     pub prepare: Box<dyn FnMut() + 'a>,
@@ -197,7 +206,7 @@ pub struct Prepared<'a> {
     pub run: Box<dyn FnMut() + 'a>,
 }
 
-/// ns of one slice and whether it was disturbed to the end.
+/// ns of one slice, and whether each of its repetitions was disturbed.
 fn slice(mut run: impl FnMut(), mut prepare: impl FnMut()) -> (f64, bool) {
     let mut best = f64::INFINITY;
     for _ in 0..=RETRIES {
@@ -211,18 +220,18 @@ fn slice(mut run: impl FnMut(), mut prepare: impl FnMut()) -> (f64, bool) {
     (best, true)
 }
 
-/// A random number generator that costs the loop around a call almost nothing: a 64-bit congruential one
-/// (Knuth's MMIX multiplier), of which only the upper bits are used.
+/// A random number generator that adds almost nothing to the time of a loop: a 64-bit congruential
+/// one (Knuth's MMIX multiplier), of which only the upper bits are used.
 #[derive(Clone, Copy)]
 pub struct Rng(u64);
 
 impl Rng {
-    /// A generator with its own sequence.
+    /// A generator whose sequence depends on `seed`.
     pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x2545_F491_4F6C_DD1D)
     }
 
-    /// A number below `n`, which is below 2^32.
+    /// A number below `n`. `n` is below 2^32.
     #[inline]
     pub fn below(&mut self, n: u64) -> u64 {
         self.0 = self
@@ -232,7 +241,7 @@ impl Rng {
         ((self.0 >> 32) * n) >> 32
     }
 
-    /// A number from 0 to 1.
+    /// A number from 0 to 1, 1 excluded.
     pub fn unit(&mut self) -> f64 {
         self.below(1 << 31) as f64 / f64::from(1_u32 << 31)
     }
@@ -254,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn random_numbers_fill_their_range() {
+    fn random_numbers_cover_their_range_evenly() {
         let mut rng = Rng::new(1);
         let mut seen = [0; 10];
         for _ in 0..10_000 {

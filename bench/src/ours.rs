@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The library as a contender, and storages that are none: what is measured is the cache, not I/O.
+//! The library as a contender, and the storages of the measured caches. None of them makes I/O:
+//! what is measured is the cache.
 
 use core::cell::Cell;
 use core::ffi::{c_int, c_void};
@@ -7,24 +8,26 @@ use core::ptr::{null, null_mut};
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
 
-use contenders::{Contender, Ops, TABLE_SIZE};
+use contenders::{Contender, Ops, TABLE_SIZE, linear};
 
 use crate::ffi;
 
-/// Loads by any contender since the program began. Counted by a load and a store, so that a miss hardly pays for it.
+/// Loads by any contender since the program began. Counted by a load and a store, not by a locked
+/// instruction, so that counting adds hardly anything to a miss.
 static LOADS: AtomicU64 = AtomicU64::new(0);
 
-/// See [`LOADS`]; exact while one thread misses.
+/// Loads by any contender since the program began. Exact as long as only one thread misses.
 pub fn loads() -> u64 {
     LOADS.load(Ordering::Relaxed)
 }
 
 thread_local! {
-    /// Loads by this thread leave the table's memory alone.
+    /// Whether loads by this thread do not touch the table's memory.
     static LEAVES_MEMORY: Cell<bool> = const { Cell::new(false) };
 }
 
-/// From now on, loads by the calling thread do not touch the table's memory, whatever the storage: what is measured then has no page fault in it.
+/// From now on, loads by the calling thread from [`touching_storage`] do not touch the table's
+/// memory. What is measured then has no page fault in it.
 pub fn leave_memory_alone() {
     LEAVES_MEMORY.set(true);
 }
@@ -33,19 +36,19 @@ fn count_load() {
     LOADS.store(LOADS.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
-/// What the baselines call in place of I/O.
+/// What the other contenders call in place of I/O.
 pub unsafe extern "C" fn load_nothing(_: u64, _: *mut c_void) {
     count_load();
 }
 
-/// As [`load_nothing`], and makes the table's memory resident.
+/// What the other contenders call in place of I/O, to make the table's memory resident.
 pub unsafe extern "C" fn load_touching(offset: u64, table: *mut c_void) {
     count_load();
-    // SAFETY: a contender hands its own table of TABLE_SIZE bytes.
+    // SAFETY: a contender passes its own table of TABLE_SIZE bytes.
     unsafe { table.cast::<u64>().write(offset) };
 }
 
-/// What the baselines call for each table that a flush writes.
+/// What the other contenders call for each table that they write.
 pub unsafe extern "C" fn store_nothing(_: u64, _: *mut c_void) {}
 
 unsafe extern "C" fn read_nothing(
@@ -69,7 +72,7 @@ unsafe extern "C" fn read_touching(
         return 0;
     }
     for i in 0..count as usize {
-        // SAFETY: the library hands `count` buffers, each at least 8 bytes long.
+        // SAFETY: the library passes `count` buffers, each at least 8 bytes long.
         unsafe { (*iov.add(i)).iov_base.cast::<u64>().write(offset) };
     }
     0
@@ -82,7 +85,7 @@ unsafe extern "C" fn read_whole(
     count: c_int,
 ) -> c_int {
     for i in 0..count as usize {
-        // SAFETY: the library hands `count` buffers with their lengths.
+        // SAFETY: the library passes `count` buffers with their lengths.
         unsafe {
             let buf = &*iov.add(i);
             buf.iov_base
@@ -112,16 +115,16 @@ unsafe extern "C" fn record_write(
     _: *const libc::iovec,
     count: c_int,
 ) -> c_int {
-    // SAFETY: `opaque` is the `Recorder` that the caller of `recording` keeps alive.
+    // SAFETY: `opaque` is the `Recorder` that the caller of `recording_storage` keeps alive.
     let recorder = unsafe { &*opaque.cast::<Recorder>() };
     recorder.lock().unwrap().push((offset, count as usize));
     0
 }
 
-/// Writes seen, as offset and number of tables.
+/// The writes seen: offset and number of tables.
 pub type Recorder = Mutex<Vec<(u64, usize)>>;
 
-/// A storage without I/O.
+/// A storage whose reads and writes do nothing.
 pub fn null_storage() -> ffi::Storage {
     ffi::Storage {
         struct_size: size_of::<ffi::Storage>(),
@@ -135,7 +138,7 @@ pub fn null_storage() -> ffi::Storage {
     }
 }
 
-/// One whose reads make the table resident.
+/// A storage whose reads make the table's memory resident.
 pub fn touching_storage() -> ffi::Storage {
     ffi::Storage {
         preadv: Some(read_touching),
@@ -143,7 +146,7 @@ pub fn touching_storage() -> ffi::Storage {
     }
 }
 
-/// One whose reads fill the table.
+/// A storage whose reads fill the table.
 pub fn filling_storage() -> ffi::Storage {
     ffi::Storage {
         preadv: Some(read_whole),
@@ -151,7 +154,7 @@ pub fn filling_storage() -> ffi::Storage {
     }
 }
 
-/// One that notes its writes.
+/// A storage that records its writes.
 ///
 /// # Safety
 /// `recorder` outlives every cache on this storage.
@@ -175,34 +178,39 @@ pub const OPS: Ops = Ops {
     lookup: Some(ffi::q2c_cache_is_table_offset),
 };
 
-/// A cache of the library's, on the thread host.
-pub fn create(tables: usize, storage: &ffi::Storage) -> Contender {
-    create_sized(tables, TABLE_SIZE, storage)
+/// Creates a cache of the library whose loads and writes do nothing, on the thread host.
+pub fn without_io(tables: usize) -> Contender {
+    create(tables, &null_storage())
 }
 
-/// As [`create`], with tables of `table_size` bytes.
-pub fn create_sized(tables: usize, table_size: usize, storage: &ffi::Storage) -> Contender {
+/// Creates the contender `linear`, whose loads and writes do nothing.
+pub fn linear_without_io(tables: usize) -> Contender {
+    linear::create(tables, load_nothing, store_nothing)
+}
+
+/// Creates a cache of the library on `storage`, on the thread host.
+pub fn create(tables: usize, storage: &ffi::Storage) -> Contender {
     let options = ffi::CacheOptions {
         struct_size: size_of::<ffi::CacheOptions>(),
         tables,
-        table_size,
+        table_size: TABLE_SIZE,
         kind: 1,
         reserved_tables: 0,
     };
     let mut cache = null_mut();
     let mut error = ffi::Error::default();
-    // SAFETY: whole structs with their sizes; the host is the default one.
+    // SAFETY: the structs are complete and tell their sizes; a null host means the thread host.
     let r = unsafe { ffi::q2c_cache_create(&options, storage, null(), &mut cache, &mut error) };
     assert!(r == 0, "q2c_cache_create: {r}");
-    // SAFETY: the library's calls take this handle from any thread until `destroy`.
+    // SAFETY: the library's functions take this handle from any thread until `destroy`.
     unsafe { Contender::foreign(cache.cast(), OPS, destroy) }
 }
 
 /// # Safety
-/// `handle` is a cache of [`create_sized`], which nobody uses any more.
+/// `handle` is a cache of [`create`] that nobody uses any more.
 unsafe fn destroy(handle: *mut c_void) {
     let mut cache: *mut ffi::Cache = handle.cast();
-    // SAFETY: the caller's promise; what is dirty is given up.
+    // SAFETY: the caller's promise. Dirty tables are discarded first.
     let r = unsafe {
         ffi::q2c_cache_discard_range(handle, 0, u64::MAX);
         ffi::q2c_cache_destroy(&mut cache)
@@ -210,14 +218,17 @@ unsafe fn destroy(handle: *mut c_void) {
     assert!(r == 0, "q2c_cache_destroy: {r}");
 }
 
-/// The statistics of a cache of the library's.
-pub fn stats(cache: &Contender) -> ffi::CacheStats {
+/// The statistics of a cache of the library.
+///
+/// # Safety
+/// `cache` is a living cache of the library.
+pub unsafe fn stats(cache: *mut c_void) -> ffi::CacheStats {
     let mut stats = ffi::CacheStats {
         struct_size: size_of::<ffi::CacheStats>(),
         ..ffi::CacheStats::default()
     };
-    // SAFETY: a living cache of the library's; the struct says its size.
-    let r = unsafe { ffi::q2c_cache_get_stats(cache.handle, &mut stats) };
+    // SAFETY: the caller's promise; the struct tells its size.
+    let r = unsafe { ffi::q2c_cache_get_stats(cache, &mut stats) };
     assert!(r == 0, "q2c_cache_get_stats: {r}");
     stats
 }

@@ -59,7 +59,7 @@ fn style(chart: &str) -> Style {
 
 type Lines = BTreeMap<String, Vec<(f64, f64)>>;
 
-/// Draws every chart that `points` belong to, as `NAME.svg` in `out`.
+/// Draws each chart that has points, as `NAME.svg` in `out`.
 pub fn draw(points: &[Point], out: &Path) -> Result<(), String> {
     let mut charts: BTreeMap<&str, Lines> = BTreeMap::new();
     for point in points {
@@ -76,7 +76,8 @@ pub fn draw(points: &[Point], out: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Logarithmic axes hold the logarithms of their values; only the labels are turned back.
+/// Draws one chart. Logarithmic axes hold the logarithms of their values; only the labels show the
+/// values themselves.
 fn draw_one(style: &Style, lines: &Lines, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let at = |(x, y): &(f64, f64)| {
         let x = if style.log_x { x.log2() } else { *x };
@@ -85,11 +86,11 @@ fn draw_one(style: &Style, lines: &Lines, path: &Path) -> Result<(), Box<dyn std
     };
     let points = || lines.values().flatten().map(at);
     let x_range = range(points().map(|p| p.0), None);
-    // Room above, and none below a linear axis's 0.
+    // Leave room above, but none below the 0 of a linear axis.
     let mut y_range = range(points().map(|p| p.1), (!style.log_y).then_some(0.0));
     let mut y_labels = 10;
     if style.log_y {
-        // Whole decades.
+        // Show whole decades.
         y_range = y_range.start.floor()..y_range.end.ceil();
         y_labels = (y_range.end - y_range.start) as usize + 1;
     }
@@ -135,7 +136,7 @@ fn draw_one(style: &Style, lines: &Lines, path: &Path) -> Result<(), Box<dyn std
     Ok(())
 }
 
-/// A contender or policy has the same colour in every plot.
+/// The colour of a line. A contender or policy has the same colour in every plot.
 fn color(name: &str, number: usize) -> RGBAColor {
     const KNOWN: [(&str, RGBColor); 13] = [
         ("probe", RGBColor(110, 110, 110)),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! One line on standard error that says what is going on, if that is a terminal.
+//! A line on standard error that says what is being done. It is shown only on a terminal.
 
 use std::io::{IsTerminal, Write, stderr};
 use std::sync::OnceLock;
@@ -10,7 +10,7 @@ fn wanted() -> bool {
     *TERMINAL.get_or_init(|| stderr().is_terminal())
 }
 
-/// Shows `what`.
+/// Shows `what`, after the seconds since the first call.
 pub fn show(what: &str) {
     static BEGUN: OnceLock<Instant> = OnceLock::new();
     let seconds = BEGUN.get_or_init(Instant::now).elapsed().as_secs();
@@ -19,7 +19,7 @@ pub fn show(what: &str) {
     }
 }
 
-/// Takes the line away, before something is printed.
+/// Removes the line. Call it before something else is printed.
 pub fn clear() {
     if wanted() {
         let _ = write!(stderr(), "\r\x1b[K");

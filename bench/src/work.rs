@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What contenders are made to do: fill, churn, hits, misses, on one thread or several.
+//! What the contenders have to do: fill, churn, hits, misses, reads, on one thread or several.
 
 use core::ptr::null_mut;
 use std::sync::{Barrier, OnceLock};
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use contenders::{Contender, TABLE_SIZE};
 
-use crate::measure::{Rng, thread_cpu};
+use crate::measure::{Rng, Samples, thread_cpu};
 use crate::ours;
 
-/// Sizes of the caches, in tables.
+/// Sizes of the measured caches, in tables.
 pub fn sizes(quick: bool) -> &'static [usize] {
     if quick {
         &[16, 512, 8192, 32768]
@@ -19,7 +19,17 @@ pub fn sizes(quick: bool) -> &'static [usize] {
     }
 }
 
-/// As many operations on random ones of so many tables as leave what belongs to them in the processor's caches.
+/// Round by round, the time with 32,768 tables divided by that with 512. Both are among `by_size`.
+pub fn flatness(by_size: &[(usize, Samples)]) -> Samples {
+    let of = |tables| {
+        let found = by_size.iter().find(|(size, _)| *size == tables);
+        &found.expect("the size was measured").1
+    };
+    of(32768).over(of(512))
+}
+
+/// The number of operations on random ones of `tables` tables after which the processor's caches
+/// hold what belongs to these tables.
 pub fn warm(tables: usize) -> u64 {
     8 * tables as u64
 }
@@ -29,22 +39,22 @@ pub fn warm(tables: usize) -> u64 {
 pub struct Offsets {
     /// Number of the first.
     pub first: u64,
-    /// How many.
+    /// Number of offsets.
     pub count: usize,
-    /// How they lie.
+    /// Where they lie in the image.
     place: Place,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Place {
-    /// So many tables apart.
+    /// At a distance of this number of tables from each other.
     Spaced(u64),
-    /// All over an image of 256 GiB.
+    /// Scattered over an image of 256 GiB.
     Scattered,
 }
 
 impl Offsets {
-    /// `count` neighbours.
+    /// `count` neighbours, from the first on.
     pub fn in_order(count: usize) -> Self {
         Self::in_order_from(0, count)
     }
@@ -57,7 +67,7 @@ impl Offsets {
         }
     }
 
-    /// `count` offsets, each `distance` tables behind the one before.
+    /// `count` offsets, each `distance` tables behind the previous one.
     pub fn spaced(count: usize, distance: u64) -> Self {
         Self {
             first: 0,
@@ -75,7 +85,7 @@ impl Offsets {
         }
     }
 
-    /// The offset with number `i`. One-to-one for 2^26 numbers.
+    /// The offset with number `i` of the set. One-to-one for 2^26 numbers.
     #[inline]
     pub fn at(&self, i: u64) -> u64 {
         const MASK: u64 = (1 << 26) - 1;
@@ -90,13 +100,13 @@ impl Offsets {
         (key + 1) * TABLE_SIZE as u64
     }
 
-    /// All of them.
+    /// All offsets of the set.
     pub fn all(&self) -> Vec<u64> {
         (0..self.count as u64).map(|i| self.at(i)).collect()
     }
 }
 
-/// `count` gets and puts of random offsets of the set.
+/// Gets and puts `count` random offsets of the set.
 #[inline(never)]
 pub fn hits(on: &Contender, offsets: &Offsets, rng: &mut Rng, count: u64) {
     hits_of(on, rng, count, |random| {
@@ -104,7 +114,7 @@ pub fn hits(on: &Contender, offsets: &Offsets, rng: &mut Rng, count: u64) {
     });
 }
 
-/// `count` gets and puts of what `next` names.
+/// Gets and puts `count` offsets that `next` returns.
 #[inline(always)]
 pub fn hits_of(on: &Contender, rng: &mut Rng, count: u64, next: impl Fn(&mut Rng) -> u64) {
     let (get, put) = (on.ops.get.expect("has get"), on.ops.put.expect("has put"));
@@ -113,7 +123,7 @@ pub fn hits_of(on: &Contender, rng: &mut Rng, count: u64, next: impl Fn(&mut Rng
     for _ in 0..count {
         let mut table = null_mut();
         let offset = next(&mut random);
-        // SAFETY: the contender is alive; the table goes back at once.
+        // SAFETY: the contender is alive; the table is put right after the get.
         unsafe {
             failed |= get(on.handle, offset, &mut table);
             failed |= put(on.handle, &mut table);
@@ -123,7 +133,7 @@ pub fn hits_of(on: &Contender, rng: &mut Rng, count: u64, next: impl Fn(&mut Rng
     assert!(failed == 0, "a hit failed");
 }
 
-/// `count` gets and puts, one after the other, of ever new offsets.
+/// Gets and puts `count` offsets that were never used before, beginning with number `next`.
 #[inline(never)]
 pub fn misses(on: &Contender, next: &mut u64, count: u64) {
     let (get, put) = (on.ops.get.expect("has get"), on.ops.put.expect("has put"));
@@ -131,7 +141,7 @@ pub fn misses(on: &Contender, next: &mut u64, count: u64) {
     let mut failed = 0;
     for i in 0..count {
         let mut table = null_mut();
-        // SAFETY: as in `hits`.
+        // SAFETY: the contender is alive; the table is put right after the get.
         unsafe {
             failed |= get(on.handle, offsets.at(i), &mut table);
             failed |= put(on.handle, &mut table);
@@ -144,20 +154,20 @@ pub fn misses(on: &Contender, next: &mut u64, count: u64) {
 /// Which entry of a table is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// One that belongs to the table, a different one for each: what is read often stays in the processor's caches.
+    /// One fixed entry for each table, so that the processor's caches keep what is read often.
     OneEach,
-    /// Any: all of the tables' memory is read.
+    /// Any entry, so that all of the tables' memory is read.
     Any,
 }
 
-/// `count` copies of an entry of random tables of the set.
+/// Copies an entry of `count` random tables of the set.
 #[inline(never)]
 pub fn reads(on: &Contender, offsets: &Offsets, entry: Entry, rng: &mut Rng, count: u64) {
     let read = on.ops.read.expect("has read");
     copies(on, read, offsets, entry, rng, count);
 }
 
-/// As [`reads`], but only finds the tables.
+/// Finds `count` random tables of the set, as [`reads`] does, and copies nothing.
 #[inline(never)]
 pub fn probes(on: &Contender, offsets: &Offsets, rng: &mut Rng, count: u64) {
     let probe = on.ops.probe.expect("has probe");
@@ -182,7 +192,8 @@ fn copies(
             Entry::OneEach => number,
             Entry::Any => random.below(TABLE_SIZE as u64 / 8),
         };
-        // Each in another set of the processor's caches: tables are 4 KiB apart.
+        // Tables are 4 KiB apart: with the same entry of each, all would fall into the same few
+        // sets of the processor's caches.
         let at = (entry * 8) as usize % TABLE_SIZE;
         // SAFETY: the contender is alive; 8 bytes inside a table.
         failed |= unsafe { read(on.handle, offsets.at(number), at, (&raw mut copy).cast(), 8) };
@@ -198,11 +209,11 @@ pub fn touch_all(on: &Contender, offsets: &Offsets) {
     }
 }
 
-/// Gets and puts one table, perhaps dirtying it.
+/// Gets and puts one table, and marks it dirty in between if `dirty`.
 pub fn touch(on: &Contender, offset: u64, dirty: bool) {
     let (get, put) = (on.ops.get.expect("has get"), on.ops.put.expect("has put"));
     let mut table = null_mut();
-    // SAFETY: as in `hits`; marked while it is pinned.
+    // SAFETY: the contender is alive; the table is marked while it is pinned, then put.
     let r = unsafe {
         let mut r = get(on.handle, offset, &mut table);
         if dirty {
@@ -214,12 +225,12 @@ pub fn touch(on: &Contender, offset: u64, dirty: bool) {
     assert!(r == 0, "get, put: {r}");
 }
 
-/// Calls an operation on the whole cache.
+/// Calls an operation on the whole cache and returns its result.
 pub fn whole(on: &Contender, operation: Option<contenders::Whole>) -> i32 {
     let operation = operation.expect("has the operation");
     // SAFETY: the contender is alive.
     let r = unsafe { operation(on.handle) };
-    assert!(r >= 0, "failed: {r}");
+    assert!(r >= 0, "the operation failed: {r}");
     r
 }
 
@@ -232,11 +243,11 @@ pub fn settle(on: &Contender, offsets: &Offsets) {
             return;
         }
     }
-    panic!("{} tables do not become resident", offsets.count);
+    panic!("{} tables did not become resident", offsets.count);
 }
 
-/// Fills the cache and replaces everything in it twice, in random order; then the returned set is resident. Sets of different `number`s
-/// have no table in common.
+/// Fills the cache and replaces everything in it twice, in random order. The returned set is
+/// resident then. Sets of different `number`s have no table in common.
 pub fn churn(on: &Contender, tables: usize, number: u64) -> Offsets {
     let mut rng = Rng::new(7);
     let generation = |i| Offsets::scattered(tables, number * 3 + i);
@@ -249,7 +260,8 @@ pub fn churn(on: &Contender, tables: usize, number: u64) -> Offsets {
     generation(2)
 }
 
-/// Operations per second of `threads` threads together, from the first one's beginning to the last one's end: see [`rates`].
+/// Operations per second of `threads` threads together, from the beginning of the first to the end
+/// of the last. The arguments are those of [`rates`].
 pub fn throughput(
     threads: usize,
     slice: Duration,
@@ -264,9 +276,11 @@ pub fn throughput(
     (done as f64 / (ended - begun).as_secs_f64(), disturbed)
 }
 
-/// Operations per second of each of `threads` threads at once, each on a processor of its own as far as they suffice, for about
-/// `slice`, after `warm` operations each that do not count (and as many as fit into a slice at least; no more than into eight); and whether
-/// something else kept them from running.
+/// Runs `threads` threads at the same time for about `slice`. Returns the operations per second of
+/// each, and whether something else kept one of them from running.
+///
+/// Each thread runs on its own processor as long as there are enough. Before, each makes `warm`
+/// operations that do not count: for one slice at least, for eight slices at most.
 pub fn rates(threads: usize, slice: Duration, warm: u64, work: &Work<'_>) -> (Vec<f64>, bool) {
     let (turns, disturbed) = turns(threads, slice, warm, work);
     let rate = |turn: &Turn| turn.done as f64 / (turn.ended - turn.begun).as_secs_f64();
@@ -280,10 +294,11 @@ struct Turn {
     ended: Instant,
 }
 
-/// What a thread is to do: its number, and how many operations.
+/// What a thread has to do. The arguments: the thread's number, its random numbers, and the number
+/// of operations.
 pub type Work<'a> = dyn Fn(usize, &mut Rng, u64) + Sync + 'a;
 
-/// See [`rates`].
+/// Runs the threads for [`rates`] and [`throughput`].
 fn turns(threads: usize, slice: Duration, warm: u64, work: &Work<'_>) -> (Vec<Turn>, bool) {
     let barrier = Barrier::new(threads);
     let one = |number: usize| {
@@ -317,7 +332,7 @@ fn turns(threads: usize, slice: Duration, warm: u64, work: &Work<'_>) -> (Vec<Tu
             .map(|t| t.join().expect("no panic"))
             .collect()
     });
-    // More threads than processors are always kept waiting.
+    // If there are more threads than processors, some always wait.
     let expected = threads > cpus();
     let disturbed = !expected && results.iter().any(|(_, disturbed)| *disturbed);
     (
@@ -326,7 +341,8 @@ fn turns(threads: usize, slice: Duration, warm: u64, work: &Work<'_>) -> (Vec<Tu
     )
 }
 
-/// How many operations take about 50 µs: few enough to end in time, so many that the look at the clock costs nothing.
+/// How many operations take about 50 µs. These are few enough for a thread to end in time, and so
+/// many that reading the clock after them costs nothing in comparison.
 fn batch_of(mut work: impl FnMut(u64)) -> u64 {
     let begun = Instant::now();
     work(16);
@@ -334,11 +350,13 @@ fn batch_of(mut work: impl FnMut(u64)) -> u64 {
     (50_000 / each.max(1)).clamp(1, 1 << 15)
 }
 
-/// The processors that the program may use, as it was when this was first asked: pinned threads ask later.
+/// The processors that the program may use, as they were at the first call. Threads call this again
+/// when they are pinned already.
 fn allowed() -> &'static [usize] {
     static ALLOWED: OnceLock<Vec<usize>> = OnceLock::new();
     ALLOWED.get_or_init(|| {
-        // SAFETY: a set of processors is plain bits, and all-zero is the empty one; the call fills in a local one.
+        // SAFETY: a set of processors is plain bits, and all-zero is the empty set; the call fills
+        // in a local one.
         unsafe {
             let mut set: libc::cpu_set_t = core::mem::zeroed();
             libc::sched_getaffinity(0, size_of_val(&set), &mut set);
@@ -348,17 +366,17 @@ fn allowed() -> &'static [usize] {
     })
 }
 
-/// How many processors the program may use. To be asked before any thread is pinned.
+/// How many processors the program may use. Call it once before any thread is pinned.
 pub fn cpus() -> usize {
     allowed().len().max(1)
 }
 
-/// Keeps the calling thread on processor `number`, counted round; best effort.
+/// Keeps the calling thread on processor `number`, modulo the number of processors. Best effort.
 pub fn pin_to_cpu(number: usize) {
     let Some(cpu) = allowed().get(number % cpus()) else {
         return;
     };
-    // SAFETY: as in `allowed`; the processor is one of those that the system named.
+    // SAFETY: all-zero is the empty set; the processor is one of those that the system named.
     unsafe {
         let mut set: libc::cpu_set_t = core::mem::zeroed();
         libc::CPU_SET(*cpu, &mut set);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Sequences of table numbers.
+//! Workloads for the group `eviction`: sequences of table numbers.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -8,18 +8,18 @@ use crate::measure::Rng;
 
 /// A sequence of keys below `universe`.
 pub struct Workload {
-    /// As in the names of figures.
+    /// The name in the figures.
     pub name: &'static str,
-    /// Number of different keys there may be.
+    /// Number of possible keys.
     pub universe: usize,
-    /// One a request.
+    /// One key for each request.
     pub keys: Vec<u32>,
 }
 
 /// Tables of the image of the zipf workloads: 128 GiB of 4 KiB tables for 64 KiB clusters.
 const IMAGE: usize = 1 << 16;
 
-/// All of them, for a cache of `capacity` tables; `length` requests each.
+/// All generated workloads, for a cache of `capacity` tables, with `length` requests each.
 pub fn all(capacity: usize, length: usize) -> Vec<Workload> {
     vec![
         zipf(length),
@@ -30,7 +30,7 @@ pub fn all(capacity: usize, length: usize) -> Vec<Workload> {
     ]
 }
 
-/// Zipf with exponent 0.99; which tables are popular has nothing to do with where they are.
+/// Zipf with exponent 0.99. Whether a table is popular does not depend on its place.
 fn zipf(length: usize) -> Workload {
     let draw = Zipf::new(IMAGE, 0.99);
     let mut rng = Rng::new(21);
@@ -42,7 +42,8 @@ fn zipf(length: usize) -> Workload {
     }
 }
 
-/// The same, and once in a while a backup reads a stretch twice as long as the cache from front to back.
+/// Zipf with exponent 0.99; after each `10 * capacity` requests, a backup reads `2 * capacity`
+/// tables from front to back.
 fn zipf_and_scan(capacity: usize, length: usize) -> Workload {
     let draw = Zipf::new(IMAGE, 0.99);
     let mut rng = Rng::new(22);
@@ -63,7 +64,7 @@ fn zipf_and_scan(capacity: usize, length: usize) -> Workload {
     }
 }
 
-/// Round and round through a tenth more tables than the cache has.
+/// A loop over 1.1 times as many tables as the cache has.
 fn cycle(capacity: usize, length: usize) -> Workload {
     let universe = capacity + capacity.div_ceil(10);
     Workload {
@@ -73,7 +74,8 @@ fn cycle(capacity: usize, length: usize) -> Workload {
     }
 }
 
-/// Four of five requests go to a fifth of the tables; these alone would fill the cache one and a half times.
+/// Four of five requests go to a fifth of the tables. This fifth is one and a half times as large
+/// as the cache.
 fn eighty_twenty(capacity: usize, length: usize) -> Workload {
     let popular = capacity + capacity / 2;
     let universe = popular * 5;
@@ -95,7 +97,7 @@ fn eighty_twenty(capacity: usize, length: usize) -> Workload {
     }
 }
 
-/// Every table alike, twice as many as the cache has.
+/// Each of twice as many tables as the cache has is equally likely.
 fn uniform(capacity: usize, length: usize) -> Workload {
     let universe = capacity * 2;
     let mut rng = Rng::new(24);
@@ -109,7 +111,7 @@ fn uniform(capacity: usize, length: usize) -> Workload {
     }
 }
 
-/// A one-to-one shuffle of the numbers below `universe`, which is smaller than the prime.
+/// Shuffles the numbers below `universe` one-to-one. `universe` is smaller than the prime.
 fn scatter(key: u32, universe: usize) -> u32 {
     const PRIME: u64 = 2_147_483_647;
     (u64::from(key) * PRIME % universe as u64) as u32
@@ -140,8 +142,9 @@ impl Zipf {
     }
 }
 
-/// Reads what `trace/record.c` wrote: eight bytes a request, the cache's number in the top byte, the table's offset below. Of an image's
-/// caches the one with the most tables counts: the L2 cache.
+/// Reads what `trace/record.c` wrote: eight bytes for each request, with the cache's number in the
+/// top byte and the table's offset below. Of an image's caches, the one with the most tables is
+/// returned: the L2 cache.
 pub fn recorded(path: &Path) -> Result<Workload, String> {
     let bytes = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
     let mut caches: HashMap<u64, (HashMap<u64, u32>, Vec<u32>)> = HashMap::new();
@@ -154,7 +157,7 @@ pub fn recorded(path: &Path) -> Result<Workload, String> {
     let largest = caches
         .into_values()
         .max_by_key(|(numbers, _)| numbers.len());
-    let (numbers, keys) = largest.ok_or(format!("{}: no request in it", path.display()))?;
+    let (numbers, keys) = largest.ok_or(format!("{}: contains no request", path.display()))?;
     Ok(Workload {
         name: "driver",
         universe: numbers.len(),
@@ -167,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scattering_is_one_to_one() {
+    fn scatter_is_one_to_one() {
         for universe in [5, 96, 1000, 1 << 16] {
             let mut seen = vec![false; universe];
             for key in 0..universe as u32 {
@@ -178,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn zipf_is_zipf() {
+    fn zipf_frequencies_follow_the_exponent() {
         let draw = Zipf::new(1000, 0.99);
         let mut rng = Rng::new(1);
         let mut counts = vec![0_u32; 1000];
@@ -193,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_inside_their_universe() {
+    fn workload_keys_are_below_their_universe() {
         for workload in all(64, 10_000) {
             assert_eq!(workload.keys.len(), 10_000);
             assert!(

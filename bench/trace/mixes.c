@@ -1,10 +1,18 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Puts the example driver under loads such as fio makes: usage: mixes IMAGE SECONDS-PER-MIX. One
- * mix after the other, each by four threads: randrw   7 of 10 requests read, the others write, 4
- * KiB, zipf with exponent 1.1 over the disk backup   the same, and one of the threads reads the
- * disk from front to back, 256 KiB at a time copy     two threads write different parts from front
- * to back, 64 KiB at a time; two read at random, zipf again randread 4 KiB, all of the disk alike
- * THE IMAGE'S CONTENTS ARE OVERWRITTEN. */
+/*
+ * Puts the example driver under loads such as fio makes. OVERWRITES THE IMAGE'S CONTENTS.
+ *
+ * usage: mixes IMAGE SECONDS-PER-MIX
+ *
+ * Runs one mix after the other, each with four threads:
+ *
+ *   randrw    7 of 10 requests read, the others write; 4 KiB each; zipf with exponent 1.1 over the
+ *             disk
+ *   backup    three threads as in randrw; one reads the disk from front to back, 256 KiB at a time
+ *   copy      two threads write different parts from front to back, 64 KiB at a time; two read 4
+ *             KiB at random, with the same zipf law
+ *   randread  4 KiB each; every block is equally likely
+ */
 #include <inttypes.h>
 #include <math.h>
 #include <pthread.h>
@@ -56,8 +64,8 @@ static uint64_t next_random(worker *w)
     return w->random;
 }
 
-/* A block by zipf's law with exponent 1.1, by inverting the continuous distribution; a popular
- * one's place is random. */
+/* Returns a block by zipf's law with exponent 1.1, by inverting the continuous distribution. The
+ * places of the popular blocks are random. */
 static uint64_t zipf_block(worker *w)
 {
     const double exponent = 1.1, blocks = (double)(w->size / BLOCK);
@@ -151,8 +159,8 @@ int main(int argc, char **argv)
         return 2;
     }
     q2c_options_init(&cache);
-    /* Small slices: many of them in a small image. Which table is asked for does not depend on the
-     * cache. */
+    /* Small slices, so that a small image has many of them. Which table is asked for does not
+     * depend on the cache. */
     cache.set = Q2C_OPTION_L2_CACHE_ENTRY_SIZE | Q2C_OPTION_L2_CACHE_SIZE;
     cache.l2_cache_entry_size = 512;
     cache.l2_cache_size = UINT64_C(256) << 10;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* A library for LD_PRELOAD that records which tables a program asks libqcow2cache for, to the end
- * of the file that QCOW2CACHE_TRACE names: eight bytes a request, in the order in which the
- * requests were answered: the cache's number (1 for the first one seen, …) in the top byte, the
- * table's offset below. A read that finds nothing is not recorded: a get follows it. */
+/* A library for LD_PRELOAD that records which tables a program asks libqcow2cache for. It appends
+ * to the file that QCOW2CACHE_TRACE names, eight bytes for each request, in the order in which the
+ * requests were answered. The top byte is the cache's number (1 for the first one seen, …), the
+ * table's offset is below. A read that finds nothing is not recorded, since a get follows it. */
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -15,10 +15,10 @@
 
 #include "qcow2cache.h"
 
-#define REQUESTS (UINT64_C(1) << 23) /* what comes after so many is left out */
+#define REQUESTS (UINT64_C(1) << 23) /* later requests are not recorded */
 #define CACHES   255
 
-static uint64_t *requests; /* the file's pages */
+static uint64_t *requests; /* the mapped file */
 static _Atomic uint64_t count;
 static _Atomic(q2c_cache *) caches[CACHES];
 static int fd = -1;

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The floor: the least that a lock-free hit with a pin can do. An index that is probed, a word a slot, one compare-and-swap up,
-//! one fetch-sub down. It never changes once it is filled, checks nothing, and knows no second look, no statistics,
-//! no eviction. `probe` is the bare probe, without any read-modify-write; `read` copies from what it finds.
+//! The floor: the least that a lock-free hit with a pin can do. A get probes the index and pins
+//! the slot by one compare-and-swap on the slot's word; a put unpins it by one fetch-sub. The index
+//! never changes once it is filled. There is no check of the slot after the probe, there are no
+//! statistics, and nothing is evicted. `probe` is the bare probe, without any read-modify-write;
+//! `read` copies from the table that it finds.
 //!
-//! A bucket is a tag and a slot number in 32 bits, four buckets a table, and which of the first two it is is chosen without a branch. A tag alone
-//! may be wrong: so the hash is salted, until it is not for any of the tables.
+//! A bucket holds a tag and a slot number in 32 bits. There are four buckets a table. The choice
+//! between the first two buckets has no branch. Two tables may have the same tag, so that the tag
+//! alone would find the wrong one: `create` tries salts for the hash until every table is found.
 
 use core::ffi::{c_int, c_void};
 use core::ptr::null_mut;
@@ -19,7 +22,7 @@ struct Floor {
     memory: Memory,
 }
 
-/// Holds the tables at `offsets`, for good.
+/// Creates a floor that holds the tables at `offsets` until it is dropped.
 pub fn create(offsets: &[u64]) -> Contender {
     let memory = Memory::new(offsets.len());
     memory.touch();
@@ -27,7 +30,7 @@ pub fn create(offsets: &[u64]) -> Contender {
         index: (0..100)
             .map(|salt| Index::new(offsets, salt))
             .find(|index| index.is_right(offsets))
-            .expect("a hash of a hundred tells the tables apart"),
+            .expect("one of a hundred salts tells the tables apart"),
         words: offsets.iter().map(|_| AtomicU64::new(0)).collect(),
         memory,
     };
@@ -42,7 +45,7 @@ pub fn create(offsets: &[u64]) -> Contender {
 }
 
 struct Index {
-    /// 0 when empty; a power of two of them, and the first one again.
+    /// 0 if empty. Their number is a power of two, plus one: the last repeats the first.
     buckets: Box<[AtomicU32]>,
     shift: u32,
     slot_mask: u32,
@@ -80,7 +83,8 @@ impl Index {
 
     #[inline]
     fn hash(&self, offset: u64) -> u64 {
-        // Two rounds: one alone would be luck or disaster for keys at regular distances, and a floor is neither.
+        // Two rounds: with one, keys at regular distances collide either hardly ever or very
+        // often, depending on the distance. A floor must do neither.
         const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
         let mixed = (offset ^ self.salt).wrapping_mul(GOLDEN);
         (mixed ^ mixed >> 32).wrapping_mul(GOLDEN)
@@ -88,7 +92,8 @@ impl Index {
 
     #[inline]
     fn load(&self, bucket: usize) -> u32 {
-        // SAFETY: a shifted hash stays below the number of buckets, and there is one more.
+        // SAFETY: a shifted hash is below the power of two, and there is one bucket more; callers
+        // pass that hash, the number after it, or a number below the power of two.
         unsafe { self.buckets.get_unchecked(bucket) }.load(Ordering::Relaxed)
     }
 
@@ -141,9 +146,9 @@ unsafe extern "C" fn put(handle: *mut c_void, table: *mut *mut c_void) -> c_int 
     // SAFETY: the handle is alive; the pointer is the caller's own.
     let (cache, address) = unsafe { (&*handle.cast::<Floor>(), *table) };
     let slot = cache.memory.slot_of(address);
-    // SAFETY: the address is one that `get` gave, of a slot below the number of words.
+    // SAFETY: `get` returned the address, so that its slot is below the number of words.
     unsafe { cache.words.get_unchecked(slot) }.fetch_sub(1, Ordering::Release);
-    // SAFETY: as above.
+    // SAFETY: the pointer is the caller's own.
     unsafe { *table = null_mut() };
     0
 }
@@ -179,7 +184,8 @@ unsafe extern "C" fn read(
     };
     let words = cache.memory.table(slot).wrapping_byte_add(at);
     for i in (0..bytes).step_by(8) {
-        // SAFETY: the caller's `at` and `bytes` lie inside a table and are multiples of 8, and so long is its buffer.
+        // SAFETY: the caller's `at` and `bytes` are multiples of 8 and lie inside a table; its
+        // buffer has `bytes` bytes.
         unsafe {
             let word = (*words.wrapping_byte_add(i).cast::<AtomicU64>()).load(Ordering::Relaxed);
             buf.wrapping_byte_add(i).cast::<u64>().write_unaligned(word);

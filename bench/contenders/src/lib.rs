@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What `libqcow2cache` is measured against. Every operation is an `extern "C"` function behind a pointer of [`Ops`],
-//! so that each contender pays the same call as the library does.
+//! The contenders: what `libqcow2cache` is measured against. Every operation is an `extern "C"`
+//! function behind a pointer in [`Ops`], so that each contender pays for the same call as the
+//! library.
 //!
 //! | contender | what it is | what it lacks |
 //! |---|---|---|
 //! | [`linear`] | 24 bytes an entry, linear search, LRU by counters, one lock held by the caller | nothing |
 //! | [`lru_mutex`] | the `lru` crate under a `parking_lot` mutex; `Arc` is the pin | loads, write-back, table memory |
-//! | [`quick`] | the `quick_cache` crate; `Arc` is the pin | the same |
-//! | [`floor`] | an index and a word a slot: one probe, one compare-and-swap, one fetch-sub | everything else |
+//! | [`quick`] | the `quick_cache` crate; `Arc` is the pin | loads, write-back, table memory |
+//! | [`floor`] | an index and a word a slot: one probe, one compare-and-swap, one fetch-sub | misses, eviction, write-back, cleaning, statistics |
 
 use core::ffi::{c_int, c_void};
 
@@ -17,7 +18,7 @@ pub mod lru_mutex;
 mod memory;
 pub mod quick;
 
-/// All tables of all contenders are of this size, in bytes.
+/// Size of every table of every contender, in bytes.
 pub const TABLE_SIZE: usize = 4096;
 
 /// `int get(cache, offset, void **table)`
@@ -33,24 +34,25 @@ pub type Mark = unsafe extern "C" fn(*mut c_void, *mut c_void) -> c_int;
 /// What a miss calls in place of I/O, and a flush for each table it writes.
 pub type Stub = unsafe extern "C" fn(offset: u64, table: *mut c_void);
 
-/// A contender's operations; those that it lacks are `None`. The library's own fit, too.
+/// A contender's operations; those that it lacks are `None`. The library's functions have these
+/// types as well.
 #[derive(Clone, Copy)]
 pub struct Ops {
     /// Pins a table.
     pub get: Option<Get>,
-    /// Gives the pin back.
+    /// Unpins a table.
     pub put: Option<Put>,
     /// Copies a part of a table, without a pin.
     pub read: Option<Read>,
-    /// Finds a table, and does nothing with it.
+    /// Finds a table and copies nothing.
     pub probe: Option<Read>,
     /// Marks a pinned table dirty.
     pub mark_dirty: Option<Mark>,
-    /// Writes what is dirty.
+    /// Writes the dirty tables.
     pub flush: Option<Whole>,
-    /// Drops tables unused since the previous pass, and gives their memory back.
+    /// Drops the tables that were not used since the previous pass and releases their memory.
     pub clean: Option<Whole>,
-    /// Whether a table is there, without a pin.
+    /// Tells whether a table is resident, without a pin.
     pub lookup: Option<Get>,
 }
 
@@ -77,17 +79,18 @@ pub struct Contender {
     destroy: unsafe fn(*mut c_void),
 }
 
-// SAFETY: every contender may be used from several threads: `linear` with the lock inside of its get and put, the others by
-// themselves.
+// SAFETY: every contender may be used from several threads. `linear` takes its lock in get and
+// unlocks it in put; the others synchronise inside each call.
 unsafe impl Send for Contender {}
-// SAFETY: as above.
+// SAFETY: as for `Send`.
 unsafe impl Sync for Contender {}
 
 impl Contender {
     /// Takes over `cache`.
     fn new<T>(cache: T, ops: Ops) -> Self {
         unsafe fn destroy<T>(handle: *mut c_void) {
-            // SAFETY: `handle` came from `Box::into_raw` of this very `T`, below, and goes nowhere else.
+            // SAFETY: `handle` comes from `Box::into_raw` of a `T`, below; only `drop` calls this,
+            // once.
             drop(unsafe { Box::from_raw(handle.cast::<T>()) });
         }
         Self {
@@ -97,7 +100,7 @@ impl Contender {
         }
     }
 
-    /// A cache of somebody else's making.
+    /// Wraps a cache that is not from this crate.
     ///
     /// # Safety
     /// `ops` may be called with `handle`, from several threads, until `destroy(handle)`.

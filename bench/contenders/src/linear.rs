@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The cache that scans, as drivers have it: 24 bytes an entry, a search that begins at a hash of the offset and goes through
-//! the entries one by one, a victim found by looking at all of them, and one lock that the caller holds from get to put.
+//! The cache that scans, as drivers have it. An entry has 24 bytes. A search begins at a hash of
+//! the offset and goes through the entries one by one. The victim is found by a look at all
+//! entries. The caller holds one lock from get to put.
 
 use core::ffi::{c_int, c_void};
 use core::ptr::null_mut;
@@ -31,7 +32,8 @@ struct Linear {
     store: Stub,
 }
 
-/// A cache of `tables` tables; `load` is called for a miss, `store` for each table a flush writes.
+/// Creates a cache of `tables` tables. A miss calls `load`; a write-back calls `store` for each
+/// table.
 pub fn create(tables: usize, load: Stub, store: Stub) -> Contender {
     const { assert!(size_of::<Entry>() == 24) };
     let cache = Linear {
@@ -56,7 +58,8 @@ pub fn create(tables: usize, load: Stub, store: Stub) -> Contender {
 }
 
 impl Linear {
-    /// The entry of `offset`, else the one to use for it.
+    /// Returns the entry of `offset` and true, else the victim to use for it and false. The victim
+    /// is `usize::MAX` if all entries are pinned.
     fn find(&self, offset: u64) -> (usize, bool) {
         let n = self.entries.len();
         let first = (offset / TABLE_SIZE as u64 * 4 % n as u64) as usize;
@@ -83,7 +86,7 @@ impl Linear {
 }
 
 /// # Safety
-/// `handle` is a living `Linear`, whose lock the caller holds or which it uses alone.
+/// `handle` is a living `Linear`; the caller holds its lock.
 unsafe fn of<'a>(handle: *mut c_void) -> &'a mut Linear {
     // SAFETY: the caller's promise.
     unsafe { &mut *handle.cast::<Linear>() }
@@ -91,7 +94,7 @@ unsafe fn of<'a>(handle: *mut c_void) -> &'a mut Linear {
 
 #[inline(never)]
 unsafe extern "C" fn get(handle: *mut c_void, offset: u64, table: *mut *mut c_void) -> c_int {
-    // SAFETY: the handle is alive; the lock is taken before anything else is looked at.
+    // SAFETY: the handle is alive; the lock is taken before anything else is used.
     let cache = unsafe {
         (*handle.cast::<Linear>()).lock.lock();
         of(handle)
@@ -109,7 +112,7 @@ unsafe extern "C" fn get(handle: *mut c_void, offset: u64, table: *mut *mut c_vo
             unsafe { (cache.store)(cache.entries[slot].offset, address) };
             cache.entries[slot].dirty = false;
         }
-        // SAFETY: as above; the table is a whole one of our memory.
+        // SAFETY: the stub takes any offset; the table is a whole one of this cache's memory.
         unsafe { (cache.load)(offset, address) };
         cache.entries[slot].offset = offset;
     }
@@ -150,7 +153,7 @@ unsafe extern "C" fn mark_dirty(handle: *mut c_void, table: *mut c_void) -> c_in
 
 #[inline(never)]
 unsafe extern "C" fn flush(handle: *mut c_void) -> c_int {
-    // SAFETY: the handle is alive; the lock is taken first.
+    // SAFETY: the handle is alive; the lock is taken before anything else is used.
     let cache = unsafe {
         (*handle.cast::<Linear>()).lock.lock();
         of(handle)
@@ -169,7 +172,7 @@ unsafe extern "C" fn flush(handle: *mut c_void) -> c_int {
 
 #[inline(never)]
 unsafe extern "C" fn clean(handle: *mut c_void) -> c_int {
-    // SAFETY: the handle is alive; the lock is taken first.
+    // SAFETY: the handle is alive; the lock is taken before anything else is used.
     let cache = unsafe {
         (*handle.cast::<Linear>()).lock.lock();
         of(handle)
@@ -201,7 +204,7 @@ unsafe extern "C" fn clean(handle: *mut c_void) -> c_int {
 
 #[inline(never)]
 unsafe extern "C" fn lookup(handle: *mut c_void, offset: u64, table: *mut *mut c_void) -> c_int {
-    // SAFETY: the handle is alive; the lock is taken first.
+    // SAFETY: the handle is alive; the lock is taken before anything else is used.
     let cache = unsafe {
         (*handle.cast::<Linear>()).lock.lock();
         of(handle)

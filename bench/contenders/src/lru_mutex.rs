@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The `lru` crate under a `parking_lot` mutex. The table is an `Arc` of its number; cloning it is the pin.
+//! The `lru` crate under a `parking_lot` mutex. The table is an `Arc` of its offset; cloning it is
+//! the pin.
 
 use core::ffi::{c_int, c_void};
 use core::num::NonZeroUsize;
@@ -16,7 +17,7 @@ struct Lru {
     load: Stub,
 }
 
-/// A cache of `tables` tables.
+/// Creates a cache of `tables` tables. A miss calls `load`.
 pub fn create(tables: usize, load: Stub) -> Contender {
     let tables = NonZeroUsize::new(tables).expect("at least one table");
     let cache = Lru {
@@ -54,7 +55,7 @@ unsafe extern "C" fn get(handle: *mut c_void, offset: u64, table: *mut *mut c_vo
 
 #[inline(never)]
 pub(crate) unsafe extern "C" fn put(_: *mut c_void, table: *mut *mut c_void) -> c_int {
-    // SAFETY: what `get` gave, once.
+    // SAFETY: `get` returned the pointer; it is put once.
     unsafe {
         drop(Arc::from_raw((*table).cast::<u64>()));
         *table = null_mut();

@@ -27,7 +27,7 @@ impl Memory {
             base != libc::MAP_FAILED,
             "no address space for {tables} tables"
         );
-        // SAFETY: the mapping just made; without huge pages, as the library's own.
+        // SAFETY: the mapping just made. The library's tables have no huge pages either.
         unsafe { libc::madvise(base, tables * TABLE_SIZE, libc::MADV_NOHUGEPAGE) };
         Self { base, tables }
     }
@@ -50,7 +50,7 @@ impl Memory {
         }
     }
 
-    /// Gives `count` tables' memory back to the kernel.
+    /// Returns the memory of `count` tables to the kernel.
     pub(crate) fn release(&self, first: usize, count: usize) {
         // SAFETY: inside the mapping; the caller's tables are unused.
         unsafe { libc::madvise(self.table(first), count * TABLE_SIZE, libc::MADV_DONTNEED) };
@@ -59,7 +59,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: the mapping of `new`; its owner goes with it.
+        // SAFETY: the mapping was made by `new`; nobody uses it after its owner.
         unsafe { libc::munmap(self.base, self.tables * TABLE_SIZE) };
     }
 }

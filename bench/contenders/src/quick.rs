@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The `quick_cache` crate: sharded, S3-FIFO, reads under a shared lock. The table is an `Arc` of its number.
+//! The `quick_cache` crate: sharded, S3-FIFO, reads under a shared lock. The table is an `Arc` of
+//! its offset; cloning it is the pin.
 
 use core::ffi::{c_int, c_void};
 use core::ptr::null_mut;
@@ -12,7 +13,7 @@ struct Quick {
     load: Stub,
 }
 
-/// A cache of `tables` tables.
+/// Creates a cache of `tables` tables. A miss calls `load`.
 pub fn create(tables: usize, load: Stub) -> Contender {
     let cache = Quick {
         map: quick_cache::sync::Cache::new(tables),

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Cleaning passes. Tables are filled in order: that is where the scanning cache is at its best.
+//! Cleaning passes, against the scanning cache (`linear`). The tables are filled in order, which is
+//! the best case for the scanning cache.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,19 +12,25 @@ use crate::measure::{Prepared, Run, Samples};
 use crate::work::{self, Offsets};
 use crate::{ours, progress};
 
-/// A pass that finds nothing, against the scanning cache's, at the sizes in [`JUDGED`].
+/// A pass that drops nothing must be this many times as fast as the scanning cache's, at the sizes
+/// in [`JUDGED`].
 const IDLE_FASTER: f64 = 10.0;
-/// A pass that drops all, in times of the scanning cache's.
+/// A pass that drops all tables may take this many times the time of the scanning cache's.
 const EVERYTHING: f64 = 1.0;
-/// A pass that drops one table in a hundred, with another thread running.
+/// A pass that drops one table in a hundred while another thread runs must be this many times as
+/// fast as the scanning cache's.
 const SCATTERED_FASTER: f64 = 4.0;
-/// One table of so many is unused in the scattered figure.
+/// In the figures `scattered`, one table in this many is unused.
 const SCATTER: u64 = 100;
-/// With fewer tables there are so few scattered ones that a call for each is no more than a few calls.
+/// The figure `scattered` has a target from this many tables on. With fewer there are so few
+/// scattered ones that one system call for each makes only a few calls.
 const SCATTER_FROM: usize = 512;
+/// The sizes at which a pass that drops nothing has a target.
 const JUDGED: [usize; 2] = [8192, 32768];
+/// Names of the two caches, in the order of the results.
+const LINES: [&str; 2] = ["ours", "linear"];
 
-/// See the module.
+/// Runs the group: see the module.
 pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
     for &tables in work::sizes(setting.effort.quick) {
         progress::show(&format!("clean: {tables} tables"));
@@ -54,7 +61,7 @@ fn clean(cache: &Contender) -> i32 {
     work::whole(cache, cache.ops.clean)
 }
 
-/// Nothing resident.
+/// No table is resident.
 fn empty(setting: &Setting, report: &mut Report, tables: usize, caches: &[Contender; 2]) {
     let mut runs: Vec<Run<'_>> = Vec::new();
     for cache in caches {
@@ -68,7 +75,7 @@ fn empty(setting: &Setting, report: &mut Report, tables: usize, caches: &[Conten
     idle_figures(report, "empty", tables, &results);
 }
 
-/// All resident, and used since the last pass.
+/// All tables are resident, and were used since the last pass.
 fn used(setting: &Setting, report: &mut Report, tables: usize, caches: &[Contender; 2]) {
     let offsets = Offsets::in_order(tables);
     let mut runs: Vec<Prepared<'_>> = Vec::new();
@@ -79,29 +86,19 @@ fn used(setting: &Setting, report: &mut Report, tables: usize, caches: &[Contend
         });
     }
     let results = setting.effort.interleave_prepared(&mut runs);
-    for (line, samples) in ["ours", "linear"].iter().zip(&results) {
+    for (line, samples) in LINES.iter().zip(&results) {
         report.point("clean", line, tables as f64, samples.median());
     }
     idle_figures(report, "used", tables, &results);
 }
 
 fn idle_figures(report: &mut Report, what: &str, tables: usize, results: &[Samples]) {
-    report.info(format!("clean.{what}.{tables}.ours"), "ns", &results[0]);
-    report.info(format!("clean.{what}.{tables}.linear"), "ns", &results[1]);
-    let target = if JUDGED.contains(&tables) {
-        Target::AtLeast(IDLE_FASTER)
-    } else {
-        Target::None
-    };
-    report.figure(
-        format!("clean.{what}.{tables}.linear_vs_ours"),
-        "x",
-        target,
-        results[1].over(&results[0]),
-    );
+    times(report, what, tables, "ns", results);
+    let target = Target::AtLeast(IDLE_FASTER).when(JUDGED.contains(&tables));
+    linear_vs_ours(report, what, tables, results, target);
 }
 
-/// All resident and unused.
+/// All tables are resident and unused.
 fn everything(setting: &Setting, report: &mut Report, tables: usize, caches: &[Contender; 2]) {
     let offsets = Offsets::in_order(tables);
     let mut runs: Vec<Prepared<'_>> = Vec::new();
@@ -115,17 +112,7 @@ fn everything(setting: &Setting, report: &mut Report, tables: usize, caches: &[C
         });
     }
     let results = setting.effort.interleave_prepared(&mut runs);
-    let per_table = |samples: &Samples| samples.zip(samples, |ns, _| ns / tables as f64);
-    report.info(
-        format!("clean.everything.{tables}.ours"),
-        "ns/table",
-        &per_table(&results[0]),
-    );
-    report.info(
-        format!("clean.everything.{tables}.linear"),
-        "ns/table",
-        &per_table(&results[1]),
-    );
+    times_per_table(report, "everything", tables, tables as f64, &results);
     report.figure(
         format!("clean.everything.{tables}.vs_linear"),
         "x",
@@ -134,7 +121,7 @@ fn everything(setting: &Setting, report: &mut Report, tables: usize, caches: &[C
     );
 }
 
-/// All resident, one in [`SCATTER`] unused.
+/// All tables are resident, one in [`SCATTER`] is unused.
 fn scattered(setting: &Setting, tables: usize, caches: &[Contender; 2]) -> Vec<Samples> {
     let offsets = Offsets::in_order(tables);
     let unused = (tables as u64).div_ceil(SCATTER) as i32;
@@ -147,7 +134,7 @@ fn scattered(setting: &Setting, tables: usize, caches: &[Contender; 2]) -> Vec<S
                 let used = (0..tables as u64).filter(|i| i % SCATTER != 0);
                 used.for_each(|i| work::touch(cache, offsets.at(i), false));
             }),
-            run: Box::new(move || assert_eq!(clean(cache), unused, "so many are unused")),
+            run: Box::new(move || assert_eq!(clean(cache), unused, "one in SCATTER is unused")),
         });
     }
     setting.effort.interleave_prepared(&mut runs)
@@ -161,19 +148,38 @@ fn print_scattered(
     judged: bool,
 ) {
     let unused = (tables as u64).div_ceil(SCATTER) as f64;
-    for (line, samples) in ["ours", "linear"].iter().zip(results) {
-        let per_table = samples.zip(samples, |ns, _| ns / unused);
-        report.info(
-            format!("clean.{what}.{tables}.{line}"),
-            "ns/table",
-            &per_table,
-        );
+    times_per_table(report, what, tables, unused, results);
+    let target = Target::AtLeast(SCATTERED_FASTER).when(judged);
+    linear_vs_ours(report, what, tables, results, target);
+}
+
+/// Adds the times of both caches.
+fn times(report: &mut Report, what: &str, tables: usize, unit: &'static str, results: &[Samples]) {
+    for (line, samples) in LINES.iter().zip(results) {
+        report.info(format!("clean.{what}.{tables}.{line}"), unit, samples);
     }
-    let target = if judged {
-        Target::AtLeast(SCATTERED_FASTER)
-    } else {
-        Target::None
-    };
+}
+
+/// Adds the times of both caches, divided by the number of tables that were dropped.
+fn times_per_table(
+    report: &mut Report,
+    what: &str,
+    tables: usize,
+    dropped: f64,
+    results: &[Samples],
+) {
+    let results: Vec<Samples> = results.iter().map(|one| one.per(dropped)).collect();
+    times(report, what, tables, "ns/table", &results);
+}
+
+/// Adds how many times as fast as the scanning cache the library is.
+fn linear_vs_ours(
+    report: &mut Report,
+    what: &str,
+    tables: usize,
+    results: &[Samples],
+    target: Target,
+) {
     report.figure(
         format!("clean.{what}.{tables}.linear_vs_ours"),
         "x",
@@ -182,7 +188,8 @@ fn print_scattered(
     );
 }
 
-/// Runs `work` on one processor while another thread of this process is busy on the next.
+/// Runs `work` on one processor while another thread of this process is busy on the next. Each
+/// `madvise` has to interrupt that one.
 fn beside_a_running_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Hit ratios: the library itself against simulated policies, on the same sequences of requests.
-
-use core::ptr::null_mut;
+//! Hit ratios: those of the library itself against those of simulated policies, on the same
+//! sequences of requests.
 
 use contenders::TABLE_SIZE;
 
@@ -9,12 +8,12 @@ use super::Setting;
 use crate::figure::{Report, Target};
 use crate::measure::Samples;
 use crate::workloads::{self, Workload};
-use crate::{ffi, ours, policies, progress};
+use crate::{ours, policies, progress, work};
 
-/// How far below LRU's ratio the library's may lie for chance alone, in parts of 1.
+/// How far below LRU's hit ratio the library's may lie by chance.
 const CHANCE: f64 = 0.002;
 
-/// See the module.
+/// Runs the group: see the module.
 pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
     let sizes: &[usize] = if setting.effort.quick {
         &[64, 1024, 8192]
@@ -40,7 +39,7 @@ pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
             "",
             &Samples::exact(recorded.universe as f64),
         );
-        // Sizes at which something has to go.
+        // Sizes smaller than the number of tables, so that some have to be evicted.
         let tables = recorded.universe;
         for part in [16, 8, 4, 2] {
             compare(report, recorded, (tables / part).max(2));
@@ -73,7 +72,7 @@ fn compare(report: &mut Report, workload: &Workload, capacity: usize) {
     }
     let ratio = ours(workload, capacity);
     report.point(&chart, "ours", capacity as f64, ratio);
-    // LRU's ratio, less what chance may take, to four places.
+    // LRU's ratio less CHANCE, rounded down to four places.
     let least = ((lru - CHANCE) * 1e4).floor() / 1e4;
     report.figure(
         name("ours"),
@@ -83,18 +82,12 @@ fn compare(report: &mut Report, workload: &Workload, capacity: usize) {
     );
 }
 
+/// The library's hit ratio.
 fn ours(workload: &Workload, capacity: usize) -> f64 {
-    let cache = ours::create(capacity, &ours::null_storage());
+    let cache = ours::without_io(capacity);
     let before = ours::loads();
     for key in &workload.keys {
-        let mut table = null_mut();
-        let offset = (u64::from(*key) + 1) * TABLE_SIZE as u64;
-        // SAFETY: the cache is alive; the table goes back at once.
-        let r = unsafe {
-            ffi::q2c_cache_get(cache.handle, offset, &mut table)
-                | ffi::q2c_cache_put(cache.handle, &mut table)
-        };
-        assert!(r == 0, "get, put: {r}");
+        work::touch(&cache, (u64::from(*key) + 1) * TABLE_SIZE as u64, false);
     }
     let loads = ours::loads() - before;
     1.0 - loads as f64 / workload.keys.len() as f64

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Flushes: what they cost, and which writes they make.
+//! Flushes: what they cost, against the scanning cache (`linear`), and which writes they make.
 
 use std::sync::Mutex;
 
-use contenders::{Contender, TABLE_SIZE, linear};
+use contenders::{Contender, TABLE_SIZE};
 
 use super::Setting;
 use crate::figure::{Report, Target};
@@ -11,21 +11,20 @@ use crate::measure::{Rng, Run, Samples};
 use crate::work::{self, Offsets};
 use crate::{ours, progress};
 
-/// 32,768 tables against 512, as many of them dirty.
+/// A flush with 32,768 tables may take this many times one with 512 tables, with the same number of
+/// dirty tables.
 const FLAT: f64 = 2.0;
-/// Dirty tables of the figure `many`.
+/// Dirty tables in the figure `many`.
 const MANY: u64 = 64;
 
-/// See the module.
+/// Runs the group: see the module.
 pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
-    let mut by_size: Vec<(usize, Vec<Samples>)> = Vec::new();
+    // For each number of dirty tables: the times by the size of the cache.
+    let mut by_size: [Vec<(usize, Samples)>; 3] = Default::default();
     for &tables in work::sizes(setting.effort.quick) {
         progress::show(&format!("flush: {tables} tables"));
         let offsets = Offsets::scattered(tables, 0);
-        let caches = [
-            ours::create(tables, &ours::null_storage()),
-            linear::create(tables, ours::load_nothing, ours::store_nothing),
-        ];
+        let caches = [ours::without_io(tables), ours::linear_without_io(tables)];
         for cache in &caches {
             work::touch_all(cache, &offsets);
         }
@@ -52,43 +51,38 @@ pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
                 }
             }
         }
-        by_size.push((tables, results[..3].to_vec()));
+        for (times, samples) in by_size.iter_mut().zip(&results) {
+            times.push((tables, samples.clone()));
+        }
     }
-    let of = |tables| {
-        &by_size
-            .iter()
-            .find(|(n, _)| *n == tables)
-            .expect("measured")
-            .1
-    };
     for (i, what) in ["nothing", "one", "many"].iter().enumerate() {
-        let ratio = of(32768)[i].over(&of(512)[i]);
         report.figure(
             format!("flush.{what}.flat"),
             "x",
             Target::AtMost(FLAT),
-            ratio,
+            work::flatness(&by_size[i]),
         );
     }
     writes(report);
     Ok(())
 }
 
-/// The figure includes the get, mark_dirty and put of each.
+/// Dirties random tables of the set. The time of each get, mark_dirty and put is part of the
+/// figure.
 fn dirty_some(cache: &Contender, offsets: &Offsets, rng: &mut Rng, count: u64) {
     for _ in 0..count {
         work::touch(cache, offsets.at(rng.below(offsets.count as u64)), true);
     }
 }
 
-/// Joined neighbours and the order of writes, as storage sees them.
+/// Whether neighbours are joined and in which order writes come, as the storage sees them.
 fn writes(report: &mut Report) {
     let recorder = Mutex::new(Vec::new());
-    // SAFETY: the cache below is dropped first.
+    // SAFETY: the cache, made after the recorder, is dropped before it.
     let storage = unsafe { ours::recording_storage(&recorder) };
     let cache = ours::create(4096, &storage);
     let at = |number: u64| (number + 1) * TABLE_SIZE as u64;
-    // Sixteen neighbours, dirtied in an order that is not theirs.
+    // Sixteen neighbours, dirtied out of order.
     for i in 0..16 {
         work::touch(&cache, at(100 + i * 7 % 16), true);
     }

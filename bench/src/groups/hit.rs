@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Hits: get + put of random resident tables.
+//! Hits: get + put of random resident tables, against all other contenders.
 
-use contenders::{Contender, Ops, floor, linear, lru_mutex, quick};
+use contenders::{Contender, Ops, floor, lru_mutex, quick};
 
 use super::Setting;
 use crate::figure::{Report, Target};
@@ -9,24 +9,26 @@ use crate::measure::{Rng, Run, Samples};
 use crate::work::{self, Offsets};
 use crate::{ours, progress};
 
-/// A hit, in times of the floor.
+/// A hit may take this many times the time of the floor's.
 const TIMES_FLOOR: f64 = 1.5;
-/// Two threads against one, in parts of what the floor gains.
+/// The gain of two threads over one must be this part of the floor's gain.
 const PARTS_OF_FLOOR_SCALING: f64 = 0.8;
-/// A hit of tables at regular distances, in times of one of tables anywhere.
+/// A hit of tables at regular distances may take this many times one of scattered tables.
 const TIMES_SCATTERED: f64 = 1.5;
-/// In tables: neighbours; a slice in each 64 KiB cluster; L2 tables of an image that was written from front to back, of clusters of
-/// 64 KiB and 4 KiB; and two at which a multiplicative hash alone would put thousands into a few places.
+/// Regular distances, in tables: neighbours; a slice in each 64 KiB cluster; L2 tables of an image
+/// that was written from front to back, with clusters of 64 KiB and of 4 KiB; and two distances at
+/// which one round of multiplicative hashing would put thousands of tables into a few places.
 const DISTANCES: [u64; 6] = [1, 16, 131_088, 513, 987, 15_456];
 
-/// A contender whose tables are resident: several caches with sets of tables of their own where they are small, since in a small one
-/// it is a matter of luck how many tables collide in the index.
+/// A contender whose tables are resident. If the caches are small, these are several caches with
+/// different sets of tables: in a single small cache, it is a matter of luck how many tables
+/// collide in the index.
 struct Ready {
     name: &'static str,
     sets: Vec<(Contender, Offsets)>,
 }
 
-/// Caches of `tables` tables that make up one figure.
+/// How many caches of `tables` tables make up one figure.
 fn sets(tables: usize) -> u64 {
     (512 / tables as u64).clamp(1, 16)
 }
@@ -39,7 +41,7 @@ impl Ready {
     }
 }
 
-/// See the module.
+/// Runs the group: see the module.
 pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
     for &tables in work::sizes(setting.effort.quick) {
         progress::show(&format!("hit: {tables} tables, churned"));
@@ -54,10 +56,11 @@ pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
     Ok(())
 }
 
-/// Makes a cache.
+/// Creates a cache.
 type Make<'a> = &'a dyn Fn() -> Contender;
 
-/// As many caches as make up one figure, each filled by `fill`, which is told its number.
+/// Creates the caches of one figure and has `fill` fill each. The arguments of `fill` are the cache
+/// and its number.
 fn ready(
     name: &'static str,
     tables: usize,
@@ -75,6 +78,7 @@ fn ready(
     }
 }
 
+/// The contenders, filled and churned: see [`work::churn`].
 fn churned(tables: usize) -> Vec<Ready> {
     let ready = |name, make: Make<'_>| {
         ready(name, tables, make, |cache, number| {
@@ -82,12 +86,10 @@ fn churned(tables: usize) -> Vec<Ready> {
         })
     };
     let mut all = vec![
-        ready("ours", &|| ours::create(tables, &ours::null_storage())),
-        ready("linear", &|| {
-            linear::create(tables, ours::load_nothing, ours::store_nothing)
-        }),
+        ready("ours", &|| ours::without_io(tables)),
+        ready("linear", &|| ours::linear_without_io(tables)),
         ready("lru", &|| lru_mutex::create(tables, ours::load_nothing)),
-        // Its shards fill unevenly: with room for twice as many, all of these stay.
+        // Its shards fill unevenly. With room for twice as many tables, none is evicted.
         ready("quick_cache", &|| {
             quick::create(tables * 2 + 64, ours::load_nothing)
         }),
@@ -96,7 +98,7 @@ fn churned(tables: usize) -> Vec<Ready> {
     all
 }
 
-/// The floor with the tables of another contender.
+/// The floor, with the tables of another contender.
 fn floor_of(other: &Ready) -> Ready {
     let sets = other.sets.iter();
     let same = |(_, offsets): &(Contender, Offsets)| (floor::create(&offsets.all()), *offsets);
@@ -106,7 +108,8 @@ fn floor_of(other: &Ready) -> Ready {
     }
 }
 
-/// Filled in order, never evicted: where the scanning cache finds each table at once.
+/// The library, the scanning cache and the floor, filled in order, without an eviction. This is the
+/// best case for the scanning cache: its search finds each table after a few entries.
 fn ordered(tables: usize) -> Vec<Ready> {
     let ready = |name, make: Make<'_>| {
         ready(name, tables, make, |cache, number| {
@@ -116,10 +119,8 @@ fn ordered(tables: usize) -> Vec<Ready> {
         })
     };
     let mut all = vec![
-        ready("ours", &|| ours::create(tables, &ours::null_storage())),
-        ready("linear", &|| {
-            linear::create(tables, ours::load_nothing, ours::store_nothing)
-        }),
+        ready("ours", &|| ours::without_io(tables)),
+        ready("linear", &|| ours::linear_without_io(tables)),
     ];
     all.push(floor_of(&all[0]));
     all
@@ -149,7 +150,7 @@ fn one_thread(setting: &Setting, report: &mut Report, how: &str, tables: usize, 
             report.point("hit", one.name, tables as f64, samples.median());
         }
     }
-    let empty = results.last().expect("the loop itself is measured last");
+    let empty = results.last().expect("the empty loop is measured last");
     report.info(format!("hit.{how}.{tables}.empty_loop"), "ns", empty);
     report.figure(
         format!("hit.{how}.{tables}.vs_floor"),
@@ -164,15 +165,16 @@ fn one_thread(setting: &Setting, report: &mut Report, how: &str, tables: usize, 
     );
 }
 
-/// Tables at regular distances, as an image's L2 tables are: which distances are bad depends on the hash.
+/// Tables at regular distances, like the L2 tables of an image. Which distances are bad depends on
+/// the hash; the worst one is judged.
 fn regular(setting: &Setting, report: &mut Report, tables: usize) {
-    let anywhere = ours::create(tables, &ours::null_storage());
+    let anywhere = ours::without_io(tables);
     let set = Offsets::scattered(tables, 0);
     work::touch_all(&anywhere, &set);
     let caches: Vec<_> = DISTANCES
         .iter()
         .map(|distance| {
-            let cache = ours::create(tables, &ours::null_storage());
+            let cache = ours::without_io(tables);
             let offsets = Offsets::spaced(tables, *distance);
             work::touch_all(&cache, &offsets);
             (cache, offsets)
@@ -199,7 +201,7 @@ fn regular(setting: &Setting, report: &mut Report, tables: usize) {
     );
 }
 
-/// A contender whose get and put do nothing: what the loop and the calls cost.
+/// A contender whose get and put do nothing. Its time is that of the loop and the calls.
 fn nothing() -> Contender {
     use core::ffi::{c_int, c_void};
     unsafe extern "C" fn get(_: *mut c_void, _: u64, _: *mut *mut c_void) -> c_int {
@@ -213,7 +215,7 @@ fn nothing() -> Contender {
         put: Some(put),
         ..Ops::NONE
     };
-    // SAFETY: these operations look at none of their arguments.
+    // SAFETY: these operations use none of their arguments.
     unsafe { Contender::foreign(core::ptr::null_mut(), ops, |_| {}) }
 }
 

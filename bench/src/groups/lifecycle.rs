@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A cleaner's and a state's life: how long a stop takes, what idling costs, what is left behind.
+//! The life of cleaners and states: how long a stop takes, what idle cleaners cost, what is leaked,
+//! and whether option changes hang.
 
 use core::ptr::{null, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -12,26 +13,28 @@ use super::Setting;
 use crate::figure::{Report, Target};
 use crate::image_state::Opener;
 use crate::measure::{Samples, process_cpu};
-use crate::{ffi, ours, progress};
+use crate::{ffi, ours, programs, progress};
 
-/// Stops of a sleeping cleaner.
+/// How often a sleeping cleaner is stopped.
 const STOPS: usize = 10_000;
-/// µs that 99 of 100 of them may take.
+/// µs that 99 of 100 stops may take.
 const STOP_P99: f64 = 200.0;
-/// Context switches a stop, on the coroutine host.
+/// Switches to a coroutine that a stop may need on the coroutine host.
 const SWITCHES: f64 = 3.0;
-/// States with a cleaner each, one second apart.
+/// States that idle, each with a cleaner whose interval is one second.
 const IDLE_STATES: usize = 1000;
-/// Per cent of one processor for all of them.
+/// Per cent of one processor that all idle cleaners together may use.
 const IDLE_COST: f64 = 1.0;
+/// Life cycles (open, close) after which nothing may be leaked.
 const CYCLES: usize = 100_000;
-/// Without an option change for so long, it hangs.
+/// The option changes count as hung after this time without one.
 const HANGS_AFTER: Duration = Duration::from_secs(60);
+/// The interval of the cleaners that are stopped: 600 s.
 const SLEEP_NS: u64 = 600_000_000_000;
 
-/// See the module.
+/// Runs the group: see the module.
 pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
-    // First of all: what is forked has few threads.
+    // First, while the process has few threads.
     fork(report)?;
     progress::show("lifecycle: stops, threads");
     stop_figures(report, "threads", stops(None, null_mut())?);
@@ -51,7 +54,7 @@ pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
     changes(setting, report)
 }
 
-/// ns of each stop, sorted.
+/// Stops a sleeping cleaner [`STOPS`] times. Returns the ns of each stop, sorted.
 fn stops(host: Option<&ffi::Host>, context: *mut core::ffi::c_void) -> Result<Vec<u64>, String> {
     let mut cleaner = null_mut();
     let host = host.map_or(null(), core::ptr::from_ref);
@@ -63,7 +66,8 @@ fn stops(host: Option<&ffi::Host>, context: *mut core::ffi::c_void) -> Result<Ve
         }
     };
     let mut taken = Vec::with_capacity(STOPS);
-    // SAFETY: the handle is used between create and destroy, by this thread alone; the context outlives the call.
+    // SAFETY: only this thread uses the handle, between create and destroy; the context outlives
+    // the call.
     unsafe {
         check(
             "q2c_cleaner_create",
@@ -74,7 +78,7 @@ fn stops(host: Option<&ffi::Host>, context: *mut core::ffi::c_void) -> Result<Ve
                 "q2c_cleaner_start",
                 ffi::q2c_cleaner_start(cleaner, context, SLEEP_NS),
             )?;
-            // Time to fall asleep.
+            // Give the cleaner time to fall asleep.
             std::thread::sleep(Duration::from_micros(100));
             let begun = Instant::now();
             check(
@@ -107,29 +111,20 @@ fn stop_figures(report: &mut Report, host: &str, sorted: Vec<u64>) {
     report.info(format!("lifecycle.stop.{host}.max"), "us", &at(1.0));
 }
 
-/// What the C test program prints: `name: value` a line.
+/// Has the C test program measure stops on the coroutine host, and adds what it prints.
 fn coroutine_stops(setting: &Setting, report: &mut Report) -> Result<(), String> {
     let Some(program) = &setting.coroutine_stop else {
         progress::clear();
         eprintln!(
-            "lifecycle: no --coroutine-stop given; the figures lifecycle.stop.coroutines.* are missing"
+            "lifecycle: no --coroutine-stop given; the figures lifecycle.stop.coroutines.* are \
+             missing"
         );
         return Ok(());
     };
     progress::show("lifecycle: stops, coroutines");
-    let output = Command::new(program)
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|e| format!("{}: {e}", program.display()))?;
-    if !output.status.success() {
-        return Err(format!("{}: {}", program.display(), output.status));
-    }
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let value = |name: &str| {
-        let of_line = |line: &str| line.strip_prefix(name)?.strip_prefix(": ")?.parse().ok();
-        let found: Option<f64> = text.lines().find_map(of_line);
-        found.ok_or(format!("{}: printed no '{name}: value'", program.display()))
-    };
+    let text = programs::output(&mut Command::new(program))?;
+    let shown = program.display().to_string();
+    let value = |name: &str| programs::field(&shown, &text, name);
     for (name, field) in [("p50", "p50_ns"), ("p99", "p99_ns"), ("max", "max_ns")] {
         let samples = Samples::exact(value(field)? / 1000.0);
         report.info(format!("lifecycle.stop.coroutines.{name}"), "us", &samples);
@@ -143,11 +138,11 @@ fn coroutine_stops(setting: &Setting, report: &mut Report) -> Result<(), String>
     Ok(())
 }
 
-/// A thread that turns an event loop; joined when dropped.
+/// A thread that runs an event loop. It is joined when dropped.
 struct IoThread {
     event_loop: *mut ffi::Loop,
     done: Arc<AtomicBool>,
-    /// Dropped after the last kick: the thread frees the loop then.
+    /// Dropped after the last kick; only then does the thread free the loop.
     last_kick: Option<mpsc::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -155,7 +150,7 @@ struct IoThread {
 impl IoThread {
     fn new(clock_stands_still: bool) -> Self {
         struct Ptr(*mut ffi::Loop);
-        // SAFETY: a loop may be kicked and started in from any thread.
+        // SAFETY: any thread may kick a loop and start cleaners in it.
         unsafe impl Send for Ptr {}
         let (send, receive) = mpsc::channel();
         let (last_kick, kicked) = mpsc::channel::<()>();
@@ -164,7 +159,8 @@ impl IoThread {
             let done = done.clone();
             move || {
                 let mut event_loop = null_mut();
-                // SAFETY: this is the loop's home thread; whoever used the loop is gone when `done` is set.
+                // SAFETY: this is the loop's home thread. When `done` is set, nobody uses the loop
+                // any more, except for the last kick, which `kicked` waits for.
                 unsafe {
                     let r = ffi::q2c_loop_new(&mut event_loop, null_mut());
                     assert!(r == 0, "q2c_loop_new: {r}");
@@ -202,6 +198,7 @@ impl Drop for IoThread {
     }
 }
 
+/// What many idle cleaners cost.
 fn idle(report: &mut Report) -> Result<(), String> {
     progress::show("lifecycle: 1,000 idle cleaners");
     let threads_before = entries("/proc/self/task")?;
@@ -231,15 +228,18 @@ fn idle(report: &mut Report) -> Result<(), String> {
     Ok(())
 }
 
+/// Number of entries of a directory.
 fn entries(directory: &str) -> Result<i64, String> {
     let list = std::fs::read_dir(directory).map_err(|e| format!("{directory}: {e}"))?;
     Ok(list.count() as i64)
 }
 
+/// Life cycles per second.
 fn open_close(report: &mut Report) {
     progress::show("lifecycle: open and close");
     let opener = Opener::on_threads(ours::null_storage());
-    // With another state open, as in a program with several images; and alone, when the background thread comes and goes, too.
+    // Once with another state open, as in a program with several images. Once alone: then each
+    // cycle also starts and ends the background thread.
     for (name, other) in [("beside_another", Some(opener.open())), ("alone", None)] {
         let begun = Instant::now();
         let mut count = 0;
@@ -257,6 +257,7 @@ fn open_close(report: &mut Report) {
     }
 }
 
+/// Memory and file descriptors that are left after many life cycles.
 fn leaks(report: &mut Report) -> Result<(), String> {
     let opener = Opener::on_threads(ours::null_storage());
     let cycle = |count: usize| {
@@ -290,18 +291,19 @@ fn leaks(report: &mut Report) -> Result<(), String> {
     Ok(())
 }
 
-/// A child closes what it inherited.
+/// Whether forked children can close the state that they inherited.
 fn fork(report: &mut Report) -> Result<(), String> {
     let mut closed = 0;
     const TIMES: i32 = 20;
     for _ in 0..TIMES {
         let state = Opener::on_threads(ours::null_storage()).open();
-        // SAFETY: the child calls the library, which promises to work there, and _exit.
+        // SAFETY: the child only calls alarm, the library, which promises to work there, and _exit.
         let child = unsafe { libc::fork() };
         match child {
             -1 => return Err("fork failed".into()),
             0 => {
-                // SAFETY: as above; the alarm ends a child that hangs.
+                // SAFETY: the library promises that this works in a child; the alarm ends a child
+                // that hangs.
                 unsafe {
                     libc::alarm(10);
                     let mut inherited = state.0;
@@ -312,7 +314,7 @@ fn fork(report: &mut Report) -> Result<(), String> {
             _ => {}
         }
         let mut status = 0;
-        // SAFETY: waits for the child just made.
+        // SAFETY: waits for the child just made; the status is local.
         unsafe { libc::waitpid(child, &mut status, 0) };
         closed += i32::from(status == 0);
     }
@@ -325,7 +327,7 @@ fn fork(report: &mut Report) -> Result<(), String> {
     Ok(())
 }
 
-/// Processes that keep the machine busy; ended when dropped.
+/// Processes that keep the machine busy. They are ended when dropped.
 struct Busy(Vec<Child>);
 
 impl Busy {
@@ -349,7 +351,8 @@ impl Drop for Busy {
     }
 }
 
-/// The run that hangs a protocol with a window between the look at the flag and the sleep.
+/// Option changes in a row, each of which stops and restarts the cleaner. They would hang if a stop
+/// could be lost between the cleaner's check of its flag and its sleep.
 fn changes(setting: &Setting, report: &mut Report) -> Result<(), String> {
     let wanted = setting.changes;
     let io = IoThread::new(true);
@@ -397,7 +400,7 @@ fn changes(setting: &Setting, report: &mut Report) -> Result<(), String> {
         &Samples::exact(wanted as f64 / seconds),
     );
     if hangs {
-        // What hangs cannot be joined; it ends with the process.
+        // A hung thread cannot be joined; it ends with the process.
         std::mem::forget(io);
         return Ok(());
     }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `is_table_offset` of a table that is not there, in a full cache.
+//! `is_table_offset` of a table that is not resident, in a full cache, against the scanning cache
+//! (`linear`).
 
 use core::ptr::null_mut;
 
-use contenders::{Contender, linear};
+use contenders::Contender;
 
 use super::Setting;
 use crate::figure::{Report, Target};
@@ -11,7 +12,7 @@ use crate::measure::{Rng, Run, Samples};
 use crate::work::{self, Offsets};
 use crate::{ours, progress};
 
-/// The largest cache against the smallest.
+/// A lookup in the largest cache may take this many times one in the smallest.
 const FLAT: f64 = 2.0;
 
 fn absent(on: &Contender, offsets: &Offsets, rng: &mut Rng, count: u64) {
@@ -26,14 +27,14 @@ fn absent(on: &Contender, offsets: &Offsets, rng: &mut Rng, count: u64) {
     assert!(found == 0, "an absent table was found");
 }
 
-/// See the module.
+/// Runs the group: see the module.
 pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
     let sizes = work::sizes(setting.effort.quick);
     let mut ours_by_size: Vec<Samples> = Vec::new();
     for &tables in sizes {
         progress::show(&format!("lookup: {tables} tables"));
-        let cache = ours::create(tables, &ours::null_storage());
-        let scan = linear::create(tables, ours::load_nothing, ours::store_nothing);
+        let cache = ours::without_io(tables);
+        let scan = ours::linear_without_io(tables);
         let resident = Offsets::scattered(tables, 0);
         work::touch_all(&cache, &resident);
         work::touch_all(&scan, &resident);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a cache costs besides its tables, and before it is used.
+//! The memory of a cache besides its tables, and what a cache costs before it is used.
 
 use contenders::TABLE_SIZE;
 
@@ -8,25 +8,23 @@ use crate::figure::{Report, Target};
 use crate::measure::{Samples, time};
 use crate::{ours, progress, work};
 
-/// Bytes a table, from this many tables on; below, the fixed part decides.
+/// Bytes for each table, from [`FROM`] tables on.
 const BYTES: f64 = 48.0;
+/// With fewer tables, the fixed part decides.
 const FROM: usize = 512;
-/// ms to create a cache of 1 GiB.
+/// ms that creating a cache of 1 GiB may take.
 const MILLISECONDS: f64 = 1.0;
 
-/// See the module.
+/// Runs the group: see the module.
 pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
     progress::show("memory");
     for &tables in work::sizes(setting.effort.quick) {
         let before = allocated()?;
-        let cache = ours::create(tables, &ours::null_storage());
+        let cache = ours::without_io(tables);
         let bytes = (allocated()? - before) as f64 - (tables * TABLE_SIZE) as f64;
-        let told = ours::stats(&cache).metadata_bytes as f64;
-        let target = if tables >= FROM {
-            Target::AtMost(BYTES)
-        } else {
-            Target::None
-        };
+        // SAFETY: a living cache of the library.
+        let told = unsafe { ours::stats(cache.handle) }.metadata_bytes as f64;
+        let target = Target::AtMost(BYTES).when(tables >= FROM);
         report.figure(
             format!("memory.{tables}.besides_tables"),
             "B/table",
@@ -42,6 +40,7 @@ pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
     gigabyte(setting, report)
 }
 
+/// A cache of 1 GiB that is never used.
 fn gigabyte(setting: &Setting, report: &mut Report) -> Result<(), String> {
     let tables = (1 << 30) / TABLE_SIZE;
     let mut creation = Samples::default();
@@ -49,7 +48,7 @@ fn gigabyte(setting: &Setting, report: &mut Report) -> Result<(), String> {
     for _ in 0..setting.effort.rounds {
         let mut cache = None;
         let (taken, disturbed) = time(|| {
-            cache = Some(ours::create(tables, &ours::null_storage()));
+            cache = Some(ours::without_io(tables));
         });
         creation.push(taken.as_secs_f64() * 1e3, disturbed);
         let kib = resident_kib_of_mapping(1 << 30)
@@ -71,8 +70,8 @@ fn gigabyte(setting: &Setting, report: &mut Report) -> Result<(), String> {
     Ok(())
 }
 
-/// Bytes that the C library has handed out from its heap (Rust's allocator is malloc), and those of all mappings without a name: what malloc
-/// and the library map.
+/// Bytes that the C library has handed out from its heap (Rust's allocator is malloc), plus those
+/// of all mappings without a name, which malloc and the library make.
 fn allocated() -> Result<u64, String> {
     let maps = std::fs::read_to_string("/proc/self/maps").map_err(|e| e.to_string())?;
     let nameless = maps.lines().filter_map(|line| {
@@ -99,6 +98,7 @@ fn resident_kib_of_mapping(bytes: u64) -> Option<u64> {
     None
 }
 
+/// The length of an address range, `FROM-TO` in hexadecimal.
 fn parse_range(text: &str) -> Option<u64> {
     let (from, to) = text.split_once('-')?;
     let number = |hex| u64::from_str_radix(hex, 16).ok();

@@ -1,36 +1,34 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Misses with a clean victim: get + put of ever new tables, all slots taken, storage without I/O.
+//! Misses with a clean victim: get + put of tables that were never used before. All slots are
+//! taken, and the storage makes no I/O.
 
-use contenders::{linear, lru_mutex, quick};
+use contenders::{lru_mutex, quick};
 
 use super::Setting;
 use crate::figure::{Report, Target};
 use crate::measure::{Run, Samples};
 use crate::{ours, progress, work};
 
-/// ns of a miss besides I/O.
+/// ns that a miss may take, without I/O.
 const AT_MOST: f64 = 120.0;
-/// 32,768 tables against 512.
+/// A miss with 32,768 tables may take this many times one with 512 tables.
 const FLAT: f64 = 2.0;
 
-/// See the module.
+/// Runs the group: see the module.
 pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
-    let mut flat: Vec<(usize, Samples)> = Vec::new();
+    let mut by_size: Vec<(usize, Samples)> = Vec::new();
     for &tables in work::sizes(setting.effort.quick) {
         progress::show(&format!("miss: {tables} tables"));
         let all = [
-            ("ours", ours::create(tables, &ours::null_storage())),
-            (
-                "linear",
-                linear::create(tables, ours::load_nothing, ours::store_nothing),
-            ),
+            ("ours", ours::without_io(tables)),
+            ("linear", ours::linear_without_io(tables)),
             ("lru", lru_mutex::create(tables, ours::load_nothing)),
             ("quick_cache", quick::create(tables, ours::load_nothing)),
         ];
         let mut runs: Vec<Run<'_>> = Vec::new();
         for (_, cache) in &all {
             let mut next = 0;
-            // All slots taken, and as a run of misses leaves them.
+            // Takes all slots, and leaves the cache as a run of misses does.
             work::misses(cache, &mut next, tables as u64 * 2);
             runs.push(Box::new(move |count| work::misses(cache, &mut next, count)));
         }
@@ -47,14 +45,13 @@ pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
             Target::AtMost(AT_MOST),
             results[0].clone(),
         );
-        flat.push((tables, results[0].clone()));
+        by_size.push((tables, results[0].clone()));
     }
-    let of = |tables| &flat.iter().find(|(n, _)| *n == tables).expect("measured").1;
     report.figure(
         "miss.flat",
         "x",
         Target::AtMost(FLAT),
-        of(32768).over(of(512)),
+        work::flatness(&by_size),
     );
     Ok(())
 }

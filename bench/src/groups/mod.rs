@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The groups of figures. Each runs in a process of its own.
+//! The groups of figures. Each runs in a separate process.
 
 use std::path::PathBuf;
 
@@ -20,17 +20,17 @@ pub mod sharing;
 pub mod stalls;
 pub mod storage;
 
-/// What a group is given.
+/// What a group needs to know.
 pub struct Setting {
-    /// How much time to take.
+    /// How much time the group may take.
     pub effort: Effort,
     /// Where scratch files and results go.
     pub out: PathBuf,
-    /// The example driver's command.
+    /// The example driver's command, for `storage`.
     pub driver: Option<PathBuf>,
     /// Recorded table offsets, for `eviction`.
     pub trace: Option<PathBuf>,
-    /// The C test program that measures stops on the coroutine host.
+    /// The C test program that measures stops on the coroutine host, for `lifecycle`.
     pub coroutine_stop: Option<PathBuf>,
     /// Option changes in a row, for `lifecycle`.
     pub changes: u64,
@@ -38,13 +38,13 @@ pub struct Setting {
 
 /// A group.
 pub struct Group {
-    /// What it is called on the command line and in the names of its figures.
+    /// Its name on the command line and in the names of its figures.
     pub name: &'static str,
     /// What `--help` says.
     pub about: &'static str,
     /// Whether `--quick` runs it.
     pub core: bool,
-    /// Measures; an error is something other than a missed target.
+    /// Measures. Returns an error if something failed; a missed target is not an error.
     pub run: fn(&Setting, &mut Report) -> Result<(), String>,
 }
 
@@ -70,7 +70,7 @@ pub const ALL: &[Group] = &[
     },
     Group {
         name: "clean",
-        about: "a cleaning pass over nothing, over everything, over scattered tables",
+        about: "a cleaning pass that drops nothing, all, or scattered tables",
         core: true,
         run: clean::run,
     },
@@ -82,7 +82,7 @@ pub const ALL: &[Group] = &[
     },
     Group {
         name: "flush",
-        about: "a flush with nothing, one and many tables dirty; joining and order of its writes",
+        about: "a flush of no, one and many dirty tables; its writes",
         core: true,
         run: flush::run,
     },
@@ -94,19 +94,19 @@ pub const ALL: &[Group] = &[
     },
     Group {
         name: "memory",
-        about: "memory besides the tables; what a 1 GiB cache costs before it is used",
+        about: "memory besides the tables; the cost of an unused 1 GiB cache",
         core: true,
         run: memory::run,
     },
     Group {
         name: "eviction",
-        about: "hit ratios against LRU, CLOCK, SIEVE and S3-FIFO on six workloads",
+        about: "hit ratios against LRU, CLOCK, SIEVE and S3-FIFO, six loads",
         core: true,
         run: eviction::run,
     },
     Group {
         name: "sharing",
-        about: "what threads with different tables cost each other: cache lines, hits beside misses",
+        about: "false sharing between threads; hits beside another's misses",
         core: false,
         run: sharing::run,
     },
@@ -118,13 +118,13 @@ pub const ALL: &[Group] = &[
     },
     Group {
         name: "lifecycle",
-        about: "stops, idle cleaners, open and close, leaks, fork, option changes in a row",
+        about: "stops, idle cleaners, leaks, fork, option changes (minutes)",
         core: false,
         run: lifecycle::run,
     },
     Group {
         name: "storage",
-        about: "cold and warm reads through the example driver, against qemu-img bench (needs nbdkit, qemu-img)",
+        about: "reads through the example driver, against qemu-img bench",
         core: false,
         run: storage::run,
     },

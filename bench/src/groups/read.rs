@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `q2c_cache_read`: an 8-byte entry of a random resident table. Judged with one entry for each table; `read.anywhere` reads any entry, so that
-//! the largest cache's 128 MiB are read at random: there the machine's memory decides, see its `probe_and_copy`.
+//! `q2c_cache_read` of an 8-byte entry of a random resident table, against the floor's bare probe
+//! and its probe and copy.
+//!
+//! The figures with a target read one fixed entry of each table. `read.anywhere` reads any entry,
+//! so that all 128 MiB of the largest cache are read at random. There the machine's memory decides,
+//! as its `probe_and_copy` shows.
 
 use contenders::{Contender, floor};
 
@@ -10,13 +14,14 @@ use crate::measure::{Rng, Run, Samples};
 use crate::work::{self, Entry, Offsets};
 use crate::{ours, progress};
 
-/// A read, in times of the bare probe.
+/// A read may take this many times the time of the bare probe.
 const TIMES_PROBE: f64 = 5.0;
-/// Two threads against one.
+/// Two threads must read this many times as much as one.
 const SCALING: f64 = 1.8;
-/// The largest cache against the smallest.
+/// A read from the largest cache may take this many times one from the smallest.
 const FLAT: f64 = 2.0;
 
+/// A filled cache of the library, and the floor with the same tables.
 struct Ready {
     tables: usize,
     cache: Contender,
@@ -24,9 +29,10 @@ struct Ready {
     offsets: Offsets,
 }
 
-/// See the module.
+/// Runs the group: see the module.
 pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
-    // The caches of all sizes live at once, so that the largest is compared with the smallest within a round.
+    // The caches of all sizes exist at the same time, so that the largest is compared with the
+    // smallest within a round.
     let ready: Vec<Ready> = work::sizes(setting.effort.quick)
         .iter()
         .map(|&tables| {
@@ -69,7 +75,6 @@ fn one_thread(setting: &Setting, report: &mut Report, ready: &[Ready], entry: En
     let results = setting.effort.interleave(work::warm(most), &mut runs);
     let judged = entry == Entry::OneEach;
     let what = if judged { "read" } else { "read.anywhere" };
-    let target = |target| if judged { target } else { Target::None };
     for (one, three) in ready.iter().zip(results.chunks(3)) {
         let [ours, probe, copy] = three else {
             unreachable!("three subjects a size");
@@ -86,7 +91,7 @@ fn one_thread(setting: &Setting, report: &mut Report, ready: &[Ready], entry: En
         report.figure(
             format!("{what}.{tables}.vs_probe"),
             "x",
-            target(Target::AtMost(TIMES_PROBE)),
+            Target::AtMost(TIMES_PROBE).when(judged),
             ours.over(probe),
         );
         report.info(
@@ -99,7 +104,7 @@ fn one_thread(setting: &Setting, report: &mut Report, ready: &[Ready], entry: En
     report.figure(
         format!("{what}.flat"),
         "x",
-        target(Target::AtMost(FLAT)),
+        Target::AtMost(FLAT).when(judged),
         results[last].over(&results[0]),
     );
     report.info(

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Resident memory over time, of a state whose cleaner runs every second: filled, kept busy, then left alone.
+//! Resident memory over time, of a state whose cleaner runs every second. The state is filled, kept
+//! busy, then left alone.
 
 use core::ptr::null_mut;
 use std::time::{Duration, Instant};
@@ -16,10 +17,10 @@ const TABLES: u64 = 16384;
 const LOAD: Duration = Duration::from_secs(3);
 const IDLE: Duration = Duration::from_secs(5);
 const STEP: Duration = Duration::from_millis(50);
-/// Of the peak, what may still be resident when the cleaner has had its time.
+/// The part of the peak that may still be resident at the end of the idle time.
 const LEFT: f64 = 0.02;
 
-/// See the module.
+/// Runs the group: see the module.
 pub fn run(_: &Setting, report: &mut Report) -> Result<(), String> {
     let state = Opener {
         l2_cache_size: TABLES * TABLE_SIZE as u64,
@@ -66,9 +67,9 @@ pub fn run(_: &Setting, report: &mut Report) -> Result<(), String> {
     Ok(())
 }
 
-/// A hundred gets, of a set that fills the cache.
+/// Gets and puts a hundred random tables, of a set that fills the cache.
 fn use_tables(state: &OpenState, rng: &mut Rng) {
-    // SAFETY: an open state, alone in its use; the cache stays until an option change.
+    // SAFETY: the state is open; its cache lives until an option change, and there is none.
     unsafe {
         let cache = ffi::q2c_state_l2_cache(state.0).cast();
         for _ in 0..100 {
@@ -82,16 +83,14 @@ fn use_tables(state: &OpenState, rng: &mut Rng) {
     std::thread::sleep(Duration::from_micros(500));
 }
 
+/// Resident memory of the L2 cache's tables, by its statistics.
 fn table_mib(state: &OpenState) -> f64 {
-    let mut stats = ffi::CacheStats {
-        struct_size: size_of::<ffi::CacheStats>(),
-        ..ffi::CacheStats::default()
-    };
-    // SAFETY: as above.
-    unsafe { ffi::q2c_cache_get_stats(ffi::q2c_state_l2_cache(state.0).cast(), &mut stats) };
+    // SAFETY: the state is open; its cache lives until an option change, and there is none.
+    let stats = unsafe { ours::stats(ffi::q2c_state_l2_cache(state.0).cast()) };
     stats.resident_bytes as f64 / f64::from(1 << 20)
 }
 
+/// Resident memory of the process.
 fn resident_mib() -> Result<f64, String> {
     let status = std::fs::read_to_string("/proc/self/statm").map_err(|e| e.to_string())?;
     let pages = status.split(' ').nth(1).and_then(|n| n.parse::<f64>().ok());

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What threads that use different tables cost each other: cache lines that are shared although nothing in them is.
+//! False sharing: what threads that use different tables cost each other, because what they use is
+//! in the same cache lines.
 //!
-//! A slot has 16 bytes, so that four share a line; 64 share a group's bits. `interleaved`: two threads, one pins every other slot, the other
-//! one those between; against two threads with a half of the slots each. `beside_misses`: hits of one thread while another one misses all
-//! the time in the same cache, and while it misses in another one.
+//! A slot has 16 bytes, so that four slots share a line; 64 slots share a group's bits.
+//! `interleaved`: two threads, of which one pins the even slots and the other the odd ones, against
+//! two threads with half of the slots each. `beside_misses`: hits of one thread while another
+//! thread always misses in the same cache, against hits while the other misses in another cache.
 
 use super::Setting;
 use crate::figure::Report;
@@ -13,7 +15,7 @@ use crate::{ours, progress};
 
 const SIZES: [usize; 2] = [512, 32768];
 
-/// See the module.
+/// Runs the group: see the module.
 pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
     for tables in SIZES {
         progress::show(&format!("sharing: {tables} tables"));
@@ -24,7 +26,7 @@ pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
 }
 
 fn interleaved(setting: &Setting, report: &mut Report, tables: usize) {
-    let cache = ours::create(tables, &ours::null_storage());
+    let cache = ours::without_io(tables);
     let offsets = Offsets::in_order(tables);
     work::touch_all(&cache, &offsets);
     let half = tables as u64 / 2;
@@ -56,12 +58,12 @@ fn interleaved(setting: &Setting, report: &mut Report, tables: usize) {
 }
 
 fn beside_misses(setting: &Setting, report: &mut Report, tables: usize) {
-    let [same, other] = [0, 1].map(|_| ours::create(tables, &ours::null_storage()));
+    let [same, other] = [0, 1].map(|_| ours::without_io(tables));
     let hot = Offsets::in_order(tables / 4);
     let mut samples = [Samples::default(), Samples::default()];
     for round in 0..setting.effort.rounds {
         for (cold, samples) in [&other, &same].iter().zip(&mut samples) {
-            // Hit often enough to stay, whatever the other thread does.
+            // Hit often enough that the other thread's misses do not evict these tables.
             (0..4).for_each(|_| work::touch_all(&same, &hot));
             let work: &Work<'_> = &|thread, rng, n| {
                 if thread == 0 {

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How long a hit or a miss can take while a cleaning pass runs. Every single one is timed.
+//! How long a hit or a miss can take while a cleaning pass runs. Every operation is timed.
 //!
-//! One that took long while its thread was taken off the processor by force is not the cache's doing and is left out; a
-//! thread that waits for a lock leaves the processor of its own will. The same operations without passes are the control:
-//! if they stall as well, the machine cannot be judged.
+//! An operation during which the kernel preempted the thread is left out: the cache did not cause
+//! that. (A thread that waits for a lock leaves the processor voluntarily, which does not count as
+//! preemption.) The same operations without passes are the control: if they stall as well, nothing
+//! can be said about the cache on this machine.
 //!
-//! The timed thread's loads leave the table alone: else the first touch of a page that was given back would be timed, too, which is the
-//! kernel's and takes hundreds of µs now and then, pass or no pass (`page_fault`).
+//! The timed thread's loads do not touch the table. Otherwise the first touch of a page that was
+//! released would be timed as well. The kernel takes hundreds of µs for that now and then, with or
+//! without a pass (`page_fault`).
 
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -18,15 +20,15 @@ use super::Setting;
 use crate::figure::{Report, Target};
 use crate::measure::Samples;
 use crate::work::{self, Offsets};
-use crate::{ours, progress};
+use crate::{machine, ours, progress};
 
-/// µs that no hit and no miss may take.
+/// No hit and no miss may take more µs.
 const AT_MOST: f64 = 50.0;
 const TABLES: usize = 32768;
-/// Tables that are hit all the time.
+/// Tables that the timed thread hits, in turn.
 const HOT: u64 = 64;
 
-/// See the module.
+/// Runs the group: see the module.
 pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
     let passes = setting.effort.rounds * 2;
     for what in ["hit", "miss"] {
@@ -55,7 +57,7 @@ pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
     Ok(())
 }
 
-/// The longest first touch of a page, of as many as a cache has, with nothing else going on.
+/// The longest first touch of a page, of as many pages as a cache has, while nothing else runs.
 fn micros_of_the_longest_page_fault() -> f64 {
     let cache = ours::create(TABLES, &ours::touching_storage());
     let (in_pass, done) = (AtomicBool::new(true), AtomicBool::new(false));
@@ -67,7 +69,7 @@ fn micros_of_the_longest_page_fault() -> f64 {
     longest as f64 / 1000.0
 }
 
-/// ns of the longest operation while passes run (or while nothing does, for as long).
+/// ns of the longest operation while passes run, or, if not `clean`, during pauses in their place.
 fn longest(cache: &Contender, what: &str, passes: usize, clean: bool) -> u64 {
     let (in_pass, done) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| {
@@ -86,7 +88,8 @@ fn longest(cache: &Contender, what: &str, passes: usize, clean: bool) -> u64 {
         });
         work::pin_to_cpu(0);
         for _ in 0..passes {
-            // Resident and, after one pass, unused; but for what the other thread uses.
+            // Now all tables are resident and, after one pass, unused, except for those that the
+            // other thread uses.
             work::touch_all(cache, &Offsets::in_order(TABLES));
             work::whole(cache, cache.ops.clean);
             in_pass.store(true, Ordering::Release);
@@ -106,7 +109,7 @@ fn one(cache: &Contender, offset: u64) {
     let get = crate::ffi::q2c_cache_get_unlocked;
     let put = cache.ops.put.expect("has put");
     let mut table = null_mut();
-    // SAFETY: the cache is alive. EAGAIN is an answer, too: what counts here is how long it takes.
+    // SAFETY: the cache is alive. An error such as EAGAIN is allowed: only the time counts here.
     unsafe {
         if get(cache.handle, offset, &mut table) == 0 {
             put(cache.handle, &mut table);
@@ -114,6 +117,7 @@ fn one(cache: &Contender, offset: u64) {
     }
 }
 
+/// ns of the longest call of `work` while `in_pass` is set, until `done` is.
 fn watch(in_pass: &AtomicBool, done: &AtomicBool, work: impl Fn(u64)) -> u64 {
     let (mut longest, mut forced, mut i) = (0, forced_switches(), 0);
     while !done.load(Ordering::Relaxed) {
@@ -136,12 +140,7 @@ fn watch(in_pass: &AtomicBool, done: &AtomicBool, work: impl Fn(u64)) -> u64 {
     longest
 }
 
-/// How often the calling thread was taken off its processor by force.
+/// How often the kernel preempted the calling thread: its involuntary context switches.
 fn forced_switches() -> i64 {
-    // SAFETY: fills a local struct.
-    unsafe {
-        let mut usage: libc::rusage = core::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_THREAD, &mut usage);
-        usage.ru_nivcsw
-    }
+    machine::resource_usage(libc::RUSAGE_THREAD).ru_nivcsw
 }

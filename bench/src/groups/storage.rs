@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Real images through the example driver: cold reads from slow storage, warm reads from the page cache.
+//! Real images through the example driver: cold reads from slow storage, against `qemu-img bench`,
+//! and warm reads from the page cache, against a bare `pread`.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use super::Setting;
 use crate::figure::{Report, Target};
 use crate::measure::Samples;
+use crate::programs::{self, output};
 use crate::progress;
 
-/// Requests in flight.
+/// Requests in flight during the cold reads.
 const DEPTH: &str = "16";
-/// Against `qemu-img bench`.
+/// The driver's cold reads must be this many times as fast as those of `qemu-img bench`.
 const COLD_FASTER: f64 = 6.0;
-/// A warm read, in times of a bare pread.
+/// A warm read may take this many times the time of a bare `pread`.
 const WARM: f64 = 1.15;
 const L2_CACHE: u64 = 256 << 10;
 const L2_ENTRY: u64 = 4 << 10;
@@ -22,7 +24,7 @@ const L2_ENTRY: u64 = 4 << 10;
 const COLD_BYTES: u64 = 64 << 30;
 const WARM_BYTES: u64 = 1 << 30;
 
-/// See the module.
+/// Runs the group: see the module.
 pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
     let driver = setting
         .driver
@@ -36,27 +38,14 @@ pub fn run(setting: &Setting, report: &mut Report) -> Result<(), String> {
     result
 }
 
-/// Runs a program to its end; its standard output.
-fn output(command: &mut Command) -> Result<String, String> {
-    let shown = format!("{command:?}");
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|e| format!("{shown}: {e}"))?;
-    if !output.status.success() {
-        return Err(format!("{shown}: {}", output.status));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// The server; ended when dropped.
+/// An NBD server. It is ended when dropped.
 struct Server {
     process: Child,
     socket: PathBuf,
 }
 
 impl Server {
-    /// Serves `image` with 1 ms for each read.
+    /// Serves `image`. Each read takes 1 ms.
     fn start(image: &Path, socket: PathBuf) -> Result<Self, String> {
         let process = Command::new("nbdkit")
             .args(["-f", "-U"])
@@ -70,7 +59,7 @@ impl Server {
         let begun = Instant::now();
         while !server.socket.exists() {
             if begun.elapsed() > Duration::from_secs(10) {
-                return Err("nbdkit does not listen".into());
+                return Err("nbdkit did not begin to listen within 10 s".into());
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -124,7 +113,8 @@ fn cold(
             "driver=qcow2,l2-cache-size={L2_CACHE},l2-cache-entry-size={L2_ENTRY},\
              file.driver=nbd,file.server.type=unix,file.server.path={socket}"
         );
-        // Each request needs another slice than the ones before it: strides of 37 slices and a block.
+        // The stride is 37 slices and a block, so that each request needs another slice than those
+        // before it.
         let stride = 37 * (L2_ENTRY / 8 * 65536) + 4096;
         let rate = qemu_img_bench(&["--image-opts", &options], 2500, DEPTH, stride)?;
         qemu.push(rate, false);
@@ -140,7 +130,7 @@ fn cold(
     Ok(())
 }
 
-/// Requests per second of `count` reads of 4 KiB.
+/// Requests per second of `qemu-img bench` with `count` reads of 4 KiB.
 fn qemu_img_bench(image: &[&str], count: u64, depth: &str, stride: u64) -> Result<f64, String> {
     let text = output(
         Command::new("qemu-img")
@@ -156,11 +146,9 @@ fn qemu_img_bench(image: &[&str], count: u64, depth: &str, stride: u64) -> Resul
     Ok(count as f64 / seconds)
 }
 
-/// The number in the line `name: number`.
+/// The number that `qcow2drv bench` prints as `name`.
 fn field(text: &str, name: &str) -> Result<f64, String> {
-    text.lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")?.parse().ok())
-        .ok_or_else(|| format!("qcow2drv bench: printed no '{name}: number'"))
+    programs::field("qcow2drv bench", text, name)
 }
 
 fn warm(
@@ -212,7 +200,8 @@ fn warm(
         progress::show(&format!("storage: qemu-img bench at depth {depth}"));
         let mut ns = Samples::default();
         for _ in 0..setting.effort.rounds.min(3) {
-            // A stride that has no factor in common with the number of blocks: all over the image.
+            // The stride and the number of blocks have no common factor, so that the reads go all
+            // over the image.
             let rate = qemu_img_bench(&["-f", "qcow2", &name], 50_000, depth, 97_583 * 4096)?;
             ns.push(1e9 / rate, false);
         }
@@ -225,7 +214,7 @@ fn warm(
     Ok(())
 }
 
-/// A file of [`WARM_BYTES`] that no image format would leave holes in.
+/// Writes a file of [`WARM_BYTES`] without zeros, so that the image gets no holes.
 fn fill(path: &Path) -> Result<(), String> {
     use std::io::Write;
     let fail = |e: std::io::Error| format!("{}: {e}", path.display());

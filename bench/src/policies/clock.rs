@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! CLOCK: a hand goes round; a table that was used since it passed is spared once.
+//! CLOCK. A hand goes round the slots. It spares a table once if the table was used since the hand
+//! passed it.
 
 use super::Policy;
 use super::list::NONE;
 
 pub(super) struct Clock {
-    /// Key and whether it was used, by slot.
+    /// For each slot: the key, and whether it was used since the hand passed.
     slots: Vec<(u32, bool)>,
     slot_of: Vec<u32>,
     hand: usize,

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A doubly linked list of keys, its links in arrays.
+//! A doubly linked list of keys whose links are in arrays.
 
 /// No key.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// See the module. A key is in the list once at most.
+/// The list. A key is in it at most once.
 pub(super) struct List {
-    /// Towards the older end.
+    /// For each key in the list: the next older key.
     older: Vec<u32>,
+    /// For each key in the list: the next newer key.
     newer: Vec<u32>,
     pub(super) newest: u32,
     pub(super) oldest: u32,
@@ -42,7 +43,7 @@ impl List {
         self.len += 1;
     }
 
-    /// Takes a key out.
+    /// Removes a key.
     pub(super) fn remove(&mut self, key: u32) {
         let (older, newer) = (self.older[key as usize], self.newer[key as usize]);
         match older {
@@ -56,7 +57,7 @@ impl List {
         self.len -= 1;
     }
 
-    /// Takes the oldest key out.
+    /// Removes the oldest key and returns it.
     pub(super) fn pop_oldest(&mut self) -> u32 {
         let key = self.oldest;
         self.remove(key);

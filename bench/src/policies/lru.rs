@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! LRU: the table that was not used for longest goes.
+//! LRU: evicts the table that has not been used for the longest time.
 
 use super::Policy;
 use super::list::List;

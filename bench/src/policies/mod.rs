@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Eviction policies, simulated: which of them keeps what is asked for next.
+//! Simulated eviction policies, to compare their hit ratios.
 
 mod clock;
 mod list;
@@ -9,11 +9,11 @@ mod sieve;
 
 /// A cache of keys; keys are numbers below the universe's size.
 pub trait Policy {
-    /// Asks for a key; whether it was there. Afterwards it is.
+    /// Asks for a key, which is in the cache afterwards. Returns whether it was before: a hit.
     fn access(&mut self, key: u32) -> bool;
 }
 
-/// Name, and a cache of `capacity` keys out of `universe`.
+/// A policy's name, and how to make a cache of `capacity` keys out of `universe`.
 pub type Make = (
     &'static str,
     fn(capacity: usize, universe: usize) -> Box<dyn Policy>,
@@ -45,16 +45,16 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_stays() {
+    fn working_set_that_fits_stays() {
         let keys: Vec<u32> = (0..50).cycle().take(5000).collect();
         for make in ALL {
-            // S3-FIFO needs a while: its small queue holds a tenth.
+            // S3-FIFO misses more at the beginning: its small queue holds only a tenth.
             assert!(hits(make, 60, &keys) >= 4500, "{}", make.0);
         }
     }
 
     #[test]
-    fn no_more_than_the_capacity_stays() {
+    fn hits_of_a_long_scan_are_bounded_by_the_capacity() {
         let keys: Vec<u32> = (0..900).chain(0..900).collect();
         for make in ALL {
             assert!(hits(make, 30, &keys) <= 60, "{}", make.0);
@@ -62,19 +62,19 @@ mod tests {
     }
 
     #[test]
-    fn lru_is_lru() {
+    fn lru_evicts_the_least_recently_used() {
         // 3 evicts 2, since 1 was used again.
         assert_eq!(hits(&ALL[0], 2, &[1, 2, 1, 3, 1, 2]), 2);
     }
 
     #[test]
-    fn clock_gives_a_second_chance() {
+    fn clock_spares_a_used_key_once() {
         // 1 was used again: the hand passes it and takes 2.
         assert_eq!(hits(&ALL[1], 2, &[1, 2, 1, 3, 1, 2]), 2);
     }
 
     #[test]
-    fn scans_pass_sieve_and_s3_fifo_by() {
+    fn sieve_and_s3_fifo_keep_the_working_set_during_a_scan() {
         let mut keys: Vec<u32> = (0..20).cycle().take(400).collect();
         keys.extend(100..900);
         keys.extend(0..20);

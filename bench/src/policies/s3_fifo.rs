@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! S3-FIFO (Yang and others, SOSP 2023): a small queue that a table leaves soon unless it is used again, a main queue where use
-//! gives another round, and a queue of the names of those that went, which come back into the main one.
+//! S3-FIFO (Yang and others, SOSP 2023). New tables enter a small queue, and are evicted from it
+//! soon unless they are used again. Tables in the main queue get another round if they were used. A
+//! ghost queue holds the keys of tables that were evicted from the small queue; such a table enters
+//! the main queue when it is loaded again.
 
 use std::collections::VecDeque;
 
@@ -83,7 +85,7 @@ impl S3Fifo {
         self.ghost.push_back(key);
         if self.ghost.len() > self.capacity - self.small_capacity {
             let forgotten = self.ghost.pop_front().expect("just pushed") as usize;
-            // It may have come back meanwhile.
+            // The key may have been loaded again since it entered the ghost queue.
             if self.place[forgotten] == Place::Ghost {
                 self.place[forgotten] = Place::Nowhere;
             }
@@ -102,7 +104,7 @@ impl Policy for S3Fifo {
         if self.small.len() + self.main.len() >= self.capacity {
             self.evict();
         }
-        // The eviction may have forgotten the key's name.
+        // The eviction may have removed the key from the ghost queue.
         let place = if self.place[key as usize] == Place::Ghost {
             Place::Main
         } else {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! SIEVE (Zhang and others, NSDI 2024): a queue in order of arrival; a hand goes from the oldest to the newest, spares what was used,
-//! without moving it, and takes the first that was not.
+//! SIEVE (Zhang and others, NSDI 2024). A queue keeps the tables in the order of their arrival. A
+//! hand goes from the oldest to the newest. It spares tables that were used, without moving them,
+//! and evicts the first that was not.
 
 use super::Policy;
 use super::list::{List, NONE};
