@@ -211,6 +211,60 @@ fn discarded_table_stays_readable_until_last_unpin() {
 }
 
 #[test]
+fn discard_range_takes_overlapping_tables_and_no_others() {
+    let (_storage, cache) = small_cache(8, 0);
+    // Ranges that begin or end at the border of a table, one byte before it, or one behind it.
+    for (start, end, discarded) in [
+        (2 * SIZE, 3 * SIZE, 2..3),
+        (2 * SIZE, 3 * SIZE - 1, 2..3),
+        (2 * SIZE, 3 * SIZE + 1, 2..4),
+        (2 * SIZE - 1, 3 * SIZE, 1..3),
+        (2 * SIZE + 1, 5 * SIZE, 2..5),
+        (2 * SIZE, 2 * SIZE, 2..2),
+    ] {
+        for table in 1..7 {
+            edit(&cache, table * SIZE, table).unwrap();
+        }
+        cache.discard_range(start, end - start).unwrap();
+        for table in 1..7 {
+            let resident = cache.table_at(table * SIZE).unwrap().is_some();
+            let expected = !discarded.contains(&table);
+            assert_eq!(resident, expected, "table {table} after {start}..{end}");
+        }
+    }
+}
+
+#[test]
+fn discard_all_returns_ebusy_while_a_table_is_in_use() {
+    with_timeout(|| {
+        let (storage, cache) = small_cache(4, 0);
+        edit(&cache, SIZE, 5).unwrap();
+        let pinned = get(&cache, SIZE).unwrap();
+        assert_eq!(cache.discard_all(), Err(Errno::BUSY), "pinned");
+        drop(pinned);
+        let pause = PausePoint::in_storage(&storage, Io::is_read);
+        std::thread::scope(|scope| {
+            let loader = scope.spawn(|| get(&cache, 2 * SIZE).map(drop));
+            pause.wait_until_reached();
+            assert_eq!(cache.discard_all(), Err(Errno::BUSY), "loading");
+            pause.resume();
+            loader.join().unwrap().unwrap();
+        });
+        let pause = PausePoint::in_storage(&storage, Io::is_write);
+        std::thread::scope(|scope| {
+            let flusher = scope.spawn(|| flush(&cache));
+            pause.wait_until_reached();
+            assert_eq!(cache.discard_all(), Err(Errno::BUSY), "being written");
+            pause.resume();
+            assert_eq!(flusher.join().unwrap(), Ok(()));
+        });
+        assert_eq!(cache.stats().resident_tables, 2, "nothing was discarded");
+        cache.discard_all().unwrap();
+        assert_eq!(cache.stats().resident_tables, 0);
+    });
+}
+
+#[test]
 fn table_discarded_during_load_is_loaded_again() {
     with_timeout(|| {
         let (storage, cache) = small_cache(2, 0);
