@@ -120,6 +120,9 @@ fn hit_is_correct_during_eviction() {
             Err(errno) => assert_eq!(errno, Errno::BUSY),
         }
         hit.join().unwrap();
+        // No pin is left: the slot can go to A and to B.
+        model.check(A);
+        model.check(B);
     });
 }
 
