@@ -484,7 +484,7 @@ fn cleaning_releases_memory_of_tables_on_probation() {
     // In a cache of this size, a table that evicts another one enters on probation.
     let (_storage, cache) = small_cache(64, 0);
     for _ in 0..2 {
-        for table in 0..192 {
+        for table in 1..=192 {
             get(&cache, table * SIZE).unwrap();
         }
         cache.clean_unused();
