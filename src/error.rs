@@ -42,7 +42,8 @@ errnos! {
 }
 
 impl Errno {
-    /// From a positive errno or a negative `-errno`; 0 and `i32::MIN`, which are neither, become `EIO`.
+    /// From a positive errno or a negative `-errno`; 0 and `i32::MIN`, which are neither, become
+    /// `EIO`.
     pub fn from_code(code: i32) -> Self {
         match code.checked_abs() {
             Some(code) if code != 0 => Self(code),

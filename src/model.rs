@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Only under a model checker: table memory as the checker sees it.
 //!
-//! A checker explores what goes through its own atomics and knows nothing of a mapping's bytes. So the first words of each
-//! table have a shadow_word here: the cache's 8-byte loads and stores, its copies and what it gives back to the kernel go to the
-//! shadow_words, and a test's storage fills and reads them by address. Twins are relaxed: whatever order they seem to have, the
-//! cache's own words and fences gave it to them.
+//! A checker explores accesses to its own atomics and does not see a mapping's bytes. So the first
+//! words of each table have a shadow word here. The cache's 8-byte loads and stores, its copies and
+//! its release of memory go to the shadow words, and a test's storage fills and reads them by
+//! address. Accesses to shadow words are relaxed, so that only the cache's own words and fences
+//! order them.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,7 +14,7 @@ use std::rc::Rc;
 
 pub use crate::primitives::{AtomicU64, Ordering};
 
-/// How many 8-byte words of each table have a shadow_word.
+/// How many 8-byte words of each table have a shadow word.
 pub const WORDS: usize = 2;
 
 thread_local! {
@@ -42,12 +43,12 @@ pub(crate) fn remove(table: NonNull<u8>) {
     }
 }
 
-/// The word at `address`; `None` if it has no shadow_word.
+/// The word at `address`; `None` if it has no shadow word.
 pub fn load(address: usize) -> Option<u64> {
     shadow_word(address).map(|word| word.load(Ordering::Relaxed))
 }
 
-/// Stores the word at `address`; false if it has no shadow_word.
+/// Stores the word at `address`; false if it has no shadow word.
 pub fn store(address: usize, value: u64, ordering: Ordering) -> bool {
     shadow_word(address)
         .map(|word| word.store(value, ordering))

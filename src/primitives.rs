@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The synchronisation primitives that everything else imports from here, so that a model checker can swap them.
+//! The synchronisation primitives. Everything else imports them from here, so that a model checker
+//! can replace them.
 //!
 //! | `--cfg` | atomics, mutex, condition variable | used by |
 //! |---|---|---|
@@ -14,18 +15,18 @@ mod imp {
     };
     pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
 
-    /// The mutex, if nobody has it.
+    /// Locks the mutex if it is free.
     #[inline]
     pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
         mutex.try_lock()
     }
 
-    /// Unlocks a mutex; a thread that sleeps for it is handed it.
+    /// Unlocks a mutex and hands it to a thread that sleeps for it, if there is one.
     pub(crate) fn unlock_fair<T>(guard: MutexGuard<'_, T>) {
         MutexGuard::unlock_fair(guard);
     }
 
-    /// Looks until `done`, `limit` times at most. Returns whether it is.
+    /// Spins until `done` returns true, `limit` times at most. Returns whether it did.
     pub(crate) fn spin_until(limit: u32, mut done: impl FnMut() -> bool) -> bool {
         (0..limit).any(|_| {
             core::hint::spin_loop();
@@ -84,17 +85,18 @@ mod imp {
 
     pub(crate) use model::Condvar;
 
-    /// The checkers' `try_lock` says no only if somebody holds the lock, as the real one.
+    /// As the real one, the checkers' `try_lock` fails only if the lock is held.
     pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
         mutex.0.try_lock().ok()
     }
 
-    /// The checkers' mutexes hand nothing over: who comes next is one of the schedules.
+    /// The checkers' mutexes are not handed over: the schedule decides which thread is next.
     pub(crate) fn unlock_fair<T>(guard: MutexGuard<'_, T>) {
         drop(guard);
     }
 
-    /// To a checker, a spinning thread is one that gets nowhere: who runs meanwhile is one of the schedules anyway.
+    /// Does not spin: a checker takes a spinning thread for one that makes no progress, and it
+    /// explores the other threads' steps anyway.
     pub(crate) fn spin_until(_looks: u32, _done: impl FnMut() -> bool) -> bool {
         true
     }
@@ -117,11 +119,13 @@ mod imp {
 
 pub(crate) use imp::*;
 
-/// Tells the processor that what lies there will be wanted soon. Says nothing about whether it exists: any address will do.
+/// Tells the processor that the memory at `at` will be used soon. Any address may be passed, also
+/// one that is not mapped.
 #[inline(always)]
 pub(crate) fn prefetch<T>(at: *const T) {
     #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle))))]
-    // SAFETY: part of every x86-64 processor; a prefetch of an address that is not mapped does nothing.
+    // SAFETY: every x86-64 processor has it; a prefetch of an address that is not mapped does
+    // nothing.
     unsafe {
         use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T0>(at.cast());
@@ -130,8 +134,9 @@ pub(crate) fn prefetch<T>(at: *const T) {
     let _ = at;
 }
 
-/// A value in cache lines of its own: what one thread writes all the time, apart from what others read all the time. 128 bytes: processors
-/// fetch lines of 64 bytes in pairs (x86-64), or have lines of 128 (some AArch64).
+/// A value in cache lines of its own. It keeps data that one thread writes often away from data
+/// that others read often (false sharing). 128 bytes: x86-64 processors fetch lines of 64 bytes in
+/// pairs, and some AArch64 processors have lines of 128.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct CachePadded<T>(pub(crate) T);
@@ -152,9 +157,10 @@ pub use imp::{AtomicU64, Ordering};
 mod ordered {
     use loom::sync::atomic::{self, Ordering, fence};
 
-    /// loom's `AtomicU64`, and the one order of all sequentially consistent operations. loom takes such an access for an
-    /// acquire-release one and so reports what cannot happen; its `SeqCst` fences are exact. A fence in front of each such
-    /// load gives what C11 promises for the pair "change mine, look at yours", which is all that this crate asks of `SeqCst`.
+    /// loom's `AtomicU64` with the single total order of `SeqCst` operations. loom treats a
+    /// `SeqCst` access as an acquire-release one, and so reports outcomes that cannot happen; its
+    /// `SeqCst` fences are exact. A fence in front of each `SeqCst` load gives what C11 promises
+    /// for the pair "store mine, then load yours", which is all that this crate needs of `SeqCst`.
     #[derive(Debug, Default)]
     pub struct AtomicU64(atomic::AtomicU64);
 

@@ -19,34 +19,36 @@ use crate::options::{Geometry, Options, Resolved};
 use crate::primitives::Mutex;
 use crate::storage::Storage;
 
-/// Slots that unlocked gets leave over in an L2 cache: a request that holds the state lock needs one table.
+/// Slots that unlocked gets do not take in an L2 cache. A request that holds the state lock needs
+/// one table.
 pub const L2_RESERVED: usize = 1;
-/// The same for refcount blocks: an allocation touches the old and the new block.
+/// Slots that unlocked gets do not take in a refcount cache. An allocation that holds the state
+/// lock touches the old and the new block.
 pub const REFCOUNT_RESERVED: usize = 2;
 
 /// What a state is opened with.
 pub struct Config {
     /// Where callers wait and the cleaner runs.
     pub host: Arc<dyn Host>,
-    /// Below the L2 cache.
+    /// What the L2 cache reads and writes.
     pub l2_storage: Arc<dyn Storage>,
-    /// Below the refcount cache.
+    /// What the refcount cache reads and writes.
     pub refcount_storage: Arc<dyn Storage>,
-    /// The caller's own numbers for the two, handed to storage's checks.
+    /// The caller's own number for L2 tables, passed to the storage's checks.
     pub l2_kind: i32,
-    /// See `l2_kind`.
+    /// The caller's own number for refcount blocks, passed to the storage's checks.
     pub refcount_kind: i32,
     /// The image's geometry.
     pub geometry: Geometry,
-    /// What the user set.
+    /// The options that the user set.
     pub options: Options,
-    /// In place of `cache-clean-interval`, in ns, for intervals below a second; 0: by the options.
+    /// Replaces `cache-clean-interval`; in ns, for intervals below a second. 0: the option holds.
     pub clean_interval_ns: u64,
     /// Where the cleaner runs.
     pub context: Context,
 }
 
-/// See the module. Usable from any thread.
+/// An open image's metadata (see the module). Usable from any thread.
 pub struct State {
     cleaner: Cleaner,
     l2_storage: Arc<dyn Storage>,
@@ -80,8 +82,8 @@ pub struct Update {
 }
 
 impl State {
-    /// Allocates the caches and starts the cleaner, last. Errors: the options' (`EINVAL`), `ENOMEM`, and those of
-    /// [`Cleaner::start`].
+    /// Allocates the caches, then starts the cleaner. Errors: `EINVAL` (the options), `ENOMEM`, and
+    /// those of [`Cleaner::start`].
     pub fn open(config: Config) -> Result<Self> {
         let resolved = config.options.resolve(&config.geometry)?;
         let new_caches = NewCaches {
@@ -117,11 +119,12 @@ impl State {
         Ok(state)
     }
 
-    /// Stops the cleaner, writes what is dirty and flushes; afterwards the state can be dropped. Mixed context, state
-    /// lock not held.
+    /// Stops the cleaner, writes dirty tables and flushes. Afterwards the state can be dropped.
+    /// Mixed context, state lock not held.
     ///
-    /// On an error nothing is lost: the state is as it was, but for its cleaner, which is stopped. `EBUSY`: a table is in use.
-    /// `EDEADLK`: see [`Cleaner::del_and_wait`]. Others are storage's.
+    /// On an error nothing is lost: the cleaner is stopped, and the state is otherwise unchanged.
+    /// `EBUSY`: a table is in use. `EDEADLK`: see [`Cleaner::del_and_wait`]. Other errors are the
+    /// storage's.
     pub fn close(&self) -> core::result::Result<(), Errno> {
         self.cleaner.del_and_wait()?;
         let caches = self.caches();
@@ -133,12 +136,14 @@ impl State {
         self.flush_caches(&caches)?;
         caches.l2.check_destroy()?;
         caches.refcount.check_destroy()?;
-        // A stop waits for what was started before; a start that came in between is refused here.
+        // The stop waited for instances that were started before it. If one was started since, the
+        // close fails here.
         self.cleaner.check_idle()
     }
 
-    /// Another process wrote the image: stops the cleaner, drops every table, dirty ones too, and starts again. Mixed context,
-    /// state lock not held (it is taken where the caller can take it). `EBUSY`: a table is in use; nothing was dropped.
+    /// Drops every table, dirty ones too, since another process wrote the image. Stops the cleaner
+    /// before and starts it after. Mixed context, state lock not held (it is taken where the caller
+    /// can take it). `EBUSY`: a table is in use; nothing was dropped.
     pub fn invalidate(&self) -> core::result::Result<(), Errno> {
         let held = self.stop_and_lock(false)?;
         let caches = self.caches();
@@ -155,8 +160,8 @@ impl State {
         dropped.and(started)
     }
 
-    /// The image moves to `context`: the cleaner starts there, with the interval that was set last. `EALREADY`: it is
-    /// attached. Any context; does not wait.
+    /// Starts the cleaner in `context`, where the image moved to, with the interval that was set
+    /// last. Any context; does not wait. `EALREADY`: the state is attached.
     pub fn attach(&self, context: Context) -> core::result::Result<(), Errno> {
         self.cleaner.host().check_context(&context)?;
         {
@@ -173,10 +178,11 @@ impl State {
         started
     }
 
-    /// The image leaves its context: asks the cleaner to stop and does not wait. Any context, any lock held. Detaching
-    /// what is detached is no error.
+    /// Asks the cleaner to stop, since the image leaves its context, and does not wait. Any
+    /// context, any lock held. It is no error if the state is detached already.
     pub fn detach(&self) {
-        // In one step: an attach is before it, and its cleaner is stopped, or after it, and its cleaner is not.
+        // One step under the mutex: an attach comes before it, and its cleaner is stopped, or after
+        // it, and its cleaner runs on.
         let (left, flagged) = {
             let mut inner = self.inner.lock();
             (inner.context.take(), self.cleaner.set_stop_flag())
@@ -185,8 +191,8 @@ impl State {
         drop(left);
     }
 
-    /// Works out new options and allocates their caches; the old ones are flushed. State lock held. Errors: the options', `ENOMEM`,
-    /// storage's; nothing changed then.
+    /// Resolves new options, allocates their caches and flushes the old caches. State lock held.
+    /// Errors: `EINVAL` (the options), `ENOMEM`, the storage's; nothing changed then.
     pub fn prepare(
         &self,
         options: &Options,
@@ -217,13 +223,15 @@ impl State {
         })
     }
 
-    /// Puts a prepared change into effect: stops the cleaner, swaps the caches, sets every option, starts the cleaner. `locked`:
-    /// whether the caller holds the state lock; if not, it is taken where the caller can take it (plain code cannot take a
-    /// host's own lock: there the image must be quiesced).
+    /// Applies a prepared change: stops the cleaner, swaps the caches, sets every option, starts
+    /// the cleaner. `locked`: whether the caller holds the state lock. If not, it is taken where
+    /// the caller can take it. Plain code cannot take a host's own lock; there the image must be
+    /// quiesced.
     ///
-    /// On an error nothing changed and the old cleaner runs again: `EBUSY`, a table of the old caches is in use; `EPERM`,
-    /// `EDEADLK`, see the stops; others are storage's. The update is given back with the errno. A cleaner that the host cannot start does not
-    /// undo the change; [`Cleaner::is_running`] tells.
+    /// On an error nothing changed, the old cleaner runs again, and the update is returned with the
+    /// errno. `EBUSY`: a table of the old caches is in use. `EPERM`, `EDEADLK`: see the stops.
+    /// Other errors are the storage's. If the host cannot start the new cleaner, the change still
+    /// holds; [`Cleaner::is_running`] tells.
     pub fn commit(
         &self,
         update: Update,
@@ -239,8 +247,8 @@ impl State {
         result
     }
 
-    /// Stops the cleaner. If the caller does not hold the state lock, takes it where the caller can take it; it is held until
-    /// the value is dropped.
+    /// Stops the cleaner. If the caller does not hold the state lock, takes it where the caller can
+    /// take it; the lock is held until the returned value is dropped.
     fn stop_and_lock(&self, locked: bool) -> core::result::Result<Option<HeldLock<'_>>, Errno> {
         if locked {
             self.cleaner.co_locked_del_and_wait()?;
@@ -252,7 +260,7 @@ impl State {
         }
         self.cleaner.lock()?;
         let held = HeldLock(&self.cleaner);
-        // Somebody may have started one before the lock was taken.
+        // Another thread may have started an instance before the lock was taken.
         self.cleaner.stop_with_lock_held()?;
         Ok(Some(held))
     }
@@ -275,14 +283,14 @@ impl State {
             std::mem::replace(&mut inner.caches, update.caches)
         };
         self.cleaner.set_next_interval(update.interval_ns);
-        // Whoever is about to start a cleaner over the old caches finds that it is too late.
+        // Advances the stop epoch: a start over the old caches that is under way now is refused.
         self.cleaner.request_stop();
         drop(replaced);
         Ok(())
     }
 
-    /// Starts the cleaner over the caches, in the context and with the interval that are set now; if somebody stops it meanwhile, with
-    /// those that are set then. One that runs already is left.
+    /// Starts the cleaner with the present caches, context and interval. If a stop comes in
+    /// between, tries again with those that are set then. Leaves a running instance alone.
     fn start_cleaner(&self) -> core::result::Result<(), Errno> {
         loop {
             let epoch = self.cleaner.stop_epoch();
@@ -294,7 +302,7 @@ impl State {
                 return Ok(());
             };
             let targets: Vec<Arc<dyn CleanTarget>> = vec![caches.l2, caches.refcount];
-            // For whoever starts the state's cleaner by hand.
+            // For a caller that starts the state's cleaner itself.
             self.cleaner.set_caches(targets.clone());
             match self
                 .cleaner
@@ -307,13 +315,14 @@ impl State {
         }
     }
 
-    /// The order of QEMU's close: L2 tables last would leave refcounts that nothing points to, so each cache's own dependencies
-    /// decide; both are flushed.
+    /// Flushes both caches, L2 first as QEMU's close does. The caches' dependencies decide the
+    /// order of the writes.
     fn flush_caches(&self, caches: &Caches) -> core::result::Result<(), Errno> {
         let host = &**self.cleaner.host();
         block_on(host, &[], async {
             for cache in [&caches.l2, &caches.refcount] {
-                // A poisoned cache never writes again; there is nothing to write once its tables were given up.
+                // A poisoned cache never writes again. If its tables were given up, there is
+                // nothing to write, and that is no error.
                 if cache.check_poison().is_ok() || cache.has_dirty() {
                     cache.flush().await?;
                 }
@@ -349,11 +358,12 @@ impl State {
         contexts
     }
 
-    /// Waits until `done` is true, in the caller's way: dispatching its own loop, polling, or parked until
-    /// [`State::kick`]. State lock not held.
+    /// Waits until `done` returns true. The caller dispatches its own loop, polls, or is parked
+    /// until [`State::kick`], by the host and context it has. State lock not held.
     pub fn poll_until_done(&self, done: &dyn Fn() -> bool) {
         let contexts = self.contexts();
-        // A kick reaches the loops that are dispatched now, also if the image leaves them meanwhile.
+        // A kick has to reach the loops that are dispatched now, also if the image leaves them
+        // before the wait ends.
         self.inner.lock().polling.extend(contexts.iter().cloned());
         poll_until_done(&**self.cleaner.host(), &contexts, &self.event, done);
         let mut inner = self.inner.lock();
@@ -363,13 +373,14 @@ impl State {
         }
     }
 
-    /// Has every [`State::poll_until_done`] look at its condition again. Any thread.
+    /// Makes every [`State::poll_until_done`] check its condition again. Any thread.
     pub fn kick(&self) {
         self.event.notify();
         self.cleaner.host().kick(&self.contexts());
     }
 
-    /// Runs `entry` to its end: in a new coroutine if the caller is plain code of a coroutine host, else right here.
+    /// Runs `entry` to its end: in a new coroutine if the caller is plain code of a coroutine host,
+    /// else inside the call.
     pub fn run_until_done(
         &self,
         entry: Box<dyn FnOnce() + Send>,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a cache reads tables from and writes them to.
+//! The interface to the image file that a cache reads tables from and writes them to.
 
 use crate::error::Errno;
 
@@ -41,7 +41,8 @@ impl IoBuf {
     /// If `bytes` is not as long as the table.
     pub fn fill_from(&self, bytes: &[u8]) {
         assert_eq!(bytes.len(), self.len, "a table is filled whole");
-        // SAFETY: `new` promised `len` valid bytes, and a caller's slice cannot overlap the cache's own mapping.
+        // SAFETY: `new` promised `len` valid bytes, and a caller's slice cannot overlap the cache's
+        // own mapping.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.base, self.len) }
     }
 
@@ -64,8 +65,8 @@ pub enum Corruption {
 
 /// The image file below a cache.
 ///
-/// Every call runs in the caller's own coroutine or thread, with no lock of the library held; it may block or
-/// yield, and may come from several threads at once for different tables.
+/// Every call runs in the caller's own coroutine or thread, with no internal lock of the library
+/// held. It may block or yield. Several threads may call at the same time, for different tables.
 pub trait Storage: Send + Sync {
     /// Reads the buffers' whole length from `offset` (bytes).
     fn preadv(&self, offset: u64, bufs: &[IoBuf]) -> Result<(), Errno>;
@@ -73,27 +74,28 @@ pub trait Storage: Send + Sync {
     /// Writes the buffers' whole length to `offset` (bytes).
     fn pwritev(&self, offset: u64, bufs: &[IoBuf]) -> Result<(), Errno>;
 
-    /// Makes stable what was written before.
+    /// Makes all earlier writes stable.
     fn flush(&self) -> Result<(), Errno>;
 
-    /// Asked once for each table before it is written; an error stops that table's write and passes through.
+    /// Called once for each table before it is written. On an error that table is not written, and
+    /// the error is returned to the caller.
     fn pre_write_check(&self, kind: i32, offset: u64, bytes: u64) -> Result<(), Errno> {
         let _ = (kind, offset, bytes);
         Ok(())
     }
 
-    /// Told about a damaged image.
+    /// Called when a damaged image is found.
     fn corruption(&self, reason: Corruption, kind: i32, offset: u64, message: &str) {
         let _ = (reason, kind, offset, message);
     }
 
-    /// The most tables that one write may join, at least 1.
+    /// The largest number of tables in one write, at least 1.
     fn max_iov(&self) -> usize {
         1024
     }
 
-    /// A number that is equal for two storages exactly if a flush of one makes the other's writes stable, too.
-    /// 0: unknown, equal to none.
+    /// Identifies the device: equal for two storages exactly if a flush of one also makes the
+    /// other's writes stable. 0: unknown, equal to no other.
     fn device(&self) -> usize {
         0
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Named delay points, for tests of races: with the feature `test-delay`, and `QCOW2CACHE_TEST_DELAY=name:microseconds` in the
-//! environment, the thread sleeps where it comes past `name`. Without the feature there is nothing here.
+//! Named delay points, for tests of races. With the feature `test-delay`, and with
+//! `QCOW2CACHE_TEST_DELAY=name:microseconds` in the environment, a thread sleeps where it passes
+//! the point `name`. Without the feature a point does nothing.
 //!
 //! | name | where |
 //! |---|---|

@@ -32,8 +32,8 @@ const char *__tsan_default_suppressions(void);
 const char *__tsan_default_suppressions(void)
 {
     return "race:drop_slow\n"
-           "race:read_at_once\n"
-           "race:read_at_length\n";
+           "race:read_fast\n"
+           "race:read_slow\n";
 }
 #endif
 

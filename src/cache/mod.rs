@@ -218,8 +218,8 @@ impl Cache {
         self.is_owned_by_state.load(Ordering::Relaxed)
     }
 
-    /// Marks the cache as damaged by an internal panic: nothing is ever written again, and every call
-    /// fails with `EIO`.
+    /// Marks the cache as damaged by an internal panic: nothing is ever written again, and every
+    /// call fails with `EIO`.
     pub fn poison(&self) {
         self.poisoned.store(true, Ordering::Release);
         // What the waiters wait for may never end now: they look at the flag instead.
@@ -303,8 +303,8 @@ impl Cache {
         inner.free_hint = inner.free_hint.min(group);
     }
 
-    /// Takes the waiters for `slot`, and those for any slot, off the list. Structure lock held; wake
-    /// them without it.
+    /// Takes the waiters for `slot`, and those for any slot, off the list. Structure lock held;
+    /// wake them without it.
     #[inline]
     fn notify_waiters(inner: &mut Inner, slot: u32) -> WakeList {
         inner
@@ -316,8 +316,8 @@ impl Cache {
         inner.waiters.register(wait)
     }
 
-    /// Frees the slot if its table was discarded and is neither pinned nor written any more. Structure
-    /// lock held.
+    /// Frees the slot if its table was discarded and is neither pinned nor written any more.
+    /// Structure lock held.
     fn free_discarded_locked(&self, inner: &mut Inner, slot: u32) {
         if let Some(before) = self.slots[slot as usize].free_discarded() {
             Counters::add(&self.counters.hits, before.hits() as usize);

@@ -12,14 +12,14 @@
 //! | releasing memory | flag set; after this part → ended | → between two steps; after the last part → about to sleep |
 //! | ended | | out of the registry, waiters woken |
 //!
-//! *No wake-up is lost*: flag and waker are one record under one mutex. Either the sleeper registers
-//! first and the stopper takes its waker, or the stopper sets the flag first and the sleeper sees it
-//! and does not sleep.
-//! *None is doubled*: the waker is taken out under that mutex, so that one of several stoppers calls
-//! it.
-//! *Sticky*: the flag is never cleared; the instance ends with it.
-//! *Nothing comes after the end*: timer and caches are dropped before the end notice; after it, the
-//! instance calls only the wakers of those who wait for its end.
+//! * *No wake-up is lost*: flag and waker are one record under one mutex. Either the sleeper
+//!   registers first and the stopper takes its waker, or the stopper sets the flag first and the
+//!   sleeper sees it and does not sleep.
+//! * *None is doubled*: the waker is taken out under that mutex, so that one of several stoppers
+//!   calls it.
+//! * *Sticky*: the flag is never cleared; the instance ends with it.
+//! * *Nothing comes after the end*: timer and caches are dropped before the end notice; after it,
+//!   the instance calls only the wakers of those who wait for its end.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -85,7 +85,8 @@ impl Instance {
         self.control.lock().stop = true;
     }
 
-    /// After the flag was set: cancels the task if the host can; else wakes it, and it ends by itself.
+    /// After the flag was set: cancels the task if the host can; else wakes it, and it ends by
+    /// itself.
     pub(super) fn deliver_stop(&self) {
         let (waker, cancel) = {
             let mut control = self.control.lock();
@@ -98,8 +99,8 @@ impl Instance {
         }
     }
 
-    /// Sets what cancels the task. A stop that came earlier had nothing to cancel with: it is delivered
-    /// here then.
+    /// Sets what cancels the task. A stop that came earlier had nothing to cancel with: it is
+    /// delivered here then.
     pub(super) fn set_cancel(&self, cancel: Option<Box<dyn CancelHandle>>) {
         let stopped = {
             let mut control = self.control.lock();

@@ -24,14 +24,16 @@ use crate::primitives::{AtomicU64, Mutex, Ordering};
 use crate::sync::lock::StateLock;
 use crate::sync::wait_list::WaitList;
 
-/// Something with tables to clean: a cache. A pass calls it in short steps. No step does I/O or waits.
+/// Something with tables to clean: a cache. A pass calls it in short steps. No step does I/O or
+/// waits.
 pub trait CleanTarget: Send + Sync {
-    /// Drops tables that were not used since the previous pass, from position `from` on, 0 at first.
-    /// Returns how many were dropped, and the position of the next step; `None`: this was the last.
+    /// Drops tables that were not used since the previous pass, from position `from` on, 0 at
+    /// first. Returns how many were dropped, and the position of the next step; `None`: this was
+    /// the last.
     fn drop_unused(&self, from: usize) -> (usize, Option<usize>);
 
-    /// Returns part of the dropped tables' memory to the kernel, from position `from` on, 0 at first.
-    /// Returns the position of the next step; `None`: this was the last.
+    /// Returns part of the dropped tables' memory to the kernel, from position `from` on, 0 at
+    /// first. Returns the position of the next step; `None`: this was the last.
     fn release_memory(&self, from: usize) -> Option<usize>;
 
     /// A step panicked: the target never writes again.
@@ -125,16 +127,16 @@ impl Cleaner {
     /// Starts an instance in `context` that makes a pass every `interval_ns`. 0 starts none and
     /// succeeds.
     ///
-    /// `EALREADY`: an instance runs that was not asked to stop. `EINVAL`: not a context of this host.
-    /// Other errors: the host could not start it. Any thread; does not wait; may run the new coroutine
-    /// up to its first wait.
+    /// `EALREADY`: an instance runs that was not asked to stop. `EINVAL`: not a context of this
+    /// host. Other errors: the host could not start it. Any thread; does not wait; may run the new
+    /// coroutine up to its first wait.
     pub fn start(&self, context: Context, interval_ns: u64) -> Result<(), Errno> {
         self.start_as(&Plan::default(), context, interval_ns)
     }
 
     /// [`Cleaner::start`] over `targets`, with the interval that was set last. `ESTALE`: a stop was
-    /// requested since [`Cleaner::stop_epoch`] returned `stop_epoch`; what the caller knew then may be
-    /// outdated, and nothing was started.
+    /// requested since [`Cleaner::stop_epoch`] returned `stop_epoch`; what the caller knew then may
+    /// be outdated, and nothing was started.
     pub fn start_unless_stopped_since(
         &self,
         stop_epoch: u64,
@@ -160,8 +162,8 @@ impl Cleaner {
         self.shared.registry.lock().interval_ns
     }
 
-    /// Sets the interval for the next [`Cleaner::start_unless_stopped_since`]. A running instance keeps
-    /// its own.
+    /// Sets the interval for the next [`Cleaner::start_unless_stopped_since`]. A running instance
+    /// keeps its own.
     pub fn set_next_interval(&self, interval_ns: u64) {
         self.shared.registry.lock().interval_ns = interval_ns;
     }
@@ -202,8 +204,8 @@ impl Cleaner {
         registry.instances.iter().any(|i| !i.is_stopped())
     }
 
-    /// Gives the running instance a new interval, counted from the beginning of its present sleep. 0
-    /// asks it to stop. `ESRCH`: none runs. Any thread; does not wait.
+    /// Gives the running instance a new interval, counted from the beginning of its present sleep.
+    /// 0 asks it to stop. `ESRCH`: none runs. Any thread; does not wait.
     pub fn set_interval(&self, interval_ns: u64) -> Result<(), Errno> {
         self.shared.forget_lost_in_fork();
         let running = {
@@ -241,14 +243,14 @@ impl Cleaner {
         }
     }
 
-    /// Takes the state lock; waits as the host lets its caller wait. `EDEADLK`: the caller holds the
-    /// built-in lock already. `EPERM`: it is the host's own lock, and the caller is plain code.
+    /// Takes the state lock; waits as the host lets its caller wait. `EDEADLK`: the caller holds
+    /// the built-in lock already. `EPERM`: it is the host's own lock, and the caller is plain code.
     pub fn lock(&self) -> Result<(), Errno> {
         self.shared.lock()
     }
 
-    /// Releases the state lock. `EPERM`: the caller does not hold the built-in lock; or it is the host's
-    /// own lock, and the caller is plain code.
+    /// Releases the state lock. `EPERM`: the caller does not hold the built-in lock; or it is the
+    /// host's own lock, and the caller is plain code.
     pub fn unlock(&self) -> Result<(), Errno> {
         self.shared.unlock()
     }
@@ -282,8 +284,8 @@ impl Cleaner {
         contexts.collect()
     }
 
-    /// Keeps the host's threads alive as long as the cleaner. Renewed at each start: after a fork, an
-    /// older lease keeps nothing alive.
+    /// Keeps the host's threads alive as long as the cleaner. Renewed at each start: after a fork,
+    /// an older lease keeps nothing alive.
     fn hold_lease(&self) -> Result<(), Errno> {
         let lease = self.shared.host.lease()?;
         let before = std::mem::replace(&mut *self.lease.lock(), lease);
@@ -351,8 +353,8 @@ impl Shared {
         }
     }
 
-    /// Forgets the instances that a fork left behind: the child does not have its parent's background
-    /// thread, nor the tasks in it.
+    /// Forgets the instances that a fork left behind: the child does not have its parent's
+    /// background thread, nor the tasks in it.
     fn forget_lost_in_fork(&self) {
         let mut registry = self.registry.lock();
         registry

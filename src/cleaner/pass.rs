@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A pass over the caches, in short steps.
 //!
-//! A pass takes the state lock anew for each step, and releases memory without it. Between two steps
-//! its context runs other work. So a caller that wants the lock, or only the thread, waits for one
-//! step, not for a pass over all tables.
+//! A pass takes the state lock anew for each step, and releases memory without it. Between two
+//! steps its context runs other work. So a caller that wants the lock, or only the thread, waits
+//! for one step, not for a pass over all tables.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -15,7 +15,8 @@ use crate::primitives::{AtomicU64, Ordering};
 use crate::sync::sleep::Clock;
 
 impl Shared {
-    /// Takes the state lock; false if the instance was asked to stop meanwhile, without the lock then.
+    /// Takes the state lock; false if the instance was asked to stop meanwhile, without the lock
+    /// then.
     async fn lock_for_pass(&self, instance: &Instance) -> bool {
         if let Some(own) = self.host.own_lock() {
             if instance.is_stopped() {
@@ -50,8 +51,8 @@ impl Shared {
         debug_assert!(unlocked.is_ok());
     }
 
-    /// A pass over all targets; the lock is held neither before nor after. A stop cuts it short: the
-    /// tables that were dropped stay dropped, and their memory is left to a later pass.
+    /// A pass over all targets; the lock is held neither before nor after. A stop cuts it short:
+    /// the tables that were dropped stay dropped, and their memory is left to a later pass.
     pub(super) async fn pass(
         &self,
         instance: &Instance,
@@ -83,8 +84,8 @@ impl Shared {
                 return;
             }
         }
-        // All tables were looked at: that counts as a pass, also if a stop drops the task while memory
-        // is being released.
+        // All tables were looked at: that counts as a pass, also if a stop drops the task while
+        // memory is being released.
         let _counted = Counted(&self.passes);
         for target in targets {
             let mut next = Some(0);
@@ -98,8 +99,8 @@ impl Shared {
         }
     }
 
-    /// Runs one step of a pass. While it runs, its thread or coroutine counts as the cleaner, on every
-    /// host. `None`: it panicked, and the target is poisoned.
+    /// Runs one step of a pass. While it runs, its thread or coroutine counts as the cleaner, on
+    /// every host. `None`: it panicked, and the target is poisoned.
     fn step<T>(
         &self,
         instance: &Instance,

@@ -20,14 +20,14 @@ impl Cleaner {
         self.shared.request_stop();
     }
 
-    /// The first half of [`Cleaner::request_stop`]: sets every instance's stop flag, and calls nothing.
-    /// For callers that change something of their own in the same critical section.
+    /// The first half of [`Cleaner::request_stop`]: sets every instance's stop flag, and calls
+    /// nothing. For callers that change something of their own in the same critical section.
     pub(crate) fn set_stop_flag(&self) -> PendingStops {
         self.shared.set_stop_flag()
     }
 
-    /// `EDEADLK`: a stop would wait for the caller itself, since it holds the built-in lock or is the
-    /// cleaner.
+    /// `EDEADLK`: a stop would wait for the caller itself, since it holds the built-in lock or is
+    /// the cleaner.
     pub fn check_may_wait(&self) -> Result<(), Errno> {
         let owner = self.shared.host.owner();
         if self.shared.lock.is_held_by(owner) || self.is_cleaner(owner) {
@@ -36,8 +36,9 @@ impl Cleaner {
         Ok(())
     }
 
-    /// Stops every instance and waits for their ends. The caller holds the lock; it is released while
-    /// waiting. On return it is held and no instance is alive, however many were started meanwhile.
+    /// Stops every instance and waits for their ends. The caller holds the lock; it is released
+    /// while waiting. On return it is held and no instance is alive, however many were started
+    /// meanwhile.
     ///
     /// `EPERM`: the caller does not hold the built-in lock, or is plain code on a coroutine host.
     /// `EDEADLK`: the caller is the cleaner itself.
@@ -68,8 +69,8 @@ impl Cleaner {
 
     /// Stops every instance and waits for their ends. Lock not held; for coroutines and threads.
     ///
-    /// Takes no lock, since an instance can end without it. Waits for the instances that are alive at
-    /// the call; a start at the same time comes before or after it. `EDEADLK`: see
+    /// Takes no lock, since an instance can end without it. Waits for the instances that are alive
+    /// at the call; a start at the same time comes before or after it. `EDEADLK`: see
     /// [`Cleaner::check_may_wait`].
     pub fn co_del_and_wait(&self) -> Result<(), Errno> {
         self.check_may_wait()?;
@@ -79,8 +80,8 @@ impl Cleaner {
         Ok(())
     }
 
-    /// [`Cleaner::co_del_and_wait`], also for plain code of a coroutine host, which polls until done.
-    /// Since no lock is needed, plain code waits itself and no coroutine is made for it.
+    /// [`Cleaner::co_del_and_wait`], also for plain code of a coroutine host, which polls until
+    /// done. Since no lock is needed, plain code waits itself and no coroutine is made for it.
     pub fn del_and_wait(&self) -> Result<(), Errno> {
         self.co_del_and_wait()
     }
