@@ -211,6 +211,62 @@ fn discarded_table_stays_readable_until_last_unpin() {
 }
 
 #[test]
+fn discard_range_takes_overlapping_tables_and_no_others() {
+    let (_storage, cache) = small_cache(8, 0);
+    // Ranges that begin or end at the border of a table, one byte before it, or one behind it.
+    for (start, end, discarded) in [
+        (2 * SIZE, 3 * SIZE, 2..3),
+        (2 * SIZE, 3 * SIZE - 1, 2..3),
+        (2 * SIZE, 3 * SIZE + 1, 2..4),
+        (2 * SIZE - 1, 3 * SIZE, 1..3),
+        (2 * SIZE + 1, 5 * SIZE, 2..5),
+        (2 * SIZE, 2 * SIZE, 2..2),
+    ] {
+        for table in 1..7 {
+            edit(&cache, table * SIZE, table).unwrap();
+        }
+        cache.discard_range(start, end - start).unwrap();
+        for table in 1..7 {
+            let resident = cache.table_at(table * SIZE).unwrap().is_some();
+            let expected = !discarded.contains(&table);
+            assert_eq!(resident, expected, "table {table} after {start}..{end}");
+        }
+    }
+}
+
+#[test]
+fn discard_all_returns_ebusy_while_a_table_is_in_use() {
+    with_timeout(|| {
+        let (storage, cache) = small_cache(4, 0);
+        edit(&cache, SIZE, 5).unwrap();
+        let pinned = get(&cache, SIZE).unwrap();
+        assert_eq!(cache.discard_all(), Err(Errno::BUSY), "pinned");
+        drop(pinned);
+        let pause = PausePoint::in_storage(&storage, Io::is_read);
+        std::thread::scope(|scope| {
+            let loader = scope.spawn(|| get(&cache, 2 * SIZE).map(drop));
+            pause.wait_until_reached();
+            let discarded = cache.discard_all();
+            pause.resume();
+            loader.join().unwrap().unwrap();
+            assert_eq!(discarded, Err(Errno::BUSY), "loading");
+        });
+        let pause = PausePoint::in_storage(&storage, Io::is_write);
+        std::thread::scope(|scope| {
+            let flusher = scope.spawn(|| flush(&cache));
+            pause.wait_until_reached();
+            let discarded = cache.discard_all();
+            pause.resume();
+            assert_eq!(flusher.join().unwrap(), Ok(()));
+            assert_eq!(discarded, Err(Errno::BUSY), "being written");
+        });
+        assert_eq!(cache.stats().resident_tables, 2, "nothing was discarded");
+        cache.discard_all().unwrap();
+        assert_eq!(cache.stats().resident_tables, 0);
+    });
+}
+
+#[test]
 fn table_discarded_during_load_is_loaded_again() {
     with_timeout(|| {
         let (storage, cache) = small_cache(2, 0);
@@ -420,5 +476,19 @@ fn cleaning_releases_every_page() {
             0,
             "{tables} tables of {table_size}"
         );
+    }
+}
+
+#[test]
+fn cleaning_releases_memory_of_tables_on_probation() {
+    // In a cache of this size, a table that evicts another one enters on probation.
+    let (_storage, cache) = small_cache(64, 0);
+    for _ in 0..2 {
+        for table in 1..=192 {
+            get(&cache, table * SIZE).unwrap();
+        }
+        cache.clean_unused();
+        assert_eq!(cache.clean_unused(), 64);
+        assert_eq!(cache.stats().resident_bytes, 0);
     }
 }

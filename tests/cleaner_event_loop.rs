@@ -89,6 +89,25 @@ fn stop_at_each_await_releases_caches_before_end_is_reported() {
 }
 
 #[test]
+fn poll_waits_for_earlier_of_timer_and_limit() {
+    with_timeout(|| {
+        let (event_loop, cache, cleaner) = stepped_loop();
+        assert!(event_loop.executor().resume_clock());
+        cleaner
+            .start(Context::Loop(event_loop.clone()), 1_000_000)
+            .unwrap();
+        while cache.passes() == 0 {
+            event_loop.poll(Some(NEVER)).unwrap();
+        }
+        cleaner.set_interval(NEVER).unwrap();
+        dispatch_all(&event_loop);
+        assert_eq!(event_loop.poll(Some(0)), Ok(0));
+        assert_eq!(event_loop.poll(Some(1_000_000)), Ok(0));
+        cleaner.del_and_wait().unwrap();
+    });
+}
+
+#[test]
 fn short_interval_does_not_starve_event_loop() {
     with_timeout(|| {
         let event_loop = EventLoop::new().unwrap();

@@ -6,12 +6,31 @@
 mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use qcow2cache::cleaner::{CleanTarget, Cleaner};
 use qcow2cache::host::Context;
 use qcow2cache::host::threads::ThreadHost;
 use support::{NEVER, wait_until, with_timeout};
+
+static THREAD_ENDED: AtomicBool = AtomicBool::new(false);
+
+/// A thread-local value of the background thread. Its destructor is the last code of that thread
+/// that a test can observe.
+struct EndObserver;
+
+impl Drop for EndObserver {
+    fn drop(&mut self) {
+        // A caller that does not wait for the end of the thread looks at the flag meanwhile.
+        std::thread::sleep(Duration::from_millis(50));
+        THREAD_ENDED.store(true, Ordering::SeqCst);
+    }
+}
+
+thread_local! {
+    static END_OBSERVER: EndObserver = const { EndObserver };
+}
 
 /// Counts passes without a lock, so that a forked child can go on using it.
 #[derive(Default)]
@@ -19,6 +38,7 @@ struct Passes(AtomicUsize);
 
 impl CleanTarget for Passes {
     fn drop_unused(&self, _from: usize) -> (usize, Option<usize>) {
+        END_OBSERVER.with(|_| ());
         self.0.fetch_add(1, Ordering::SeqCst);
         (0, None)
     }
@@ -80,7 +100,12 @@ fn all_cleaners_share_one_background_thread() {
     for (_, cleaner) in &cleaners {
         cleaner.del_and_wait().unwrap();
     }
+    assert!(!THREAD_ENDED.load(Ordering::SeqCst));
     drop(cleaners);
+    assert!(
+        THREAD_ENDED.load(Ordering::SeqCst),
+        "the last handle is closed, and the thread still runs"
+    );
     // The thread ends with the last cleaner, also if that cleaner is dropped while it runs.
     wait_until(|| background_threads() == 0);
     drop(running_cleaner(1000));

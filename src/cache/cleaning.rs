@@ -258,8 +258,10 @@ fn join(runs: &mut Vec<Range<usize>>, run: Range<usize>) {
 
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
+    use std::pin::pin;
     use std::sync::Arc;
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
+    use std::task::{Context, Poll, Wake, Waker};
 
     use super::*;
     use crate::cache::CacheOptions;
@@ -286,6 +288,16 @@ mod tests {
 
         fn flush(&self) -> Result<(), Errno> {
             Ok(())
+        }
+    }
+
+    /// Records that its waker was called.
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
         }
     }
 
@@ -382,14 +394,14 @@ mod tests {
         cache.groups[0].populated.store(0xFF, Ordering::Relaxed);
         let (runs, _) = cache.withdraw_runs(0, 1, 8);
         assert_eq!(cache.lock_inner().releasing, 7);
-        std::thread::scope(|scope| {
-            let get = scope.spawn(|| block_on(cache.host(), &[], cache.get(1024)).is_ok());
-            while cache.lock_inner().waiters.is_empty() && !get.is_finished() {
-                std::thread::yield_now();
-            }
-            cache.return_runs(&runs);
-            assert!(get.join().unwrap());
-        });
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        let mut cx = Context::from_waker(&waker);
+        let mut get = pin!(cache.get(1024));
+        assert!(get.as_mut().poll(&mut cx).is_pending());
+        cache.return_runs(&runs);
+        assert!(woken.0.load(Ordering::Relaxed));
+        assert!(matches!(get.poll(&mut cx), Poll::Ready(Ok(_))));
         assert_eq!(storage.0.load(Ordering::Relaxed), 0);
         assert_eq!(cache.stats().dirty_tables, 1);
     }

@@ -27,3 +27,14 @@ pub(super) unsafe fn unmap(base: NonNull<u8>, bytes: usize) {
     // SAFETY: the caller's promise.
     unsafe { libc::munmap(base.as_ptr().cast(), bytes) };
 }
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn map_returns_none_for_more_than_the_address_space() {
+        assert!(map(1 << 62, 0).is_none());
+        assert!(map(1 << 62, libc::MAP_NORESERVE).is_none());
+    }
+}

@@ -29,6 +29,7 @@ pub struct ModelStorage {
     tables: StdMutex<HashMap<u64, Words>>,
     pub reads: AtomicUsize,
     pub writes: AtomicUsize,
+    pub flushes: AtomicUsize,
     reading: AtomicUsize,
     /// The largest number of reads that ran at the same time.
     pub parallel_reads: AtomicUsize,
@@ -111,6 +112,7 @@ impl Storage for ModelStorage {
     }
 
     fn flush(&self) -> Result<(), Errno> {
+        self.flushes.fetch_add(1, Relaxed);
         Ok(())
     }
 }
