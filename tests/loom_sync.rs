@@ -21,7 +21,7 @@ use qcow2cache::host::executor::Executor;
 use qcow2cache::host::{Context as Place, Event, block_on, poll_until_done};
 use qcow2cache::sync::lock::{Owner, StateLock};
 use qcow2cache::sync::parker::{LazyParker, Parker, Sleeper, ThreadSleeper};
-use qcow2cache::sync::wait_list::WaitList;
+use qcow2cache::sync::wait_list::WaitTable;
 
 fn coroutine() -> (Arc<Parker>, Arc<Coroutine>) {
     let coroutine = Arc::new(Coroutine::default());
@@ -176,7 +176,7 @@ fn waker_outliving_its_wait_wakes_nobody() {
 fn waiter_completes_after_its_key_is_notified() {
     explore(Some(4), || {
         let host = ModelHost::new(Kind::Coroutines, false);
-        let gate = Arc::new(Mutex::new((false, WaitList::default())));
+        let gate = Arc::new(Mutex::new((false, WaitTable::default())));
         let waiters = [(), ()].map(|()| {
             let (host, gate) = (host.clone(), gate.clone());
             thread::spawn(move || {
@@ -193,7 +193,7 @@ fn waiter_completes_after_its_key_is_notified() {
         let wakes = {
             let mut gate = gate.lock().unwrap();
             gate.0 = true;
-            gate.1.notify(|key| *key == 1)
+            gate.1.notify_all(&1)
         };
         wakes.wake();
         join(waiters);

@@ -8,6 +8,7 @@ mod model_checking;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll, Waker};
 
 use model_checking::host::{Kind, ModelHost};
 use model_checking::storage::{ModelStorage, TABLE, cache_on, fresh};
@@ -230,6 +231,44 @@ fn each_table_loads_once_and_loads_run_in_parallel() {
         }
     });
     assert_eq!(parallel.load(Relaxed), 2, "no two loads ever overlapped");
+}
+
+/// More gets than slots wait for any slot. Each event wakes one of them, so a get that forgets to
+/// pass its turn on leaves the others asleep.
+#[test]
+fn every_get_that_waits_for_any_slot_is_served() {
+    let waited = Arc::new(AtomicUsize::new(0));
+    sample(3000, {
+        let waited = waited.clone();
+        move || {
+            let model = Model::new(2, 0, false);
+            let getters = [1, 2, 3, 3, 4].map(|number| {
+                let waited = waited.clone();
+                spawn(&model, move |m| {
+                    let offset = number * TABLE;
+                    let mut get = Box::pin(m.cache.get(offset));
+                    let at_first = get.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+                    waited.fetch_add(usize::from(at_first.is_pending()), Relaxed);
+                    if number == 4 && at_first.is_pending() {
+                        // It gives up, perhaps after it was woken.
+                        thread::yield_now();
+                        return;
+                    }
+                    let result = match at_first {
+                        Poll::Ready(result) => result,
+                        Poll::Pending => m.wait(get),
+                    };
+                    match result {
+                        Ok(pinned) => m.check_pinned(&pinned, offset),
+                        Err(errno) => assert_eq!(errno, Errno::BUSY),
+                    }
+                })
+            });
+            join(getters);
+            model.end();
+        }
+    });
+    assert!(waited.load(Relaxed) > 1000, "hardly any get had to wait");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use model_checking::sync::Mutex;
 use model_checking::{join, sample, spawn, thread};
 use qcow2cache::host::{Event, block_on, poll_until_done};
 use qcow2cache::sync::lock::{Owner, StateLock};
-use qcow2cache::sync::wait_list::WaitList;
+use qcow2cache::sync::wait_list::WaitTable;
 
 /// The lock, what it protects, and the host that its waiters sleep in.
 struct Model {
@@ -228,11 +228,11 @@ fn request_that_lost_a_race_is_not_overtaken_again() {
 #[derive(Default)]
 struct Gate {
     open: bool,
-    waiting: WaitList<u32>,
+    waiting: WaitTable<u32>,
 }
 
 #[test]
-fn wait_list_wakes_every_waiter_of_notified_keys() {
+fn wait_table_wakes_every_waiter_of_notified_events() {
     sample(4000, || {
         let host = ModelHost::new(Kind::Coroutines, false);
         let gate = Arc::new(Mutex::new(Gate::default()));
@@ -264,8 +264,7 @@ fn wait_list_wakes_every_waiter_of_notified_keys() {
                 let (even, odd) = {
                     let mut gate = gate.lock().unwrap();
                     gate.open = true;
-                    let even = gate.waiting.notify(|key| key % 2 == 0);
-                    (even, gate.waiting.notify(|key| key % 2 == 1))
+                    (gate.waiting.notify_all(&0), gate.waiting.notify_all(&1))
                 };
                 even.wake();
                 odd.wake();

@@ -15,7 +15,7 @@
 use std::ops::Range;
 
 use super::slot::Word;
-use super::{Cache, Counters, Inner, Wait, group};
+use super::{Cache, Counters, Inner, group};
 use crate::cleaner::CleanTarget;
 use crate::primitives::{Ordering, fence};
 
@@ -230,7 +230,7 @@ impl Cache {
                 }
                 inner.releasing -= run.len();
             }
-            inner.waiters.notify(|wait| *wait == Wait::Any)
+            inner.waiters.any.notify_one()
         };
         wakes.wake();
     }

@@ -12,7 +12,9 @@
 
 use super::Cache;
 use super::fast_path::LookupFailure;
-use super::load::{Access, Fill};
+#[cfg(not(any(loom, shuttle)))]
+use super::load::Step;
+use super::load::{Access, Fill, Progress};
 use super::pinned::Pinned;
 use crate::error::Errno;
 #[cfg(not(any(loom, shuttle)))]
@@ -94,10 +96,13 @@ impl Cache {
         }
         let fill = mode.fill().ok_or_else(|| self.lookup_error(offset))?;
         let mut miss_counted = false;
-        if let Some(pinned) = self.get_in_one_step(offset, fill, access, &mut miss_counted)? {
-            return Ok(pinned);
+        match self.get_in_one_step(offset, fill, access, &mut miss_counted)? {
+            Progress::Done(pinned) => Ok(pinned),
+            Progress::Continue(step) => {
+                let rest = self.get_slow(step, offset, fill, access, miss_counted);
+                rest.await
+            }
         }
-        self.get_slow(offset, fill, access, miss_counted).await
     }
 
     /// What is left of a get after [`Cache::lookup_fast`] failed, for callers that are not async:
@@ -117,8 +122,8 @@ impl Cache {
         let fill = mode.fill().ok_or_else(|| self.lookup_error(offset))?;
         let mut miss_counted = false;
         match self.get_in_one_step(offset, fill, access, &mut miss_counted)? {
-            Some(pinned) => Ok(pinned),
-            None => self.block_on_get(offset, fill, access, miss_counted),
+            Progress::Done(pinned) => Ok(pinned),
+            Progress::Continue(step) => self.block_on_get(step, offset, fill, access, miss_counted),
         }
     }
 
@@ -126,14 +131,15 @@ impl Cache {
     #[cfg(not(any(loom, shuttle)))]
     #[cold]
     #[inline(never)]
-    fn block_on_get(
-        &self,
+    fn block_on_get<'a>(
+        &'a self,
+        step: Step<'a>,
         offset: u64,
         fill: Fill,
         access: Access,
         miss_counted: bool,
-    ) -> Result<Pinned<'_>, Errno> {
-        let rest = self.get_slow(offset, fill, access, miss_counted);
+    ) -> Result<Pinned<'a>, Errno> {
+        let rest = self.get_slow(step, offset, fill, access, miss_counted);
         block_on(self.host(), &[], rest)
     }
 

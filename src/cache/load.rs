@@ -21,8 +21,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::waiters::Turn;
 use super::words::{copy_words, zero_words};
-use super::{Cache, Counters, Inner, Pinned, Wait, group};
+use super::{Cache, Counters, Inner, Pinned, group};
 use crate::error::Errno;
 use crate::primitives::{Ordering, fence};
 use crate::storage::{IoBuf, Storage};
@@ -46,55 +47,92 @@ pub enum Fill {
     Zeros,
 }
 
-enum Step {
+/// What a get does next.
+pub(super) enum Step<'a> {
+    /// It has a pin of its table's slot.
     Pinned(u32),
-    Wait(Waiter),
+    /// Wait for the end of one slot's load.
+    WaitForSlot(Waiter),
+    /// Wait for the end of any slot's load, write or release.
+    WaitForAny(Turn<'a>),
+    /// Look again.
     Again,
+    /// Write the table at this offset, in this slot, to make room.
     WriteBack(u64, u32),
+    /// Load the table into this slot.
     Load(u32),
+}
+
+/// How far a get came without a wait.
+pub(super) enum Progress<'a> {
+    /// To its end.
+    Done(Pinned<'a>),
+    /// To this step, which [`Cache::get_slow`] carries out.
+    Continue(Step<'a>),
 }
 
 impl Cache {
     /// The rest of a get after [`Cache::lookup`] found nothing, as far as it goes without a wait.
-    /// Most gets end here. `None`: [`Cache::get_slow`] continues, with the same `miss_counted`.
-    pub(crate) fn get_in_one_step(
+    /// Most gets end here. Otherwise [`Cache::get_slow`] continues, with the same `miss_counted`.
+    pub(super) fn get_in_one_step(
         &self,
         offset: u64,
         fill: Fill,
         access: Access,
         miss_counted: &mut bool,
-    ) -> Result<Option<Pinned<'_>>, Errno> {
+    ) -> Result<Progress<'_>, Errno> {
         self.check_offset(offset)?;
         self.ghosts.prefetch(offset >> self.table_shift);
         let slot = match self.next_step(offset, access, miss_counted)? {
-            Step::Pinned(slot) => Some(slot),
-            Step::Load(slot) => self.load(slot, offset, fill)?.then_some(slot),
-            Step::Wait(_) | Step::Again | Step::WriteBack(..) => None,
+            Step::Pinned(slot) => slot,
+            Step::Load(slot) => {
+                if !self.load(slot, offset, fill)? {
+                    return Ok(Progress::Continue(Step::Again));
+                }
+                slot
+            }
+            step => return Ok(Progress::Continue(step)),
         };
-        Ok(slot.map(|slot| Pinned { cache: self, slot }))
+        Ok(Progress::Done(Pinned { cache: self, slot }))
     }
 
-    /// The rest of a get after [`Cache::get_in_one_step`] returned `None`. Waits where it has to.
-    pub(crate) async fn get_slow(
-        &self,
+    /// The rest of a get, from the step on at which [`Cache::get_in_one_step`] ended. Waits where
+    /// it has to.
+    pub(super) async fn get_slow<'a>(
+        &'a self,
+        mut step: Step<'a>,
         offset: u64,
         fill: Fill,
         access: Access,
         mut miss_counted: bool,
-    ) -> Result<Pinned<'_>, Errno> {
+    ) -> Result<Pinned<'a>, Errno> {
+        // Dropped on every way out, and before everything that may take long.
+        let mut turn: Option<Turn<'a>> = None;
         loop {
-            self.check_poison()?;
-            match self.next_step(offset, access, &mut miss_counted)? {
+            match step {
                 Step::Pinned(slot) => return Ok(Pinned { cache: self, slot }),
-                Step::Wait(waiter) => waiter.await,
+                Step::WaitForSlot(waiter) => {
+                    turn = None;
+                    waiter.await;
+                }
+                Step::WaitForAny(next) => {
+                    turn.take().map(Turn::end);
+                    turn.insert(next).wait().await;
+                }
                 Step::Again => {}
-                Step::WriteBack(victim, slot) => self.write_back(vec![(victim, slot)]).await?,
+                Step::WriteBack(victim, slot) => {
+                    turn = None;
+                    self.write_back(vec![(victim, slot)]).await?;
+                }
                 Step::Load(slot) => {
+                    turn = None;
                     if self.load(slot, offset, fill)? {
                         return Ok(Pinned { cache: self, slot });
                     }
                 }
             }
+            self.check_poison()?;
+            step = self.next_step(offset, access, &mut miss_counted)?;
         }
     }
 
@@ -103,7 +141,7 @@ impl Cache {
         offset: u64,
         access: Access,
         miss_counted: &mut bool,
-    ) -> Result<Step, Errno> {
+    ) -> Result<Step<'_>, Errno> {
         let mut inner = self.lock_inner();
         // Checked again under the lock. `poison` sets the flag and then wakes the registered
         // waiters under the lock; a caller that is not registered by then sees the flag here.
@@ -111,8 +149,7 @@ impl Cache {
         if let Some(slot) = self.find_unlocked(offset) {
             if self.slots[slot as usize].word().is_loading() {
                 self.count_miss(miss_counted);
-                let waiter = Self::register_waiter(&mut inner, Wait::Slot(slot));
-                return Ok(Step::Wait(waiter));
+                return Ok(Step::WaitForSlot(inner.waiters.slots.register(slot)));
             }
             if access == Access::Unlocked && self.is_reserved(slot) {
                 return self.move_out_of_reserve(&mut inner, slot);
@@ -131,13 +168,15 @@ impl Cache {
         if inner.releasing > 0 {
             // In a quarter of a ms at most there are free slots again. That is better than writing
             // a table that could stay.
-            return Ok(Step::Wait(Self::register_waiter(&mut inner, Wait::Any)));
+            let turn = Turn::register(self, &mut inner.waiters);
+            return Ok(Step::WaitForAny(turn));
         }
         if let Some(slot) = self.find_dirty_victim(&mut inner) {
             return Ok(Step::WriteBack(self.slots[slot as usize].offset(), slot));
         }
         if inner.loading + inner.writing.len() > 0 {
-            return Ok(Step::Wait(Self::register_waiter(&mut inner, Wait::Any)));
+            let turn = Turn::register(self, &mut inner.waiters);
+            return Ok(Step::WaitForAny(turn));
         }
         // A slot is unpinned now, but could not be taken a moment ago: look again.
         if self.slots.iter().any(|slot| slot.word().pins() == 0) {
@@ -148,7 +187,7 @@ impl Cache {
 
     /// Pins the table of a slot that is in the index and not loading, so it is resident. The pin
     /// can fail only because the table has the most pins that are possible (2^20 − 1).
-    fn pin_found(&self, slot: u32) -> Result<Step, Errno> {
+    fn pin_found(&self, slot: u32) -> Result<Step<'_>, Errno> {
         if !self.slots[slot as usize].pin(&self.counters.hits) {
             return Err(Errno::BUSY);
         }
@@ -213,7 +252,7 @@ impl Cache {
 
     /// Moves a table that an unlocked caller asks for from its reserved slot to an ordinary one. A
     /// dirty table stays in its slot: a flush that has listed it finds it there.
-    fn move_out_of_reserve(&self, inner: &mut Inner, from: u32) -> Result<Step, Errno> {
+    fn move_out_of_reserve(&self, inner: &mut Inner, from: u32) -> Result<Step<'_>, Errno> {
         let source = &self.slots[from as usize];
         let offset = source.offset();
         if !source.word().is_droppable() {
@@ -309,7 +348,7 @@ impl LoadGuard<'_> {
                 }
                 cache.mark_free(&mut inner, self.slot);
             }
-            (resident, Cache::notify_waiters(&mut inner, self.slot))
+            (resident, inner.waiters.notify(self.slot))
         };
         wakes.wake();
         resident

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `get`, `fast_path` | gets; what nearly every get, put and read does, in a straight line |
 //! | `load` | the slow path of a get: wait, make room, load |
+//! | `waiters` | who waits for what, and whom an event wakes |
 //! | `read` | copies without a pin |
 //! | `pinned` | what the holder of a pin does: store, mark dirty, put |
 //! | `slot` | one slot's state, pins and version: the lock-free part |
@@ -39,6 +40,7 @@ pub mod slot;
 mod stats;
 mod structure;
 pub mod tables;
+mod waiters;
 mod words;
 pub mod writeback;
 mod zeroed;
@@ -54,12 +56,12 @@ use self::index::Index;
 use self::slot::Slot;
 use self::structure::StructureLock;
 use self::tables::Tables;
+use self::waiters::Waiters;
 use self::zeroed::{Zeroed, zeroed};
 use crate::error::{Errno, Error, Result};
 use crate::host::Host;
 use crate::primitives::{AtomicBool, AtomicU64, CachePadded, Mutex, MutexGuard, Ordering};
 use crate::storage::{Corruption, Storage};
-use crate::sync::wait_list::{WaitList, Waiter, WakeList};
 
 pub use self::pinned::Pinned;
 pub use self::stats::CacheStats;
@@ -77,14 +79,6 @@ pub struct CacheOptions {
     pub reserved: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wait {
-    /// For this slot's load or write to end.
-    Slot(u32),
-    /// For any slot's load, write or release to end.
-    Any,
-}
-
 struct Inner {
     /// The clock hand: where the search for a victim goes on.
     hand: usize,
@@ -99,7 +93,7 @@ struct Inner {
     releasing: usize,
     /// Slots that are being written.
     writing: Vec<u32>,
-    waiters: WaitList<Wait>,
+    waiters: Waiters,
 }
 
 #[derive(Default)]
@@ -191,7 +185,7 @@ impl Cache {
                 loading: 0,
                 releasing: 0,
                 writing: Vec::new(),
-                waiters: WaitList::default(),
+                waiters: Waiters::default(),
             })),
             dependencies: CachePadded(Mutex::new(Dependencies::default())),
             counters: CachePadded(Counters::default()),
@@ -223,7 +217,7 @@ impl Cache {
     pub fn poison(&self) {
         self.poisoned.store(true, Ordering::Release);
         // What the waiters wait for may never end now: they look at the flag instead.
-        let wakes = self.lock_inner().waiters.notify(|_| true);
+        let wakes = self.lock_inner().waiters.notify_all();
         wakes.wake();
     }
 
@@ -303,19 +297,6 @@ impl Cache {
         inner.free_hint = inner.free_hint.min(group);
     }
 
-    /// Takes the waiters for `slot`, and those for any slot, off the list. Structure lock held;
-    /// wake them without it.
-    #[inline]
-    fn notify_waiters(inner: &mut Inner, slot: u32) -> WakeList {
-        inner
-            .waiters
-            .notify(|wait| *wait == Wait::Any || *wait == Wait::Slot(slot))
-    }
-
-    fn register_waiter(inner: &mut Inner, wait: Wait) -> Waiter {
-        inner.waiters.register(wait)
-    }
-
     /// Frees the slot if its table was discarded and is neither pinned nor written any more.
     /// Structure lock held.
     fn free_discarded_locked(&self, inner: &mut Inner, slot: u32) {
@@ -330,7 +311,7 @@ impl Cache {
         let wakes = {
             let mut inner = self.lock_inner();
             self.free_discarded_locked(&mut inner, slot);
-            Self::notify_waiters(&mut inner, slot)
+            inner.waiters.notify(slot)
         };
         wakes.wake();
     }

@@ -14,7 +14,7 @@
 //! A table that is dirtied during its write stays dirty. If a table's check or write fails, the
 //! table is dirty again.
 
-use super::{Cache, Counters, Wait, group};
+use super::{Cache, Counters, group};
 use crate::error::Errno;
 use crate::storage::IoBuf;
 use crate::sync::wait_list::{Waiter, WakeList};
@@ -217,7 +217,7 @@ impl Cache {
         let same = self.offset_of(slot) == offset && word.is_readable();
         (same && (word.is_writing() || word.is_dirty())).then(|| {
             if word.is_writing() {
-                Self::register_waiter(&mut inner, Wait::Slot(slot))
+                inner.waiters.slots.register(slot)
             } else {
                 // The other's write failed, or the table was dirtied again. The caller writes it,
                 // without waiting.
@@ -261,7 +261,7 @@ impl Batch<'_> {
                     cache.dirty.insert(&cache.groups, *slot);
                 }
                 cache.free_discarded_locked(&mut inner, *slot);
-                wake_list.append(Cache::notify_waiters(&mut inner, *slot));
+                wake_list.append(inner.waiters.notify(*slot));
             }
             inner
                 .writing

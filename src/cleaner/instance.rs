@@ -183,7 +183,7 @@ impl Drop for EndNotice {
             registry
                 .instances
                 .retain(|i| !Arc::ptr_eq(i, &self.instance));
-            registry.ended.notify(|()| true)
+            registry.ended.notify_all()
         };
         wakes.wake();
     }

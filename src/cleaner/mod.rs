@@ -74,7 +74,7 @@ struct Shared {
 struct Registry {
     targets: Vec<Arc<dyn CleanTarget>>,
     instances: Vec<Arc<Instance>>,
-    ended: WaitList<()>,
+    ended: WaitList,
     starts: u64,
     interval_ns: u64,
     /// Incremented by every request to stop.

@@ -146,7 +146,7 @@ impl Shared {
         let mut registry = self.registry.lock();
         let mut awaited = stop.instances.iter();
         let alive = awaited.any(|i| registry.instances.iter().any(|j| Arc::ptr_eq(i, j)));
-        alive.then(|| registry.ended.register(()))
+        alive.then(|| registry.ended.register())
     }
 }
 

@@ -156,13 +156,13 @@ pub fn block_on<F: Future>(host: &dyn Host, contexts: &[Context], future: F) -> 
 /// What [`poll_until_done`] waits on if the caller has no loop to dispatch.
 #[derive(Default)]
 pub struct Event {
-    waiting: Mutex<WaitList<()>>,
+    waiting: Mutex<WaitList>,
 }
 
 impl Event {
     /// Makes every waiter check its condition again. Any thread.
     pub fn notify(&self) {
-        let wake_list = self.waiting.lock().notify(|()| true);
+        let wake_list = self.waiting.lock().notify_all();
         wake_list.wake();
     }
 }
@@ -180,7 +180,7 @@ pub fn poll_until_done(
     }
     loop {
         // Registered before the condition is checked: a notification in between is not lost.
-        let waiter = event.waiting.lock().register(());
+        let waiter = event.waiting.lock().register();
         if done() {
             return;
         }
