@@ -235,8 +235,11 @@ typedef struct q2c_cache_options {
     int kind;
     /**
      * Number of slots, 0 to `tables`, that `q2c_cache_get_unlocked` neither loads into nor pins,
-     * so that callers with the state lock never starve. Use 1 for an L2 cache and 2 for refcount
-     * blocks.
+     * so that callers with the state lock never starve. Use the largest number of tables of this
+     * cache that a caller with the state lock pins at the same time. It is 2 for L2 tables in a
+     * driver that copies one (QEMU's `l2_allocate` pins the old slice and the new one), and 2 for
+     * refcount blocks (an allocation touches the old and the new one). If that is all of `tables`,
+     * `q2c_cache_get_unlocked` loads nothing, and its callers always come back with the lock.
      */
     uint32_t reserved_tables;
 } q2c_cache_options;
@@ -1190,15 +1193,15 @@ int q2c_cache_clean_unused(struct q2c_cache *cache);
  * so the address is only good for `q2c_cache_discard`.
  *
  * Parameters:
- * - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+ * - `table_offset`: bytes from the start of the image file, not 0. There is no table at an offset
+ *   that is not a multiple of the table size.
  * - `table`: receives the table's address, or NULL if the table is not there; must not be NULL.
  *
  * Context: any thread; never waits.
  *
  * Returns: 1 if the table is in the cache, 0 if it is not or is still being loaded.
  * - `-EINVAL`: an argument is NULL; `table_offset` is 0.
- * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
- *   cache is poisoned.
+ * - `-EIO`: the cache is poisoned.
  *
  * # Safety
  * `cache` is NULL or a live cache. `table` is NULL or writable.
@@ -1211,15 +1214,15 @@ int q2c_cache_is_table_offset(struct q2c_cache *cache, uint64_t table_offset, vo
  * Callers that have it pinned keep their bytes until their put.
  *
  * Parameters:
- * - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+ * - `table_offset`: bytes from the start of the image file, not 0. There is no table at an offset
+ *   that is not a multiple of the table size.
  *
  * Context: state lock held, or calls serialised otherwise: no write-back of the table may be under
  * way. Never waits.
  *
  * Returns: 0 on success, and if the table is not in the cache.
  * - `-EINVAL`: `cache` is NULL; `table_offset` is 0.
- * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
- *   cache is poisoned.
+ * - `-EIO`: the cache is poisoned.
  *
  * # Safety
  * `cache` is NULL or a live cache.
@@ -1251,7 +1254,8 @@ int q2c_cache_discard_range(struct q2c_cache *cache, uint64_t offset, uint64_t b
  * that `q2c_cache_is_table_offset` found at the address `table`.
  *
  * Parameters:
- * - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+ * - `table_offset`: bytes from the start of the image file, not 0. There is no table at an offset
+ *   that is not a multiple of the table size.
  * - `table`: an address from `q2c_cache_is_table_offset`.
  *
  * Context: state lock held, or calls serialised otherwise: no write-back of the table may be under
@@ -1261,8 +1265,7 @@ int q2c_cache_discard_range(struct q2c_cache *cache, uint64_t offset, uint64_t b
  * - `-EINVAL`: an argument is NULL; `table_offset` is 0; `table` is not the address of a table of
  *   this cache.
  * - `-ESTALE`: another table, or none, is at that address by now. Nothing was discarded.
- * - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
- *   cache is poisoned.
+ * - `-EIO`: the cache is poisoned.
  *
  * # Safety
  * `cache` is NULL or a live cache. `table` may be any value.

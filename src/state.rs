@@ -19,9 +19,9 @@ use crate::options::{Geometry, Options, Resolved};
 use crate::primitives::Mutex;
 use crate::storage::Storage;
 
-/// Slots that unlocked gets do not take in an L2 cache. A request that holds the state lock needs
-/// one table.
-pub const L2_RESERVED: usize = 1;
+/// Slots that unlocked gets do not take in an L2 cache. A request that holds the state lock pins
+/// two slices at the same time when it copies an L2 table (QEMU's `l2_allocate`).
+pub const L2_RESERVED: usize = 2;
 /// Slots that unlocked gets do not take in a refcount cache. An allocation that holds the state
 /// lock touches the old and the new block.
 pub const REFCOUNT_RESERVED: usize = 2;

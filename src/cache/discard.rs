@@ -17,9 +17,10 @@ use crate::primitives::Ordering;
 const CHUNK: usize = 256;
 
 impl Cache {
-    /// Discards the table at `offset`, if it is in the cache. `EINVAL`, `EIO`: see [`Cache::get`].
+    /// Discards the table at `offset`, if it is in the cache. At an offset that is not a multiple
+    /// of the table size there is none. `EINVAL`: offset 0. `EIO`: the cache is poisoned.
     pub fn discard_offset(&self, offset: u64) -> Result<(), Errno> {
-        self.check_offset(offset)?;
+        self.check_question(offset)?;
         let mut inner = self.lock_inner();
         self.discard_locked(&mut inner, offset);
         Ok(())
@@ -51,9 +52,9 @@ impl Cache {
     }
 
     /// The address of the table at `offset`, without a pin; `None` if it is not resident. The
-    /// address is only good for [`Cache::discard_table`]. `EINVAL`, `EIO`: see [`Cache::get`].
+    /// address is only good for [`Cache::discard_table`]. Errors: see [`Cache::discard_offset`].
     pub fn table_at(&self, offset: u64) -> Result<Option<NonNull<u8>>, Errno> {
-        self.check_offset(offset)?;
+        self.check_question(offset)?;
         let is_resident = |slot: &u32| self.slots[*slot as usize].word().is_readable();
         let unlocked = self.find_unlocked(offset).filter(is_resident);
         let found = unlocked.or_else(|| {
@@ -66,9 +67,9 @@ impl Cache {
 
     /// Discards the table whose address [`Cache::table_at`] returned for `offset`. `EINVAL`: not
     /// the address of a table of this cache. `ESTALE`: the slot no longer holds the table at
-    /// `offset`. For a bad `offset`: see [`Cache::get`].
+    /// `offset`. For a bad `offset`: see [`Cache::discard_offset`].
     pub fn discard_table(&self, offset: u64, table: usize) -> Result<(), Errno> {
-        self.check_offset(offset)?;
+        self.check_question(offset)?;
         let slot = self.tables.slot_of(table).ok_or(Errno::INVAL)?;
         let mut inner = self.lock_inner();
         if self.find_unlocked(offset) != Some(slot) {
@@ -94,6 +95,17 @@ impl Cache {
         let in_flight = inner.loading + inner.writing.len() > 0;
         drop(inner);
         in_flight || self.slots.iter().any(|slot| slot.word().pins() > 0)
+    }
+
+    /// Checks the offset of a call that asks for a table but never loads it. A get of an unaligned
+    /// offset follows a damaged image, and tells storage. A question about one does not: a driver
+    /// asks about any cluster that it frees.
+    fn check_question(&self, offset: u64) -> Result<(), Errno> {
+        self.check_poison()?;
+        if offset == 0 {
+            return Err(Errno::INVAL);
+        }
+        Ok(())
     }
 
     fn discard_matching(&self, matches: impl Fn(u64) -> bool) {

@@ -34,23 +34,38 @@ unsafe impl Send for Tables {}
 // kernel.
 unsafe impl Sync for Tables {}
 
+/// Why the kernel refused a mapping: the limit of the process, if it has one.
+fn why_map_failed() -> String {
+    let mut limit = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: a valid place for the result.
+    unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) };
+    if limit.rlim_cur == libc::RLIM_INFINITY {
+        return "the kernel has no memory or address space left for them".to_owned();
+    }
+    format!(
+        "the process's limit of address space is {} bytes (RLIMIT_AS, ulimit -v)",
+        limit.rlim_cur
+    )
+}
+
 impl Tables {
     /// Maps memory for `count` tables of `1 << table_shift` bytes. `ENOMEM`: no address space.
     pub fn new(count: usize, table_shift: u32) -> Result<Self> {
-        let too_large = || {
+        let no_room = |why: String| {
+            let size = 1_u64 << table_shift;
             Error::new(
                 Errno::NOMEM,
-                format!(
-                    "{count} tables of {} bytes do not fit into the address space",
-                    1_u64 << table_shift
-                ),
+                format!("{count} tables of {size} bytes cannot be mapped: {why}"),
             )
         };
         let bytes = count
             .checked_mul(1 << table_shift)
             .filter(|bytes| isize::try_from(*bytes).is_ok())
-            .ok_or_else(too_large)?;
-        let base = map(bytes, libc::MAP_NORESERVE).ok_or_else(too_large)?;
+            .ok_or_else(|| no_room("they are larger than any address space".to_owned()))?;
+        let base = map(bytes, libc::MAP_NORESERVE).ok_or_else(|| no_room(why_map_failed()))?;
         #[cfg(target_os = "linux")]
         // Without this advice, one touched table could cost a huge page of 2 MiB. A kernel that
         // does not know the advice has no huge pages, so its error is ignored.

@@ -45,8 +45,11 @@ pub struct q2c_cache_options {
     /// `pre_write_check` and `corruption`.
     pub kind: c_int,
     /// Number of slots, 0 to `tables`, that `q2c_cache_get_unlocked` neither loads into nor pins,
-    /// so that callers with the state lock never starve. Use 1 for an L2 cache and 2 for refcount
-    /// blocks.
+    /// so that callers with the state lock never starve. Use the largest number of tables of this
+    /// cache that a caller with the state lock pins at the same time. It is 2 for L2 tables in a
+    /// driver that copies one (QEMU's `l2_allocate` pins the old slice and the new one), and 2 for
+    /// refcount blocks (an allocation touches the old and the new one). If that is all of `tables`,
+    /// `q2c_cache_get_unlocked` loads nothing, and its callers always come back with the lock.
     pub reserved_tables: u32,
 }
 

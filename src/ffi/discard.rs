@@ -33,15 +33,15 @@ pub unsafe extern "C" fn q2c_cache_clean_unused(cache: *mut q2c_cache) -> c_int 
 /// so the address is only good for `q2c_cache_discard`.
 ///
 /// Parameters:
-/// - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+/// - `table_offset`: bytes from the start of the image file, not 0. There is no table at an offset
+///   that is not a multiple of the table size.
 /// - `table`: receives the table's address, or NULL if the table is not there; must not be NULL.
 ///
 /// Context: any thread; never waits.
 ///
 /// Returns: 1 if the table is in the cache, 0 if it is not or is still being loaded.
 /// - `-EINVAL`: an argument is NULL; `table_offset` is 0.
-/// - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
-///   cache is poisoned.
+/// - `-EIO`: the cache is poisoned.
 ///
 /// # Safety
 /// `cache` is NULL or a live cache. `table` is NULL or writable.
@@ -67,15 +67,15 @@ pub unsafe extern "C" fn q2c_cache_is_table_offset(
 /// Callers that have it pinned keep their bytes until their put.
 ///
 /// Parameters:
-/// - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+/// - `table_offset`: bytes from the start of the image file, not 0. There is no table at an offset
+///   that is not a multiple of the table size.
 ///
 /// Context: state lock held, or calls serialised otherwise: no write-back of the table may be under
 /// way. Never waits.
 ///
 /// Returns: 0 on success, and if the table is not in the cache.
 /// - `-EINVAL`: `cache` is NULL; `table_offset` is 0.
-/// - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
-///   cache is poisoned.
+/// - `-EIO`: the cache is poisoned.
 ///
 /// # Safety
 /// `cache` is NULL or a live cache.
@@ -118,7 +118,8 @@ pub unsafe extern "C" fn q2c_cache_discard_range(
 /// that `q2c_cache_is_table_offset` found at the address `table`.
 ///
 /// Parameters:
-/// - `table_offset`: bytes from the start of the image file; a multiple of the table size, not 0.
+/// - `table_offset`: bytes from the start of the image file, not 0. There is no table at an offset
+///   that is not a multiple of the table size.
 /// - `table`: an address from `q2c_cache_is_table_offset`.
 ///
 /// Context: state lock held, or calls serialised otherwise: no write-back of the table may be under
@@ -128,8 +129,7 @@ pub unsafe extern "C" fn q2c_cache_discard_range(
 /// - `-EINVAL`: an argument is NULL; `table_offset` is 0; `table` is not the address of a table of
 ///   this cache.
 /// - `-ESTALE`: another table, or none, is at that address by now. Nothing was discarded.
-/// - `-EIO`: `table_offset` is not a multiple of the table size (`corruption` was called); or the
-///   cache is poisoned.
+/// - `-EIO`: the cache is poisoned.
 ///
 /// # Safety
 /// `cache` is NULL or a live cache. `table` may be any value.
