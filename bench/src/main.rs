@@ -62,6 +62,9 @@ options:
   --trace FILE            recorded table offsets, for group eviction
   --coroutine-stop PATH   the C program that times stops on a coroutine host,
                           for group lifecycle
+  --coroutine-waiters PATH
+                          the C program that times gets that wait, for group
+                          waiters
   --changes N             option changes in a row, in group lifecycle (1000000)
   --help
 
@@ -84,6 +87,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Args>, String
             driver: None,
             trace: None,
             coroutine_stop: None,
+            coroutine_waiters: None,
             changes: 1_000_000,
         },
     };
@@ -103,6 +107,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Args>, String
             "--driver" => args.setting.driver = Some(value()?.into()),
             "--trace" => args.setting.trace = Some(value()?.into()),
             "--coroutine-stop" => args.setting.coroutine_stop = Some(value()?.into()),
+            "--coroutine-waiters" => args.setting.coroutine_waiters = Some(value()?.into()),
             "--changes" => {
                 let text = value()?;
                 let number = text

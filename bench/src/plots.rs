@@ -44,6 +44,10 @@ fn style(chart: &str) -> Style {
         "clean" => cost("Cleaning pass, all tables in use"),
         "read" => cost("Copy of an entry"),
         "lookup" => cost("is_table_offset, absent"),
+        "waiters" => Style {
+            x: "coroutines",
+            ..cost("Gets that wait in one cache, each")
+        },
         _ => Style {
             legend: SeriesLabelPosition::UpperRight,
             ..style(

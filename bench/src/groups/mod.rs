@@ -19,6 +19,7 @@ pub mod resident;
 pub mod sharing;
 pub mod stalls;
 pub mod storage;
+pub mod waiters;
 
 /// What a group needs to know.
 pub struct Setting {
@@ -32,6 +33,8 @@ pub struct Setting {
     pub trace: Option<PathBuf>,
     /// The C test program that measures stops on the coroutine host, for `lifecycle`.
     pub coroutine_stop: Option<PathBuf>,
+    /// The C test program that measures gets that wait, for `waiters`.
+    pub coroutine_waiters: Option<PathBuf>,
     /// Option changes in a row, for `lifecycle`.
     pub changes: u64,
 }
@@ -121,6 +124,12 @@ pub const ALL: &[Group] = &[
         about: "stops, idle cleaners, leaks, fork, option changes (minutes)",
         core: false,
         run: lifecycle::run,
+    },
+    Group {
+        name: "waiters",
+        about: "gets that wait: 16 to 16,384 coroutines in one cache",
+        core: false,
+        run: waiters::run,
     },
     Group {
         name: "storage",
