@@ -5,7 +5,7 @@
  *
  *   bare_ns       each coroutine waits for a request of its own, without the library
  *   own_table_ns  each gets an absent table of its own; there is a slot for each
- *   any_slot_ns   the same with 16 slots, so that nearly all wait for any slot
+ *   any_slot_ns   the same with 4 slots, so that nearly all wait for any slot
  *   one_table_ns  all get the same absent table, so that all but one wait for its load
  *
  * Run by scripts/bench waiters.
@@ -17,7 +17,7 @@
 
 #include "world.h"
 
-enum { MOST_WAITERS = 1 << 20, COROUTINES_A_CASE = 1 << 17, FEW_SLOTS = 16 };
+enum { MOST_WAITERS = 1 << 20, COROUTINES_A_CASE = 1 << 17, FEW_SLOTS = 4 };
 
 /* A request in flight; on its coroutine's stack. */
 struct request {
