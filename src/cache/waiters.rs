@@ -38,6 +38,16 @@ impl Waiters {
     /// those that wait for any slot.
     #[inline]
     pub(super) fn notify(&mut self, slot: u32) -> WakeList {
+        // The usual case, kept cheap.
+        if self.slots.is_empty() && self.any.is_empty() {
+            return WakeList::default();
+        }
+        self.take(slot)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn take(&mut self, slot: u32) -> WakeList {
         let mut wake_list = self.slots.notify_all(&slot);
         wake_list.append(self.any.notify_one());
         wake_list

@@ -65,7 +65,7 @@ impl WaitList {
         if self.waiting.is_empty() {
             return WakeList::default();
         }
-        WakeList(std::mem::take(&mut self.waiting))
+        WakeList(std::mem::take(&mut self.waiting).into())
     }
 
     /// Takes the first waiter off the list, if there is one. A waiter that is dropped after this,
@@ -81,7 +81,7 @@ impl WaitList {
     fn take_first(&mut self) -> WakeList {
         while let Some(node) = self.waiting.pop_front() {
             if is_awaited(&node) {
-                return WakeList(VecDeque::from([node]));
+                return WakeList(vec![node]);
             }
         }
         WakeList::default()
@@ -178,7 +178,7 @@ impl Future for Waiter {
 /// Waiters taken off a list, to be woken without a lock.
 #[must_use = "drop it after the lock, so that the waiters are woken"]
 #[derive(Default)]
-pub struct WakeList(VecDeque<Shared>);
+pub struct WakeList(Vec<Shared>);
 
 impl WakeList {
     /// Wakes the waiters. No internal lock may be held: a waker may run the woken coroutine inside
