@@ -116,7 +116,9 @@ impl Cache {
                     waiter.await;
                 }
                 Step::WaitForAny(next) => {
-                    turn.take().map(Turn::end);
+                    if let Some(turn) = turn.take() {
+                        turn.end();
+                    }
                     turn.insert(next).wait().await;
                 }
                 Step::Again => {}
