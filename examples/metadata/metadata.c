@@ -89,10 +89,12 @@ int main(int argc, char **argv)
     uint64_t l2_table = be64toh(l1_entry) & 0x00fffffffffffe00;
     if (l2_table && q2c_cache_read(l2_cache, l2_table, 0, &l2_entry, 8) == -EAGAIN) {
         void *table; /* not resident: load it; the pin keeps it in place */
-        if (q2c_cache_get_unlocked(l2_cache, l2_table, &table) < 0)
+        q2c_state_lock(state);
+        if (q2c_cache_get(l2_cache, l2_table, &table) < 0)
             return 1;
         l2_entry = *(uint64_t *)table;
         q2c_cache_put(l2_cache, &table);
+        q2c_state_unlock(state);
     }
     printf("guest offset 0 is at host offset %llu\n",
            (unsigned long long)(be64toh(l2_entry) & 0x00fffffffffffe00));
