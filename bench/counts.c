@@ -11,9 +11,9 @@
 #define TABLES     512
 #define TABLE_SIZE 4096
 
-static int read_nothing(void *opaque, uint64_t offset, const struct iovec *iov, int n)
+static int read_nothing(void *opaque, int kind, uint64_t offset, const struct iovec *iov, int n)
 {
-    (void)opaque, (void)offset, (void)iov, (void)n;
+    (void)opaque, (void)kind, (void)offset, (void)iov, (void)n;
     return 0;
 }
 

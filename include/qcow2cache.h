@@ -106,10 +106,11 @@
 #define Q2C_VERSION "0.1.0"
 
 /**
- * Version of the binary interface, and the number in `libqcow2cache.so.0`. It grows when a
- * function or struct changes in such a way that programs have to be built again.
+ * Version of the binary interface. It grows when a function or struct changes in such a way that
+ * programs have to be built again. The number in `libqcow2cache.so.0` follows from version 1.0 of
+ * the library on; before, a program compares this one with `q2c_abi_version`.
  */
-#define Q2C_ABI_VERSION 0
+#define Q2C_ABI_VERSION 1
 
 /**
  * A table's offset is not a multiple of the table size: the image is damaged.
@@ -229,8 +230,8 @@ typedef struct q2c_cache_options {
      */
     size_t table_size;
     /**
-     * The caller's own number for what the tables are; any value. The library passes it to
-     * `pre_write_check` and `corruption`.
+     * The caller's own number for what the tables are; any value. The library passes it to every
+     * callback of the storage but `flush`.
      */
     int kind;
     /**
@@ -251,7 +252,8 @@ typedef struct q2c_cache_options {
  * to the page size, whichever is less.
  *
  * Two storages with the same `opaque` and the same `flush` count as one: a flush of one makes the
- * other's writes stable, too.
+ * other's writes stable, too. So the caches of one image best share one `opaque`; `kind` tells a
+ * callback which of them it serves.
  *
  * Context: callbacks are called in the caller's own coroutine or thread, never in one that the
  * library made, and with no lock of the library held. They can be called from several threads at
@@ -275,6 +277,7 @@ typedef struct q2c_storage {
      * Reads tables. Must not be NULL.
      *
      * Parameters:
+     * - `kind`: the cache's `kind`.
      * - `offset`: where the first buffer begins in the file, in bytes.
      * - `iov`, `iovcnt`: 1 to 1024 buffers to fill. Bytes behind the end of the file must be
      *   filled with zeros.
@@ -282,19 +285,20 @@ typedef struct q2c_storage {
      * Returns: 0 or more if every byte was read.
      * - `-errno`: passed unchanged to the caller of the get; the table is not in the cache.
      */
-    int (*preadv)(void *opaque, uint64_t offset, const struct iovec *iov, int iovcnt);
+    int (*preadv)(void *opaque, int kind, uint64_t offset, const struct iovec *iov, int iovcnt);
     /**
      * Writes tables. Must not be NULL. It must not change the buffers; callers that have one of
      * the tables pinned may change it meanwhile.
      *
      * Parameters:
+     * - `kind`: the cache's `kind`.
      * - `offset`: where the first buffer goes in the file, in bytes.
      * - `iov`, `iovcnt`: 1 to 1024 buffers, not more than 1 GiB in all.
      *
      * Returns: 0 or more if every byte was written.
      * - `-errno`: passed on unchanged; the tables stay dirty.
      */
-    int (*pwritev)(void *opaque, uint64_t offset, const struct iovec *iov, int iovcnt);
+    int (*pwritev)(void *opaque, int kind, uint64_t offset, const struct iovec *iov, int iovcnt);
     /**
      * Makes stable everything that was written before the call. Must not be NULL.
      *
@@ -708,13 +712,13 @@ typedef struct q2c_state_config {
      */
     const struct q2c_storage *refcount_storage;
     /**
-     * The caller's own number for L2 tables; any value. The library passes it to `pre_write_check`
-     * and `corruption`.
+     * The caller's own number for L2 tables; any value. The library passes it to every callback of
+     * the storage but `flush`.
      */
     int l2_kind;
     /**
-     * The caller's own number for refcount blocks; any value. The library passes it to
-     * `pre_write_check` and `corruption`.
+     * The caller's own number for refcount blocks; any value. The library passes it to every
+     * callback of the storage but `flush`.
      */
     int refcount_kind;
     /**

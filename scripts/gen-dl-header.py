@@ -54,7 +54,7 @@ extern "C" {
 #endif
 
 /* What is loaded when no path is given: looked for where the dynamic linker looks. */
-#define Q2C_DL_LIBRARY "libqcow2cache.so.@ABI@"
+#define Q2C_DL_LIBRARY "libqcow2cache.so.0"
 
 /* Local to the program or plugin: two plugins of one process keep a table each. */
 #if defined(__GNUC__)
@@ -290,8 +290,7 @@ def generate(header):
     names = [name for name, _ in found]
     if len(set(names)) != len(names):
         sys.exit("a function is declared twice")
-    abi = re.search(r"^#define Q2C_ABI_VERSION (\d+)", header, flags=re.M)
-    if not abi or "q2c_abi_version" not in names:
+    if "#define Q2C_ABI_VERSION " not in header or "q2c_abi_version" not in names:
         sys.exit("the header declares no ABI version")
     # the loader asks for the ABI version as soon as it has the first one
     order = ["q2c_abi_version"] + [name for name in names if name != "q2c_abi_version"]
@@ -300,8 +299,7 @@ def generate(header):
         '    {"%s", offsetof(struct q2c_dl, %s)},' % (name, member_of[name]) for name in order
     ]
     macros = ["#define %s (*q2c_dl_shared.%s)" % one for one in member_of.items()]
-    text = TOP.replace("@ABI@", abi.group(1))
-    text = text.replace("@MEMBERS@", "\n".join(member(*one) for one in found))
+    text = TOP.replace("@MEMBERS@", "\n".join(member(*one) for one in found))
     text = text.replace("@SYMBOLS@", "\n".join(symbols))
     return text.replace("@MACROS@", "\n".join(macros))
 

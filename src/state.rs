@@ -34,9 +34,9 @@ pub struct Config {
     pub l2_storage: Arc<dyn Storage>,
     /// What the refcount cache reads and writes.
     pub refcount_storage: Arc<dyn Storage>,
-    /// The caller's own number for L2 tables, passed to the storage's checks.
+    /// The caller's own number for L2 tables, passed to the storage.
     pub l2_kind: i32,
-    /// The caller's own number for refcount blocks, passed to the storage's checks.
+    /// The caller's own number for refcount blocks, passed to the storage.
     pub refcount_kind: i32,
     /// The image's geometry.
     pub geometry: Geometry,

@@ -68,11 +68,11 @@ pub enum Corruption {
 /// Every call runs in the caller's own coroutine or thread, with no internal lock of the library
 /// held. It may block or yield. Several threads may call at the same time, for different tables.
 pub trait Storage: Send + Sync {
-    /// Reads the buffers' whole length from `offset` (bytes).
-    fn preadv(&self, offset: u64, bufs: &[IoBuf]) -> Result<(), Errno>;
+    /// Reads the buffers' whole length from `offset` (bytes). `kind`: the cache's own number.
+    fn preadv(&self, kind: i32, offset: u64, bufs: &[IoBuf]) -> Result<(), Errno>;
 
-    /// Writes the buffers' whole length to `offset` (bytes).
-    fn pwritev(&self, offset: u64, bufs: &[IoBuf]) -> Result<(), Errno>;
+    /// Writes the buffers' whole length to `offset` (bytes). `kind`: the cache's own number.
+    fn pwritev(&self, kind: i32, offset: u64, bufs: &[IoBuf]) -> Result<(), Errno>;
 
     /// Makes all earlier writes stable.
     fn flush(&self) -> Result<(), Errno>;

@@ -40,7 +40,7 @@ impl Error {
     }
 }
 
-pub type Io = unsafe extern "C" fn(*mut c_void, u64, *const libc::iovec, c_int) -> c_int;
+pub type Io = unsafe extern "C" fn(*mut c_void, c_int, u64, *const libc::iovec, c_int) -> c_int;
 
 #[repr(C)]
 #[derive(Clone, Copy)]

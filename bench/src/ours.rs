@@ -53,6 +53,7 @@ pub unsafe extern "C" fn store_nothing(_: u64, _: *mut c_void) {}
 
 unsafe extern "C" fn read_nothing(
     _: *mut c_void,
+    _: c_int,
     _: u64,
     _: *const libc::iovec,
     _: c_int,
@@ -63,6 +64,7 @@ unsafe extern "C" fn read_nothing(
 
 unsafe extern "C" fn read_touching(
     _: *mut c_void,
+    _: c_int,
     offset: u64,
     iov: *const libc::iovec,
     count: c_int,
@@ -80,6 +82,7 @@ unsafe extern "C" fn read_touching(
 
 unsafe extern "C" fn read_whole(
     _: *mut c_void,
+    _: c_int,
     offset: u64,
     iov: *const libc::iovec,
     count: c_int,
@@ -98,6 +101,7 @@ unsafe extern "C" fn read_whole(
 
 unsafe extern "C" fn write_nothing(
     _: *mut c_void,
+    _: c_int,
     _: u64,
     _: *const libc::iovec,
     _: c_int,
@@ -111,6 +115,7 @@ unsafe extern "C" fn flush_nothing(_: *mut c_void) -> c_int {
 
 unsafe extern "C" fn record_write(
     opaque: *mut c_void,
+    _: c_int,
     offset: u64,
     _: *const libc::iovec,
     count: c_int,

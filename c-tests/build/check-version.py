@@ -4,7 +4,7 @@
 
 test-library.c compares q2c_version() and q2c_abi_version() with the header.
 
-usage: check-version.py SOURCE_ROOT MESON_VERSION LIBRARY ABI_VERSION
+usage: check-version.py SOURCE_ROOT MESON_VERSION LIBRARY ABI_VERSION SOVERSION
 """
 
 import os
@@ -14,9 +14,10 @@ import subprocess
 import sys
 
 
-def main(root, meson_version, library, abi_version):
+def main(root, meson_version, library, abi_version, soversion):
     root = pathlib.Path(root)
     header = (root / "include/qcow2cache.h").read_text()
+    dl_header = (root / "include/qcow2cache-dl.h").read_text()
     manifest = (root / "Cargo.toml").read_text()
     manifest = re.search(r'^version = "(.*)"', manifest, flags=re.M).group(1)
     lock = (root / "Cargo.lock").read_text()
@@ -29,20 +30,23 @@ def main(root, meson_version, library, abi_version):
         "Q2C_VERSION": re.search(r'^#define Q2C_VERSION "(.*)"', header, flags=re.M).group(1),
         "the name of the library": re.search(r"\.so\.(.*)$", os.path.realpath(library)).group(1),
     }
-    abis = {
-        "Q2C_ABI_VERSION": re.search(
-            r"^#define Q2C_ABI_VERSION (\d+)", header, flags=re.M
+    sonames = {
+        "Q2C_DL_LIBRARY": re.search(
+            r'^#define Q2C_DL_LIBRARY ".*\.so\.(\d+)"', dl_header, flags=re.M
         ).group(1),
         "SONAME": re.search(r"SONAME.*\.so\.(\d+)\]", dynamic).group(1),
         "the version script": re.search(
             r"^QCOW2CACHE_(\d+)", (root / "src/qcow2cache.map").read_text(), flags=re.M
         ).group(1),
     }
+    abi = re.search(r"^#define Q2C_ABI_VERSION (\d+)", header, flags=re.M).group(1)
     wrong = [(name, value, manifest) for name, value in versions.items() if value != manifest]
-    wrong += [(name, value, abi_version) for name, value in abis.items() if value != abi_version]
+    wrong += [(name, value, soversion) for name, value in sonames.items() if value != soversion]
+    if abi != abi_version:
+        wrong.append(("Q2C_ABI_VERSION", abi, abi_version))
     for name, value, expected in wrong:
         print("%s says %s, not %s" % (name, value, expected))
-    print("version %s, ABI %s" % (manifest, abi_version))
+    print("version %s, ABI %s, SONAME %s" % (manifest, abi_version, soversion))
     return 1 if wrong else 0
 
 

@@ -119,6 +119,34 @@ static void victim_write_back_can_use_the_cache(void)
     close_cache();
 }
 
+/* One opaque serves both caches of an image: each call says for which of them it is made. */
+static void callbacks_get_the_kind_of_their_cache(void)
+{
+    const int kinds[] = { 21, -22 };
+    q2c_cache *caches[2];
+
+    storage_init(&storage, 1 << 16);
+    for (unsigned n = 0; n < 2; n++) {
+        const q2c_cache_options options = {
+            .struct_size = sizeof(options), .tables = 2, .table_size = TABLE, .kind = kinds[n]
+        };
+
+        CHECK_INT(q2c_cache_create(&options, &storage.calls, NULL, &caches[n], NULL), 0);
+    }
+    for (unsigned round = 0; round < 4; round++) {
+        unsigned n = round % 2;
+
+        cache_dirty(caches[n], AT(10 + round), round);
+        CHECK_INT(storage_last_kind(&storage, STORAGE_READ), kinds[n]);
+        CHECK_INT(q2c_cache_flush(caches[n]), 0);
+        CHECK_INT(storage_last_kind(&storage, STORAGE_CHECK), kinds[n]);
+        CHECK_INT(storage_last_kind(&storage, STORAGE_WRITE), kinds[n]);
+    }
+    cache_drop(caches[0]);
+    cache_drop(caches[1]);
+    storage_free(&storage);
+}
+
 int main(void)
 {
     test_begin();
@@ -127,5 +155,6 @@ int main(void)
     RUN(flush_of_a_dependency_can_use_the_cache);
     RUN(corruption_callback_can_use_the_cache);
     RUN(victim_write_back_can_use_the_cache);
+    RUN(callbacks_get_the_kind_of_their_cache);
     return test_end();
 }

@@ -195,7 +195,7 @@ static void each_table_is_checked_once(void)
     dirty_each(cache, tables, 5);
     CHECK_INT(q2c_cache_flush(cache), 0);
     CHECK_U64(storage_count(&storage, STORAGE_CHECK) - before, 5);
-    CHECK_INT(storage.last_kind, 7);
+    CHECK_INT(storage_last_kind(&storage, STORAGE_CHECK), 7);
     text = journal_text(storage.journal);
     for (size_t i = 0; i < 5; i++) {
         snprintf(check, sizeof(check), "check %" PRIx64 "+200;", AT(tables[i]));

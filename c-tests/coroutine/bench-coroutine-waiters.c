@@ -55,9 +55,10 @@ static bool end_request(void)
     return true;
 }
 
-static int bench_preadv(void *opaque, uint64_t offset, const struct iovec *iov, int count)
+static int bench_preadv(void *opaque, int kind, uint64_t offset, const struct iovec *iov, int count)
 {
     (void)opaque;
+    (void)kind;
     (void)offset;
     wait_for_request();
     for (int i = 0; i < count; i++) {
@@ -66,9 +67,11 @@ static int bench_preadv(void *opaque, uint64_t offset, const struct iovec *iov, 
     return 0;
 }
 
-static int bench_pwritev(void *opaque, uint64_t offset, const struct iovec *iov, int count)
+static int bench_pwritev(void *opaque, int kind, uint64_t offset, const struct iovec *iov,
+                         int count)
 {
     (void)opaque;
+    (void)kind;
     (void)offset;
     (void)iov;
     (void)count;

@@ -351,16 +351,18 @@ static int run_request(request *r)
 
 /* ---- the library's callbacks ---- */
 
-static int cb_preadv(void *opaque, uint64_t offset, const struct iovec *iov, int iovcnt)
+static int cb_preadv(void *opaque, int kind, uint64_t offset, const struct iovec *iov, int iovcnt)
 {
+    (void)kind;
     request r = {
         .storage = opaque, .op = OP_READ, .offset = offset, .iov = iov, .iovcnt = iovcnt
     };
     return run_request(&r);
 }
 
-static int cb_pwritev(void *opaque, uint64_t offset, const struct iovec *iov, int iovcnt)
+static int cb_pwritev(void *opaque, int kind, uint64_t offset, const struct iovec *iov, int iovcnt)
 {
+    (void)kind;
     request r = {
         .storage = opaque, .op = OP_WRITE, .offset = offset, .iov = iov, .iovcnt = iovcnt
     };

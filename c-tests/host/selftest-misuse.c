@@ -233,7 +233,7 @@ static void write_it(void *arg)
     static char bytes[16];
     struct iovec iov = { bytes, sizeof(bytes) };
 
-    calls.pwritev(calls.opaque, *(uint64_t *)arg, &iov, 1);
+    calls.pwritev(calls.opaque, 0, *(uint64_t *)arg, &iov, 1);
 }
 
 static void overlapping_requests(void *arg)

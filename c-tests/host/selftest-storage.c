@@ -62,7 +62,7 @@ static int request(bool write, uint64_t offset, void *buf, size_t n)
 {
     struct iovec iov[2] = { { buf, n / 2 }, { (char *)buf + n / 2, n - n / 2 } };
 
-    return (write ? calls.pwritev : calls.preadv)(calls.opaque, offset, iov, 2);
+    return (write ? calls.pwritev : calls.preadv)(calls.opaque, 0, offset, iov, 2);
 }
 
 struct job {

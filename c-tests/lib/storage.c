@@ -109,7 +109,7 @@ static void wait_while_held(struct storage *storage, int op, uint64_t offset, ui
 static const char *const op_names[STORAGE_OPS] = { "read", "write", "flush", "check" };
 
 /* The part of a call before the data is copied. Returns the error that the call ends with. */
-static int begin(struct storage *storage, int op, uint64_t offset, uint64_t bytes)
+static int begin(struct storage *storage, int op, int kind, uint64_t offset, uint64_t bytes)
 {
     unsigned index = op_index(op);
     char range[48] = "";
@@ -123,6 +123,7 @@ static int begin(struct storage *storage, int op, uint64_t offset, uint64_t byte
         storage->most_running[index] = storage->running[index];
     }
     storage->last_thread = pthread_self();
+    storage->last_kind[index] = kind;
     error = fault_of(storage, op);
     if (op != STORAGE_FLUSH) {
         snprintf(range, sizeof(range), " %" PRIx64 "+%" PRIx64, offset, bytes);
@@ -174,11 +175,12 @@ static void copy_words(void *to, const void *from, size_t bytes)
     }
 }
 
-static int storage_preadv(void *opaque, uint64_t offset, const struct iovec *iov, int iovcnt)
+static int storage_preadv(void *opaque, int kind, uint64_t offset, const struct iovec *iov,
+                          int iovcnt)
 {
     struct storage *storage = opaque;
     uint64_t bytes = total(iov, iovcnt);
-    int error = begin(storage, STORAGE_READ, offset, bytes);
+    int error = begin(storage, STORAGE_READ, kind, offset, bytes);
     uint64_t at = offset;
 
     if (error == 0 && (offset > storage->size || bytes > storage->size - offset)) {
@@ -192,11 +194,12 @@ static int storage_preadv(void *opaque, uint64_t offset, const struct iovec *iov
     return error;
 }
 
-static int storage_pwritev(void *opaque, uint64_t offset, const struct iovec *iov, int iovcnt)
+static int storage_pwritev(void *opaque, int kind, uint64_t offset, const struct iovec *iov,
+                           int iovcnt)
 {
     struct storage *storage = opaque;
     uint64_t bytes = total(iov, iovcnt);
-    int error = begin(storage, STORAGE_WRITE, offset, bytes);
+    int error = begin(storage, STORAGE_WRITE, kind, offset, bytes);
     uint64_t at = offset;
 
     if (error == 0 && (offset > storage->size || bytes > storage->size - offset)) {
@@ -213,7 +216,7 @@ static int storage_pwritev(void *opaque, uint64_t offset, const struct iovec *io
 static int storage_flush(void *opaque)
 {
     struct storage *storage = opaque;
-    int error = begin(storage, STORAGE_FLUSH, 0, 0);
+    int error = begin(storage, STORAGE_FLUSH, 0, 0, 0);
 
     end(storage, STORAGE_FLUSH, 0, 0);
     return error;
@@ -222,11 +225,8 @@ static int storage_flush(void *opaque)
 static int storage_pre_write_check(void *opaque, int kind, uint64_t offset, uint64_t bytes)
 {
     struct storage *storage = opaque;
-    int error = begin(storage, STORAGE_CHECK, offset, bytes);
+    int error = begin(storage, STORAGE_CHECK, kind, offset, bytes);
 
-    pthread_mutex_lock(&storage->mutex);
-    storage->last_kind = kind;
-    pthread_mutex_unlock(&storage->mutex);
     end(storage, STORAGE_CHECK, offset, bytes);
     return error;
 }
@@ -319,6 +319,16 @@ unsigned storage_count(struct storage *storage, int ops)
     }
     pthread_mutex_unlock(&storage->mutex);
     return count;
+}
+
+int storage_last_kind(struct storage *storage, enum storage_op op)
+{
+    int kind;
+
+    pthread_mutex_lock(&storage->mutex);
+    kind = storage->last_kind[op_index(op)];
+    pthread_mutex_unlock(&storage->mutex);
+    return kind;
 }
 
 unsigned storage_most_running(struct storage *storage, enum storage_op op)

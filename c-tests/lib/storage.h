@@ -77,8 +77,8 @@ struct storage {
     struct storage_hold holds[STORAGE_RULES];
     unsigned count[STORAGE_OPS]; /* calls that began */
     unsigned running[STORAGE_OPS], most_running[STORAGE_OPS];
-    int last_kind;         /* of pre_write_check */
-    pthread_t last_thread; /* the last caller of preadv, pwritev, flush or pre_write_check */
+    int last_kind[STORAGE_OPS]; /* of the last call; flush has none */
+    pthread_t last_thread;      /* the last caller of preadv, pwritev, flush or pre_write_check */
     struct storage_corruption corruption;
 
     /* Optional. Called without a lock inside every callback; op is 0 for corruption. */
@@ -102,6 +102,8 @@ bool storage_untouched(struct storage *storage, uint64_t offset, size_t bytes);
 
 /* The number of calls of any of @ops so far. */
 unsigned storage_count(struct storage *storage, int ops);
+/* The kind that the last call of @op came with. */
+int storage_last_kind(struct storage *storage, enum storage_op op);
 /* The largest number of calls of @op that ran at the same time. */
 unsigned storage_most_running(struct storage *storage, enum storage_op op);
 

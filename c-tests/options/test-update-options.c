@@ -312,9 +312,9 @@ static void new_caches_are_used_and_cleaned(void)
     cache_touch(l2, CLUSTER_AT(3));
     EVENTUALLY(!cache_resident(l2, CLUSTER_AT(3)));
     CHECK(cache_resident(l2, CLUSTER_AT(2)));
-    CHECK_INT(image.l2_storage.last_kind, 0);
+    CHECK_INT(storage_last_kind(&image.l2_storage, STORAGE_CHECK), 0);
     CHECK_INT(q2c_cache_flush(l2), 0);
-    CHECK_INT(image.l2_storage.last_kind, L2_KIND);
+    CHECK_INT(storage_last_kind(&image.l2_storage, STORAGE_CHECK), L2_KIND);
     image_close(&image);
 }
 

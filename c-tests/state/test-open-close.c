@@ -140,8 +140,8 @@ static void each_cache_has_its_own_storage_and_kind(void)
     CHECK_JOURNAL(&image.journal, "l2:read 1000+1000; rb:read 2000+1000; "
                                   "l2:check 1000+1000; l2:write 1000+1000; l2:flush; "
                                   "rb:check 2000+1000; rb:write 2000+1000; rb:flush; ");
-    CHECK_INT(image.l2_storage.last_kind, L2_KIND);
-    CHECK_INT(image.refcount_storage.last_kind, REFCOUNT_KIND);
+    CHECK_INT(storage_last_kind(&image.l2_storage, STORAGE_CHECK), L2_KIND);
+    CHECK_INT(storage_last_kind(&image.refcount_storage, STORAGE_CHECK), REFCOUNT_KIND);
     image_close(&image);
 }
 

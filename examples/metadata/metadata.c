@@ -28,13 +28,15 @@ static int image_io(bool write, int fd, uint64_t at, const struct iovec *iov, in
     return 0;
 }
 
-static int image_preadv(void *fd, uint64_t at, const struct iovec *iov, int n)
+static int image_preadv(void *fd, int kind, uint64_t at, const struct iovec *iov, int n)
 {
+    (void)kind; /* L2 tables and refcount blocks are in the same file */
     return image_io(false, *(int *)fd, at, iov, n);
 }
 
-static int image_pwritev(void *fd, uint64_t at, const struct iovec *iov, int n)
+static int image_pwritev(void *fd, int kind, uint64_t at, const struct iovec *iov, int n)
 {
+    (void)kind;
     return image_io(true, *(int *)fd, at, iov, n);
 }
 

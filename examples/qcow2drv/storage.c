@@ -13,17 +13,19 @@ void drv_file_reaches(qcow2drv *s, uint64_t end)
     }
 }
 
-static int storage_preadv(void *opaque, uint64_t offset, const struct iovec *iov, int n)
+static int storage_preadv(void *opaque, int kind, uint64_t offset, const struct iovec *iov, int n)
 {
     qcow2drv *s = opaque;
 
+    (void)kind; /* L2 tables and refcount blocks are in the same file */
     return s->file->ops->preadv(s->file, offset, iov, n);
 }
 
-static int storage_pwritev(void *opaque, uint64_t offset, const struct iovec *iov, int n)
+static int storage_pwritev(void *opaque, int kind, uint64_t offset, const struct iovec *iov, int n)
 {
     qcow2drv *s = opaque;
 
+    (void)kind; /* L2 tables and refcount blocks are in the same file */
     return s->file->ops->pwritev(s->file, offset, iov, n);
 }
 

@@ -275,13 +275,13 @@ mod tests {
     struct Zeros(AtomicUsize);
 
     impl Storage for Zeros {
-        fn preadv(&self, _: u64, bufs: &[IoBuf]) -> Result<(), Errno> {
+        fn preadv(&self, _: i32, _: u64, bufs: &[IoBuf]) -> Result<(), Errno> {
             bufs.iter()
                 .for_each(|buf| buf.fill_from(&vec![0; buf.len()]));
             Ok(())
         }
 
-        fn pwritev(&self, _: u64, _: &[IoBuf]) -> Result<(), Errno> {
+        fn pwritev(&self, _: i32, _: u64, _: &[IoBuf]) -> Result<(), Errno> {
             self.0.fetch_add(1, Ordering::Relaxed);
             Ok(())
         }

@@ -307,7 +307,7 @@ impl Cache {
                 // readers that copy without a pin; they throw away what they copied.
                 let buf = unsafe { IoBuf::new(table.as_ptr(), self.table_size()) };
                 let storage: &Arc<dyn Storage> = &self.storage;
-                storage.preadv(offset, std::slice::from_ref(&buf))?;
+                storage.preadv(self.kind, offset, std::slice::from_ref(&buf))?;
             }
             // SAFETY: see the other case.
             Fill::Zeros => unsafe { zero_words(table, self.table_size()) },

@@ -73,7 +73,7 @@ pub struct CacheOptions {
     pub tables: usize,
     /// Bytes of a table: a power of two from 512 to 2 MiB.
     pub table_size: usize,
-    /// The caller's own number for what the cache holds, handed to storage's checks.
+    /// The caller's own number for what the cache holds, handed to storage.
     pub kind: i32,
     /// Slots that [`Cache::get_unlocked`] neither loads into nor pins; at most `tables`.
     pub reserved: usize,

@@ -200,7 +200,7 @@ impl Cache {
         // again.
         let written = self
             .check_poison()
-            .and_then(|()| self.storage.pwritev(*offset, &bufs));
+            .and_then(|()| self.storage.pwritev(self.kind, *offset, &bufs));
         batch.end(run, written.is_err());
         if written.is_ok() {
             Counters::add(&self.counters.writes, 1);

@@ -41,8 +41,8 @@ pub struct q2c_cache_options {
     pub tables: usize,
     /// Size of one table in bytes: a power of two from 512 to 2097152 (2 MiB).
     pub table_size: usize,
-    /// The caller's own number for what the tables are; any value. The library passes it to
-    /// `pre_write_check` and `corruption`.
+    /// The caller's own number for what the tables are; any value. The library passes it to every
+    /// callback of the storage but `flush`.
     pub kind: c_int,
     /// Number of slots, 0 to `tables`, that `q2c_cache_get_unlocked` neither loads into nor pins,
     /// so that callers with the state lock never starve. Use the largest number of tables of this

@@ -3,9 +3,10 @@
 
 use std::ffi::{CStr, c_char};
 
-/// Version of the binary interface, and the number in `libqcow2cache.so.0`. It grows when a
-/// function or struct changes in such a way that programs have to be built again.
-pub const Q2C_ABI_VERSION: u32 = 0;
+/// Version of the binary interface. It grows when a function or struct changes in such a way that
+/// programs have to be built again. The number in `libqcow2cache.so.0` follows from version 1.0 of
+/// the library on; before, a program compares this one with `q2c_abi_version`.
+pub const Q2C_ABI_VERSION: u32 = 1;
 
 const VERSION: &CStr =
     match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {

@@ -367,6 +367,7 @@ mod tests {
 
     unsafe extern "C" fn transfer(
         _: *mut c_void,
+        _: c_int,
         _: u64,
         _: *const libc::iovec,
         _: c_int,

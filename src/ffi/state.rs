@@ -45,11 +45,11 @@ pub struct q2c_state_config {
     pub l2_storage: *const q2c_storage,
     /// The storage below the refcount cache. NULL means `l2_storage`.
     pub refcount_storage: *const q2c_storage,
-    /// The caller's own number for L2 tables; any value. The library passes it to `pre_write_check`
-    /// and `corruption`.
+    /// The caller's own number for L2 tables; any value. The library passes it to every callback of
+    /// the storage but `flush`.
     pub l2_kind: c_int,
-    /// The caller's own number for refcount blocks; any value. The library passes it to
-    /// `pre_write_check` and `corruption`.
+    /// The caller's own number for refcount blocks; any value. The library passes it to every
+    /// callback of the storage but `flush`.
     pub refcount_kind: c_int,
     /// The image's geometry. Must not be NULL.
     pub geometry: *const q2c_geometry,

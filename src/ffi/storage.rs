@@ -34,7 +34,8 @@ const IOV_MAX: usize = 1024;
 /// to the page size, whichever is less.
 ///
 /// Two storages with the same `opaque` and the same `flush` count as one: a flush of one makes the
-/// other's writes stable, too.
+/// other's writes stable, too. So the caches of one image best share one `opaque`; `kind` tells a
+/// callback which of them it serves.
 ///
 /// Context: callbacks are called in the caller's own coroutine or thread, never in one that the
 /// library made, and with no lock of the library held. They can be called from several threads at
@@ -54,6 +55,7 @@ pub struct q2c_storage {
     /// Reads tables. Must not be NULL.
     ///
     /// Parameters:
+    /// - `kind`: the cache's `kind`.
     /// - `offset`: where the first buffer begins in the file, in bytes.
     /// - `iov`, `iovcnt`: 1 to 1024 buffers to fill. Bytes behind the end of the file must be
     ///   filled with zeros.
@@ -63,6 +65,7 @@ pub struct q2c_storage {
     pub preadv: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
+            kind: c_int,
             offset: u64,
             iov: *const iovec,
             iovcnt: c_int,
@@ -72,6 +75,7 @@ pub struct q2c_storage {
     /// the tables pinned may change it meanwhile.
     ///
     /// Parameters:
+    /// - `kind`: the cache's `kind`.
     /// - `offset`: where the first buffer goes in the file, in bytes.
     /// - `iov`, `iovcnt`: 1 to 1024 buffers, not more than 1 GiB in all.
     ///
@@ -80,6 +84,7 @@ pub struct q2c_storage {
     pub pwritev: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
+            kind: c_int,
             offset: u64,
             iov: *const iovec,
             iovcnt: c_int,
@@ -130,7 +135,7 @@ unsafe impl CStruct for q2c_storage {
     const NAME: &'static str = "q2c_storage";
 }
 
-type Vectored = unsafe extern "C" fn(*mut c_void, u64, *const iovec, c_int) -> c_int;
+type Vectored = unsafe extern "C" fn(*mut c_void, c_int, u64, *const iovec, c_int) -> c_int;
 
 /// A copy of C's callbacks, those that must be set unwrapped.
 struct CStorage {
@@ -197,6 +202,7 @@ impl CStorage {
     fn vectored(
         &self,
         callback: Vectored,
+        kind: i32,
         offset: u64,
         bufs: &[IoBuf],
     ) -> std::result::Result<(), Errno> {
@@ -205,17 +211,17 @@ impl CStorage {
         // SAFETY: the callback keeps `q2c_storage`'s contract, promised at creation. `iov` is an
         // array of `count` IoBufs, which have the layout of iovecs (asserted above). They point to
         // table memory that is valid during the call.
-        answer(unsafe { callback(self.calls.opaque, offset, iov, count) })
+        answer(unsafe { callback(self.calls.opaque, kind, offset, iov, count) })
     }
 }
 
 impl Storage for CStorage {
-    fn preadv(&self, offset: u64, bufs: &[IoBuf]) -> std::result::Result<(), Errno> {
-        self.vectored(self.preadv, offset, bufs)
+    fn preadv(&self, kind: i32, offset: u64, bufs: &[IoBuf]) -> std::result::Result<(), Errno> {
+        self.vectored(self.preadv, kind, offset, bufs)
     }
 
-    fn pwritev(&self, offset: u64, bufs: &[IoBuf]) -> std::result::Result<(), Errno> {
-        self.vectored(self.pwritev, offset, bufs)
+    fn pwritev(&self, kind: i32, offset: u64, bufs: &[IoBuf]) -> std::result::Result<(), Errno> {
+        self.vectored(self.pwritev, kind, offset, bufs)
     }
 
     fn flush(&self) -> std::result::Result<(), Errno> {
@@ -299,7 +305,13 @@ impl Drop for Device {
 mod tests {
     use super::*;
 
-    unsafe extern "C" fn vectored(_: *mut c_void, _: u64, _: *const iovec, _: c_int) -> c_int {
+    unsafe extern "C" fn vectored(
+        _: *mut c_void,
+        _: c_int,
+        _: u64,
+        _: *const iovec,
+        _: c_int,
+    ) -> c_int {
         0
     }
 

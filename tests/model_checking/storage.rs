@@ -82,7 +82,7 @@ fn addresses(buf: &IoBuf) -> impl Iterator<Item = usize> {
 }
 
 impl Storage for ModelStorage {
-    fn preadv(&self, offset: u64, bufs: &[IoBuf]) -> Result<(), Errno> {
+    fn preadv(&self, _kind: i32, offset: u64, bufs: &[IoBuf]) -> Result<(), Errno> {
         self.reads.fetch_add(1, Relaxed);
         let now = self.reading.fetch_add(1, Relaxed) + 1;
         self.parallel_reads.fetch_max(now, Relaxed);
@@ -96,7 +96,7 @@ impl Storage for ModelStorage {
         Ok(())
     }
 
-    fn pwritev(&self, offset: u64, bufs: &[IoBuf]) -> Result<(), Errno> {
+    fn pwritev(&self, _kind: i32, offset: u64, bufs: &[IoBuf]) -> Result<(), Errno> {
         let count = self.writes.fetch_add(1, Relaxed);
         for (n, buf) in bufs.iter().enumerate() {
             let mut words = Words::default();

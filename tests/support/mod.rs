@@ -276,7 +276,7 @@ impl TestStorage {
 }
 
 impl Storage for TestStorage {
-    fn preadv(&self, offset: u64, bufs: &[IoBuf]) -> Result<(), Errno> {
+    fn preadv(&self, _kind: i32, offset: u64, bufs: &[IoBuf]) -> Result<(), Errno> {
         let bytes = bufs.iter().map(IoBuf::len).sum();
         self.call(Io::Read { offset, bytes })?;
         let disk = lock(&self.disk);
@@ -288,7 +288,7 @@ impl Storage for TestStorage {
         Ok(())
     }
 
-    fn pwritev(&self, offset: u64, bufs: &[IoBuf]) -> Result<(), Errno> {
+    fn pwritev(&self, _kind: i32, offset: u64, bufs: &[IoBuf]) -> Result<(), Errno> {
         self.call(Io::Write {
             offset,
             tables: bufs.len(),
