@@ -553,6 +553,20 @@ typedef struct q2c_cache_stats {
      * Bytes of memory for everything besides the tables.
      */
     uint64_t metadata_bytes;
+    /**
+     * Tables that a failed flush of storage made dirty again, since it may have lost their writes.
+     */
+    uint64_t redirtied;
+    /**
+     * Tables that were written and had left the cache when the flush failed that should have made
+     * them stable. It includes tables of destroyed caches of the same storage.
+     */
+    uint64_t lost;
+    /**
+     * What every flush of the cache returns since tables were lost, `-errno`; 0: the cache is
+     * stable. See `q2c_cache_flush`.
+     */
+    int flush_error;
 } q2c_cache_stats;
 
 /**
@@ -799,14 +813,22 @@ int q2c_cache_create(const struct q2c_cache_options *options,
                      struct q2c_error *error);
 
 /**
- * Destroys a cache. It never writes a table of this cache: dirty tables are an error. If other
- * caches depend on this one, it satisfies their dependencies first, which flushes storage.
+ * Destroys a cache. It calls no storage: dirty tables are an error.
+ *
+ * A cache that depends on this one depends on a flush of storage instead, as after
+ * `q2c_cache_depends_on_flush`: its next write flushes first. If this cache is unstable (see
+ * `q2c_cache_flush`), or poisoned with dirty tables, the caches that depend on it are unstable
+ * from then on, since no flush helps them.
+ *
+ * If something that this cache wrote may not be stable yet, that is left to the other caches of
+ * the same storage, and to those that depend on this one: one of their flushes makes it stable. If
+ * that flush fails, they are unstable. So flush before the last cache of an image is destroyed.
  *
  * Parameters:
  * - `cache`: set to NULL on success. NULL, or a pointer to NULL, returns 0.
  *
- * Context: state lock held, or calls serialised otherwise; may wait. No other call may use the
- * cache meanwhile. A cleaner that still holds the cache, asked to stop or not, does no harm.
+ * Context: state lock held, or calls serialised otherwise; never waits. No other call may use the
+ * cache meanwhile. A cleaner that was told of the cache does no harm, whether it runs or not.
  *
  * Returns: 0 on success. On an error the cache is as it was.
  * - `-EBUSY`: a table is pinned, being loaded or being written.
@@ -814,12 +836,9 @@ int q2c_cache_create(const struct q2c_cache_options *options,
  *   `q2c_cache_discard_range(cache, 0, UINT64_MAX)`. Dirty tables of a poisoned cache are no
  *   obstacle.
  * - `-EPERM`: the cache belongs to a state, which will destroy it.
- * - `-EIO`: the cache is poisoned and another cache depends on it. Destroy that one first.
- * - any errno of `flush`: a dependency of another cache could not be satisfied.
  *
- * Ownership: frees the handle. A cleaner that was told of the cache keeps its memory until it lets
- * go of it: each instance when it ends, the cleaner itself at the next `q2c_cleaner_set_caches` or
- * when it is destroyed.
+ * Ownership: frees the handle and the tables' memory; if a cleaner is just looking at the cache,
+ * the memory is freed when that step of its pass ends, some µs later.
  *
  * # Safety
  * `cache` is NULL or points to NULL or to a live cache, which nobody else uses during the call and
@@ -1090,8 +1109,15 @@ int q2c_cache_write(struct q2c_cache *cache);
 
 /**
  * Writes every dirty table, as `q2c_cache_write` does, and then flushes storage. When it returns
- * 0, everything that was dirty when it was called is stable. Storage is not flushed if a write
- * failed.
+ * 0, everything that was dirty when it was called is stable, and so is what was written before.
+ * The call flushes storage also if nothing was dirty. It does not if a write failed.
+ *
+ * A failed flush is not forgotten. Storage may have lost what it should have made stable, and may
+ * not say so again: Linux drops such pages, and the next `fsync` returns 0. So every table that
+ * was written since the last good flush is dirty again, in all caches of the same storage; the
+ * next flush writes it anew. If one of them has left its cache meanwhile, that cache is
+ * *unstable*: its flushes return this error from then on. `q2c_cache_discard_range(cache, 0,
+ * UINT64_MAX)` and `q2c_state_invalidate` give the tables up and make it stable again.
  *
  * Context: state lock held, or calls serialised otherwise; may wait, also for writes that somebody
  * else has begun.
@@ -1104,7 +1130,8 @@ int q2c_cache_write(struct q2c_cache *cache);
  * - any errno of `pwritev` or `pre_write_check`: these tables were not written; all the others
  *   were tried.
  * - any errno of a flush of what the tables depend on: no table was written from then on.
- * - any errno of `flush`: every table was written, but is not known to be stable.
+ * - any errno of `flush`: every table was written, but is not known to be stable, and is dirty
+ *   again; or the cache is unstable since an earlier flush, and storage was not flushed.
  *
  * # Safety
  * `cache` is NULL or a live cache.
@@ -1123,14 +1150,13 @@ int q2c_cache_flush(struct q2c_cache *cache);
  * before all others.
  * - `-EINVAL`: `cache` is NULL.
  * - `-EBUSY`: a table is pinned, being loaded or being written, or was dirtied again. Everything
- *   was written, nothing was dropped. One exception: if a get without the state lock pinned a
- *   table during the call, other tables may have been dropped.
+ *   was written and flushed, nothing was dropped.
  * - `-EIO`: the cache is poisoned, or it has dirty tables and the cache that it depends on is
  *   poisoned.
  * - any errno of `pwritev` or `pre_write_check`: these tables were not written; all the others
  *   were tried.
  * - any errno of a flush of what the tables depend on: no table was written from then on.
- * - any errno of `flush`: every table was written, but is not known to be stable.
+ * - any errno of `flush`: see `q2c_cache_flush`.
  *
  * # Safety
  * `cache` is NULL or a live cache.
@@ -1153,8 +1179,8 @@ int q2c_cache_empty(struct q2c_cache *cache);
  * - any errno of `pwritev`, `flush` or `pre_write_check`: what had to be flushed first could not
  *   be.
  *
- * Ownership: `cache` holds `dependency` until the dependency is gone. Either may be destroyed
- * before that: the destruction of `dependency` satisfies the dependency.
+ * Ownership: either may be destroyed before the dependency is gone. After the destruction of
+ * `dependency`, `cache` depends on a flush of its storage instead; see `q2c_cache_destroy`.
  *
  * # Safety
  * `cache` and `dependency` are NULL or live caches.
@@ -1338,8 +1364,8 @@ int q2c_cleaner_destroy(struct q2c_cleaner **cleaner);
  * - `-EINVAL`: `cleaner` is NULL; `n` is not 0 and `caches` or one of the handles is NULL; `n` is
  *   larger than any array can be.
  *
- * Ownership: the array is copied and need not outlive the call. The cleaner holds the caches, and
- * each instance holds those that it was started with, even after the caller has destroyed them.
+ * Ownership: the array is copied and need not outlive the call. The caches stay the caller's and
+ * may be destroyed at any time: the cleaner and its instances know when one is gone.
  *
  * # Safety
  * `cleaner` is NULL or a live cleaner. `caches` is NULL or an array of `n` pointers, each NULL or

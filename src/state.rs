@@ -74,6 +74,20 @@ struct Caches {
     refcount: Arc<Cache>,
 }
 
+impl Caches {
+    /// They are about to be destroyed.
+    fn retire(&self) {
+        self.l2.retire();
+        self.refcount.retire();
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.caches().retire();
+    }
+}
+
 /// A prepared change of options: new caches, not in use yet. Dropping it aborts the change.
 pub struct Update {
     caches: Caches,
@@ -119,8 +133,9 @@ impl State {
         Ok(state)
     }
 
-    /// Stops the cleaner, writes dirty tables and flushes. Afterwards the state can be dropped.
-    /// Mixed context, state lock not held.
+    /// Stops the cleaner, writes dirty tables, and flushes storage if something that was written
+    /// may not be stable or a flush was asked for. Afterwards the state can be dropped, which calls
+    /// no storage. Mixed context, state lock not held.
     ///
     /// On an error nothing is lost: the cleaner is stopped, and the state is otherwise unchanged.
     /// `EBUSY`: a table is in use. `EDEADLK`: see [`Cleaner::del_and_wait`]. Other errors are the
@@ -271,12 +286,18 @@ impl State {
             if cache.is_in_use() {
                 return Err(Errno::BUSY);
             }
-            block_on(cache.host(), &[], cache.flush())?;
+            // What is not dirty needs no storage here: the other caches of the device see to it
+            // that it becomes stable.
+            if cache.has_dirty() {
+                block_on(cache.host(), &[], cache.flush())?;
+            }
             cache.check_destroy()
         });
         if let Err(errno) = ready {
             return Err((errno, update));
         }
+        old.l2.hand_over_dependencies(&update.caches.l2);
+        old.refcount.hand_over_dependencies(&update.caches.refcount);
         let replaced = {
             let mut inner = self.inner.lock();
             inner.geometry = update.geometry;
@@ -285,7 +306,7 @@ impl State {
         self.cleaner.set_next_interval(update.interval_ns);
         // Advances the stop epoch: a start over the old caches that is under way now is refused.
         self.cleaner.request_stop();
-        drop(replaced);
+        replaced.retire();
         Ok(())
     }
 
@@ -301,7 +322,10 @@ impl State {
             let Some(context) = context else {
                 return Ok(());
             };
-            let targets: Vec<Arc<dyn CleanTarget>> = vec![caches.l2, caches.refcount];
+            let targets: Vec<Arc<dyn CleanTarget>> = vec![
+                Arc::new(Arc::downgrade(&caches.l2)),
+                Arc::new(Arc::downgrade(&caches.refcount)),
+            ];
             // For a caller that starts the state's cleaner itself.
             self.cleaner.set_caches(targets.clone());
             match self
@@ -315,8 +339,8 @@ impl State {
         }
     }
 
-    /// Flushes both caches, L2 first as QEMU's close does. The caches' dependencies decide the
-    /// order of the writes.
+    /// Writes what is dirty in both caches, L2 first as QEMU's close does, and flushes storage
+    /// where that is owed. The caches' dependencies decide the order of the writes.
     fn flush_caches(&self, caches: &Caches) -> core::result::Result<(), Errno> {
         let host = &**self.cleaner.host();
         block_on(host, &[], async {
@@ -324,7 +348,7 @@ impl State {
                 // A poisoned cache never writes again. If its tables were given up, there is
                 // nothing to write, and that is no error.
                 if cache.check_poison().is_ok() || cache.has_dirty() {
-                    cache.flush().await?;
+                    cache.flush_if_owed().await?;
                 }
             }
             Ok(())

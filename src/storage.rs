@@ -63,6 +63,9 @@ pub enum Corruption {
     UnalignedOffset = 1,
 }
 
+/// Any two numbers that tell one device from all others of the process.
+pub type DeviceKey = (usize, usize);
+
 /// The image file below a cache.
 ///
 /// Every call runs in the caller's own coroutine or thread, with no internal lock of the library
@@ -95,8 +98,8 @@ pub trait Storage: Send + Sync {
     }
 
     /// Identifies the device: equal for two storages exactly if a flush of one also makes the
-    /// other's writes stable. 0: unknown, equal to no other.
-    fn device(&self) -> usize {
-        0
+    /// other's writes stable. `None`: it is so for no other cache's storage.
+    fn device(&self) -> Option<DeviceKey> {
+        None
     }
 }

@@ -197,13 +197,21 @@ fn sequences() -> Vec<Sequence> {
     ]
 }
 
-/// Runs `ops` with `faults` and repeats each failed operation until it succeeds. Returns how many
-/// operations failed, the number of storage calls, and the final contents of storage.
-fn run(shape: &Shape, ops: &[Op], faults: &BTreeMap<usize, Errno>) -> (usize, usize, Vec<u8>) {
+struct Outcome {
+    /// How many operations failed.
+    failed: usize,
+    /// The number of storage calls.
+    calls: usize,
+    /// The final contents of storage. `None`: a cache became unstable, and the run ended there.
+    disk: Option<Vec<u8>>,
+}
+
+/// Runs `ops` with `faults` and repeats each failed operation until it succeeds.
+fn run(shape: &Shape, ops: &[Op], faults: &BTreeMap<usize, Errno>) -> Outcome {
     let mut harness = Harness::new(shape, REGION_TABLES, faults);
     let injected = |error: &Errno| faults.values().any(|e| e == error);
     let mut failed = 0;
-    for op in ops {
+    'ops: for op in ops {
         let mut result = harness.apply(op);
         while let Err(error) = result {
             if error == Errno::AGAIN {
@@ -213,15 +221,24 @@ fn run(shape: &Shape, ops: &[Op], faults: &BTreeMap<usize, Errno>) -> (usize, us
             }
             assert!(injected(&error), "{op:?}: {error:?}");
             failed += 1;
+            if harness.is_unstable() {
+                // A flush failed that should have made an evicted table stable. A retry does not
+                // help, as the harness checks when it finishes.
+                break 'ops;
+            }
             assert!(failed <= faults.len(), "{op:?} fails again and again");
             result = harness.apply(op);
         }
     }
     let calls = harness.storage.log_len();
     let storage = harness.storage.clone();
+    let stable = !harness.is_unstable();
     harness.finish();
-    let disk = lock(&storage.disk).clone();
-    (failed, calls, disk)
+    Outcome {
+        failed,
+        calls,
+        disk: stable.then(|| lock(&storage.disk).clone()),
+    }
 }
 
 fn for_each_sequence(mut check: impl FnMut(&Sequence)) {
@@ -235,36 +252,48 @@ fn for_each_sequence(mut check: impl FnMut(&Sequence)) {
 
 #[test]
 fn storage_error_is_returned_and_retry_succeeds() {
+    let (mut stable, mut unstable) = (0, 0);
     for_each_sequence(|Sequence { name, shape, ops }| {
-        let (failed, calls, good) = run(shape, ops, &BTreeMap::new());
-        assert_eq!(failed, 0, "{name}");
-        for position in 0..calls {
+        let good = run(shape, ops, &BTreeMap::new());
+        assert_eq!(good.failed, 0, "{name}");
+        for position in 0..good.calls {
             for errno in [Errno::IO, Errno::NOSPC] {
-                let (failed, _, disk) = run(shape, ops, &BTreeMap::from([(position, errno)]));
+                let bad = run(shape, ops, &BTreeMap::from([(position, errno)]));
                 assert_eq!(
-                    failed, 1,
+                    bad.failed, 1,
                     "{name}: {errno:?} of call {position} was not returned"
                 );
+                if bad.disk.is_none() {
+                    unstable += 1;
+                    continue;
+                }
+                stable += 1;
                 assert!(
-                    disk == good,
+                    bad.disk == good.disk,
                     "{name}: storage after {errno:?} of call {position}"
                 );
             }
         }
     });
+    // Both happen: nearly every error can be made good, and some failed flushes cannot.
+    assert!(
+        unstable > 0 && stable > 10 * unstable,
+        "{stable} {unstable}"
+    );
 }
 
 #[test]
 fn two_storage_errors_lose_no_dirty_table() {
     for_each_sequence(|Sequence { name, shape, ops }| {
-        let (_, calls, good) = run(shape, ops, &BTreeMap::new());
-        for first in 0..calls {
-            for second in first + 1..(first + 7).min(calls + 1) {
+        let good = run(shape, ops, &BTreeMap::new());
+        for first in 0..good.calls {
+            for second in first + 1..(first + 7).min(good.calls + 1) {
                 for errnos in [(Errno::IO, Errno::NOSPC), (Errno::NOSPC, Errno::IO)] {
                     let faults = BTreeMap::from([(first, errnos.0), (second, errnos.1)]);
-                    let (failed, _, disk) = run(shape, ops, &faults);
-                    assert!((1..=2).contains(&failed), "{name}: {faults:?}");
-                    assert!(disk == good, "{name}: storage after {faults:?}");
+                    let bad = run(shape, ops, &faults);
+                    assert!((1..=2).contains(&bad.failed), "{name}: {faults:?}");
+                    let same = bad.disk.is_none() || bad.disk == good.disk;
+                    assert!(same, "{name}: storage after {faults:?}");
                 }
             }
         }

@@ -65,6 +65,8 @@ fn op(caches: usize) -> impl Strategy<Value = Op> {
         1 => (c.clone(), table.clone()).prop_map(|(c, t)| Op::DiscardTable(c, t)),
         1 => (c.clone(), table.clone(), table).prop_map(|(c, a, b)| Op::DiscardStale(c, a, b)),
         1 => c.clone().prop_map(Op::DiscardAll),
+        1 => c.clone().prop_map(Op::GiveUp),
+        1 => c.clone().prop_map(Op::Replace),
         2 => c.prop_map(Op::Clean),
     ]
 }

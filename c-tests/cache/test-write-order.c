@@ -316,27 +316,6 @@ static void eviction_order_is_dependency_check_victim_load(void)
     journal_clear(&journal);
 }
 
-/* b's writes are not stable yet when b is destroyed, so destroy settles a's order first. */
-static void destroying_a_dependency_settles_the_order(void)
-{
-    open_caches();
-    dirty_all();
-    CHECK_INT(q2c_cache_set_dependency(a, b), 0);
-    CHECK_INT(q2c_cache_write(b), 0);
-    journal_clear(&journal);
-    storage_fail(&b_storage, STORAGE_FLUSH, 0, 1, -EREMOTEIO);
-    CHECK_INT(q2c_cache_destroy(&b), -EREMOTEIO);
-    REQUIRE(b != NULL);
-    storage_heal(&b_storage);
-    journal_clear(&journal);
-    CHECK_INT(q2c_cache_destroy(&b), 0);
-    CHECK_JOURNAL(&journal, "b:flush; ");
-    CHECK_INT(q2c_cache_write(a), 0);
-    CHECK_JOURNAL(&journal, "b:flush; a:write 200+200; ");
-    b = cache_new(&b_storage, 1, TABLE, 0);
-    close_caches();
-}
-
 static void destroying_a_dependent_drops_the_order(void)
 {
     open_caches();
@@ -384,7 +363,6 @@ int main(void)
     RUN(failed_flush_keeps_depends_on_flush);
     RUN(depends_on_flush_set_during_a_flush_survives);
     RUN(eviction_order_is_dependency_check_victim_load);
-    RUN(destroying_a_dependency_settles_the_order);
     RUN(destroying_a_dependent_drops_the_order);
     RUN(wrong_arguments_are_rejected);
     journal_free(&journal);

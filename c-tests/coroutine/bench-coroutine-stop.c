@@ -58,7 +58,7 @@ int main(void)
     host_clock_stop(world.program);
     host_begin((struct variant){ .own_lock = false });
     storage = storage_new(4, HOST_RESUME_HOME, &calls);
-    cache = cache_new(&calls, 4);
+    cache = co_cache_new(&calls, 4);
     cleaner = cleaner_new(cache);
     while (stops < STOPS) {
         MUST(q2c_cleaner_start(cleaner, world.io[0], 600 * SECOND));

@@ -133,7 +133,7 @@ static void measure(const char *name, host_fn *entry, unsigned waiters, size_t s
                               .pwritev = bench_pwritev,
                               .flush = bench_flush };
 
-        cache = cache_new(&calls, slots);
+        cache = co_cache_new(&calls, slots);
     }
     /* The first round makes the stacks. */
     for (unsigned round = 0; round <= rounds; round++) {

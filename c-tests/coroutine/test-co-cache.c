@@ -120,7 +120,7 @@ static void check_image(void)
 static void begin(size_t slots, host_resume resume)
 {
     storage = storage_new(TABLES, resume, &calls);
-    cache = cache_new(&calls, slots);
+    cache = co_cache_new(&calls, slots);
     cleaner = cleaner_new(cache);
 }
 

@@ -20,7 +20,7 @@ static void begin(void)
     q2c_storage calls;
 
     storage = storage_new(64, HOST_RESUME_HOME, &calls);
-    cache = cache_new(&calls, 32);
+    cache = co_cache_new(&calls, 32);
     cleaner = cleaner_new(cache);
 }
 

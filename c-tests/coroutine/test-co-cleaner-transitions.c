@@ -272,7 +272,7 @@ static void run_combination(void)
     host_context *const places[PLACES] = { world.io[0], world.io[1], world.main };
     q2c_storage calls;
     host_storage *storage = storage_new(4, HOST_RESUME_HOME, &calls);
-    q2c_cache *cache = cache_new(&calls, 4);
+    q2c_cache *cache = co_cache_new(&calls, 4);
 
     cleaner = cleaner_new(cache);
     atomic_store(&hook_fired, false);

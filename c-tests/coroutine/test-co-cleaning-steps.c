@@ -75,7 +75,7 @@ static void cleaning_pass_releases_thread_and_lock_between_steps(void)
     atomic_store(&seen_between, 0);
     atomic_store(&locked_between, false);
     atomic_store(&over, false);
-    cache = cache_new(&calls, TABLES);
+    cache = co_cache_new(&calls, TABLES);
     cleaner = cleaner_new(cache);
     host_context_call(home, true, fill, NULL);
     host_bh_schedule(home, look, home);

@@ -12,7 +12,7 @@ static q2c_cleaner *cleaner;
 static void begin(void)
 {
     storage = storage_new(16, HOST_RESUME_HOME, &calls);
-    cache = cache_new(&calls, 4);
+    cache = co_cache_new(&calls, 4);
     cleaner = cleaner_new(cache);
 }
 

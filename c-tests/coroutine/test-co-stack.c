@@ -99,7 +99,7 @@ static void open_with_bad_geometry(void *arg)
 static void calls_use_at_most_16_kib_of_stack(void)
 {
     storage = storage_new(TABLES, HOST_RESUME_MIXED, &calls);
-    cache = cache_new(&calls, 8);
+    cache = co_cache_new(&calls, 8);
     cleaner = cleaner_new(cache);
     host_context_call(world.io[1], true, use_cache, NULL);
     host_context_call(world.io[1], true, use_cleaner, NULL);

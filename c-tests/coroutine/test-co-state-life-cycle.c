@@ -272,7 +272,7 @@ static void open_leaves_nothing_if_cleaner_cannot_start(void)
  */
 static void fail_after_cleaner_start(void *arg)
 {
-    q2c_cache *cache = cache_new(&l2_calls, 4);
+    q2c_cache *cache = co_cache_new(&l2_calls, 4);
     q2c_cleaner *cleaner = cleaner_new(cache);
     void *table = NULL;
 

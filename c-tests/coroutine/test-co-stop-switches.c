@@ -60,7 +60,7 @@ static void stop_takes_at_most_three_switches(void)
 {
     q2c_storage calls;
     host_storage *storage = storage_new(4, HOST_RESUME_HOME, &calls);
-    q2c_cache *cache = cache_new(&calls, 4);
+    q2c_cache *cache = co_cache_new(&calls, 4);
 
     cleaner = cleaner_new(cache);
     measure("locked, another thread", stop_locked, world.io[1], true);

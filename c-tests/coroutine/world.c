@@ -111,7 +111,7 @@ host_storage *storage_new(size_t tables, host_resume resume, q2c_storage *calls)
     return storage;
 }
 
-q2c_cache *cache_new(const q2c_storage *calls, size_t tables)
+q2c_cache *co_cache_new(const q2c_storage *calls, size_t tables)
 {
     q2c_cache_options options = {
         .struct_size = sizeof(options), .tables = tables, .table_size = TABLE, .reserved_tables = 1
@@ -120,12 +120,6 @@ q2c_cache *cache_new(const q2c_storage *calls, size_t tables)
 
     MUST(q2c_cache_create(&options, calls, world.vtable, &cache, NULL));
     return cache;
-}
-
-void cache_drop(q2c_cache *cache)
-{
-    CHECK_INT(q2c_cache_discard_range(cache, 0, UINT64_MAX), 0);
-    CHECK_INT(q2c_cache_destroy(&cache), 0);
 }
 
 q2c_cleaner *cleaner_new(q2c_cache *cache)

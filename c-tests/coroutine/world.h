@@ -6,12 +6,10 @@
 #ifndef WORLD_H
 #define WORLD_H
 
+#include "fixture.h"
 #include "host.h"
-#include "test.h"
 
 #define SECOND UINT64_C(1000000000)
-#define TABLE  512
-#define AT(n)  ((uint64_t)(n) * TABLE)
 
 enum { IO_THREADS = 3, WORKERS = 2 };
 
@@ -53,9 +51,7 @@ void each_variant(const char *name, void (*test)(void));
 /* Storage in memory for @tables tables. Its requests continue in the context that @resume says. */
 host_storage *storage_new(size_t tables, host_resume resume, q2c_storage *calls);
 /* A cache of tables of TABLE bytes on world.vtable. */
-q2c_cache *cache_new(const q2c_storage *calls, size_t tables);
-/* Discards all tables, dirty ones too, and destroys the cache. */
-void cache_drop(q2c_cache *cache);
+q2c_cache *co_cache_new(const q2c_storage *calls, size_t tables);
 q2c_cleaner *cleaner_new(q2c_cache *cache);
 q2c_cleaner_stats cleaner_stats(q2c_cleaner *cleaner);
 

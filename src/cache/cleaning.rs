@@ -13,6 +13,7 @@
 //! the slots that are out of circulation.
 
 use std::ops::Range;
+use std::sync::Weak;
 
 use super::slot::Word;
 use super::{Cache, Counters, Inner, group};
@@ -76,6 +77,25 @@ impl CleanTarget for Cache {
     }
 }
 
+/// A cache that may be destroyed while a cleaner knows it. There is nothing to clean then. A step
+/// that runs keeps it alive; its memory is freed when the step ends.
+impl CleanTarget for Weak<Cache> {
+    fn drop_unused(&self, from: usize) -> (usize, Option<usize>) {
+        let cache = self.upgrade();
+        cache.map_or((0, None), |cache| cache.drop_unused(from))
+    }
+
+    fn release_memory(&self, from: usize) -> Option<usize> {
+        self.upgrade()?.release_memory(from)
+    }
+
+    fn poison(&self) {
+        if let Some(cache) = self.upgrade() {
+            cache.poison();
+        }
+    }
+}
+
 impl Cache {
     /// Makes a whole pass. Returns how many tables it dropped.
     pub fn clean_unused(&self) -> usize {
@@ -126,19 +146,8 @@ impl Cache {
         dropped.count_ones() as usize
     }
 
-    /// Drops the table of a slot if it is resident, clean and unpinned; the slot is free then.
-    /// Returns whether it did. Structure lock held.
-    pub(super) fn drop_slot(&self, inner: &mut Inner, number: u32) -> bool {
-        let dropped = self.drop_table(inner, number);
-        if let Some(before) = dropped {
-            self.mark_free(inner, number);
-            Counters::add(&self.counters.hits, before.hits() as usize);
-        }
-        dropped.is_some()
-    }
-
-    /// [`Cache::drop_slot`] without marking the slot free and without counting its hits. Returns
-    /// the slot's word from before the drop. Structure lock held.
+    /// Drops the table of a slot if it is resident, clean and unpinned. The caller marks the slot
+    /// free and counts its hits. Returns the slot's word from before the drop. Structure lock held.
     fn drop_table(&self, inner: &mut Inner, number: u32) -> Option<Word> {
         let slot = self.slot(number);
         if !slot.word().is_droppable() {

@@ -4,6 +4,7 @@
 //! Before the write, either another cache or this cache's storage is flushed. A cache that others
 //! depend on depends on no cache itself, and a cache that depends on another one has no dependents.
 //! [`Cache::set_dependency`] flushes until that is so. Hence there are no chains and no cycles.
+//! A cache that is destroyed leaves a dependency on a flush of storage behind.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -21,8 +22,10 @@ pub(super) struct Dependencies {
     settings: u64,
     /// Caches that depend on this one, or once did.
     dependents: Vec<Weak<Cache>>,
-    /// Number of requests for a flush of storage, and how many of them flushes have satisfied.
+    /// Number of requests for a flush of storage; how many of them were made before the flush began
+    /// that runs now; and how many of them flushes have satisfied.
     flushes_requested: u64,
+    flushes_running: u64,
     flushes_satisfied: u64,
 }
 
@@ -102,19 +105,52 @@ impl Cache {
         })
     }
 
-    /// For a cache that is about to be destroyed: satisfies the dependencies of every cache that
-    /// depends on it.
-    pub async fn flush_dependents(self: &Arc<Self>) -> Result<(), Errno> {
+    /// The cache is about to be destroyed: from now on it depends on nothing, and no other cache
+    /// depends on it. Calls no storage.
+    ///
+    /// What depended on it depends on a flush of storage instead. That is enough, since this cache
+    /// has nothing dirty. If it is unstable, so are its dependents: no flush helps them. So they
+    /// are if it is poisoned and has dirty tables, which will never be written.
+    pub fn retire(self: &Arc<Self>) {
+        let lost = self.flush_error().or_else(|| {
+            let never_written = self.check_poison().is_err() && self.has_dirty();
+            never_written.then_some(Errno::IO)
+        });
+        let mut heirs = self.device.members();
         while let Some(dependent) = self.find_dependent() {
-            dependent.satisfy_dependencies().await?;
+            let settled = {
+                let mut theirs = dependent.dependencies.lock();
+                theirs.flushes_requested += 1;
+                theirs.on.take_if(|(_, on)| Arc::ptr_eq(on, self))
+            };
+            drop(settled);
+            if let Some(errno) = lost {
+                dependent.set_unstable(errno);
+            }
+            if !heirs.iter().any(|heir| Arc::ptr_eq(heir, &dependent)) {
+                heirs.push(dependent);
+            }
         }
-        Ok(())
+        let (settled, dependents) = {
+            let mut ours = self.dependencies.lock();
+            (ours.on.take(), std::mem::take(&mut ours.dependents))
+        };
+        drop((settled, dependents));
+        self.leave_device(&heirs);
+    }
+
+    /// A new cache takes this one's place: its first write waits for what this one's next write
+    /// would wait for.
+    pub fn hand_over_dependencies(&self, successor: &Cache) {
+        if !self.dependencies_satisfied() {
+            successor.dependencies.lock().flushes_requested += 1;
+        }
     }
 
     /// Whether a write may go ahead: no flush of another cache or of storage has to come first.
     pub(super) fn dependencies_satisfied(&self) -> bool {
         let ours = self.dependencies.lock();
-        ours.on.is_none() && ours.flushes_requested <= ours.flushes_satisfied
+        ours.on.is_none() && ours.flushes_requested == ours.flushes_satisfied
     }
 
     fn unsatisfied(&self) -> Option<Unsatisfied> {
@@ -131,21 +167,15 @@ impl Cache {
         while let Some(unsatisfied) = self.unsatisfied() {
             match unsatisfied {
                 Unsatisfied::Cache(setting, on) => {
-                    let requested = self.flushes_requested();
                     on.flush_boxed().await?;
-                    let same_device =
-                        self.storage.device() != 0 && self.storage.device() == on.storage.device();
                     let settled = {
                         let mut ours = self.dependencies.lock();
-                        if same_device {
-                            ours.flushes_satisfied = ours.flushes_satisfied.max(requested);
-                        }
                         ours.on.take_if(|(now, _)| *now == setting)
                     };
                     // This may be the other cache's last owner, so it is dropped without the lock.
                     drop(settled);
                 }
-                Unsatisfied::Flush => self.flush_storage()?,
+                Unsatisfied::Flush => self.flush_storage().await?,
             }
         }
         Ok(())
@@ -157,17 +187,26 @@ impl Cache {
         Box::pin(self.flush())
     }
 
-    fn flushes_requested(&self) -> u64 {
-        self.dependencies.lock().flushes_requested
+    /// A flush of the device begins: it will satisfy the requests that were made until now.
+    pub(super) fn requests_begin(&self) {
+        let mut ours = self.dependencies.lock();
+        ours.flushes_running = ours.flushes_requested;
     }
 
-    /// Flushes storage. Records that this satisfies every request made before it began.
-    pub(super) fn flush_storage(&self) -> Result<(), Errno> {
-        self.check_poison()?;
-        let requested = self.flushes_requested();
-        self.storage.flush()?;
+    /// The flush of the device succeeded.
+    pub(super) fn requests_succeeded(&self) {
         let mut ours = self.dependencies.lock();
-        ours.flushes_satisfied = ours.flushes_satisfied.max(requested);
-        Ok(())
+        ours.flushes_satisfied = ours.flushes_satisfied.max(ours.flushes_running);
+    }
+
+    /// Withdraws the requests for a flush: the tables that had to wait for it were given up.
+    pub(super) fn withdraw_requests(&self) {
+        let mut ours = self.dependencies.lock();
+        ours.flushes_satisfied = ours.flushes_requested;
+    }
+
+    pub(super) fn is_flush_requested(&self) -> bool {
+        let ours = self.dependencies.lock();
+        ours.flushes_requested > ours.flushes_satisfied
     }
 }

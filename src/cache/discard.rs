@@ -6,6 +6,7 @@
 //! that no write-back of the table is under way. If one is under way nevertheless, the slot stays
 //! until it ends.
 
+use std::ops::RangeInclusive;
 use std::ptr::NonNull;
 
 use super::slot::Discard;
@@ -23,11 +24,16 @@ impl Cache {
         self.check_question(offset)?;
         let mut inner = self.lock_inner();
         self.discard_locked(&mut inner, offset);
+        inner.unflushed.forget(offset..=offset, usize::MAX);
         Ok(())
     }
 
     /// Discards every table that overlaps the `bytes` bytes from `offset`, as when a cluster with
-    /// several slices is freed. `EIO`: the cache is poisoned.
+    /// several slices is freed. What was written there need not become stable any more. `EIO`: the
+    /// cache is poisoned.
+    ///
+    /// 0 and `u64::MAX` give everything up: an unstable cache is stable again then, and the next
+    /// write waits for no flush that was requested before.
     pub fn discard_range(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
         self.check_poison()?;
         let Some(last_byte) = bytes.checked_sub(1).map(|n| offset.saturating_add(n)) else {
@@ -42,11 +48,17 @@ impl Cache {
                 for key in key..=end {
                     self.discard_locked(&mut inner, key << self.table_shift);
                 }
+                let offsets = key << self.table_shift..=end << self.table_shift;
+                inner.unflushed.forget(offsets, usize::MAX);
                 key = end + 1;
                 self.inner.yield_to_waiters(inner);
             }
         } else {
             self.discard_matching(|offset| (first..=last).contains(&(offset >> self.table_shift)));
+            self.forget_writes_to(first << self.table_shift..=last << self.table_shift);
+        }
+        if first == 0 && last == u64::MAX >> self.table_shift {
+            self.forget_writes();
         }
         Ok(())
     }
@@ -76,6 +88,7 @@ impl Cache {
             return Err(Errno::STALE);
         }
         self.discard_slot(&mut inner, slot);
+        inner.unflushed.forget(offset..=offset, usize::MAX);
         Ok(())
     }
 
@@ -86,6 +99,7 @@ impl Cache {
             return Err(Errno::BUSY);
         }
         self.discard_matching(|_| true);
+        self.forget_writes();
         Ok(())
     }
 
@@ -120,6 +134,17 @@ impl Cache {
                 if indexed && matches(self.slots[slot as usize].offset()) {
                     self.discard_slot(&mut inner, slot);
                 }
+            }
+            self.inner.yield_to_waiters(inner);
+        }
+    }
+
+    /// What was written to these offsets need not become stable any more.
+    fn forget_writes_to(&self, offsets: RangeInclusive<u64>) {
+        loop {
+            let mut inner = self.lock_inner();
+            if inner.unflushed.forget(offsets.clone(), CHUNK) {
+                return;
             }
             self.inner.yield_to_waiters(inner);
         }

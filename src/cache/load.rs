@@ -282,7 +282,10 @@ impl Cache {
         self.remove_from_index(inner, from);
         self.index.insert(offset, to);
         Counters::add(&self.counters.hits, before.hits() as usize + 1);
+        let moved_from = self.place_of(from, before);
         self.slots[to as usize].finish_load();
+        let moved_to = self.place_of(to, self.slots[to as usize].word());
+        inner.unflushed.moved(offset, moved_from, moved_to);
         source.abandon_load();
         self.mark_free(inner, from);
         Ok(Step::Pinned(to))

@@ -13,6 +13,7 @@
 //! | `index` | offset → slot |
 //! | `eviction`, `ghosts` | which slot to use next |
 //! | `writeback`, `dependency` | writing dirty tables, in order |
+//! | `durability`, `unflushed`, `device` | flushes of storage: what they make stable, what a failed one may have lost |
 //! | `discard`, `cleaning` | dropping tables |
 //! | `tables`, `words`, `zeroed`, `mapping` | memory: the tables', and what is kept about them |
 //! | `structure` | the structure lock |
@@ -24,8 +25,10 @@
 
 pub mod cleaning;
 pub mod dependency;
+mod device;
 pub mod dirty;
 pub mod discard;
+mod durability;
 pub mod eviction;
 pub(crate) mod fast_path;
 pub(crate) mod get;
@@ -40,6 +43,7 @@ pub mod slot;
 mod stats;
 mod structure;
 pub mod tables;
+mod unflushed;
 mod waiters;
 mod words;
 pub mod writeback;
@@ -48,6 +52,7 @@ mod zeroed;
 use std::sync::Arc;
 
 use self::dependency::Dependencies;
+use self::device::Device;
 use self::dirty::DirtySet;
 use self::eviction::RecentArrivals;
 use self::ghosts::Ghosts;
@@ -56,11 +61,14 @@ use self::index::Index;
 use self::slot::Slot;
 use self::structure::StructureLock;
 use self::tables::Tables;
+use self::unflushed::Unflushed;
 use self::waiters::Waiters;
 use self::zeroed::{Zeroed, zeroed};
 use crate::error::{Errno, Error, Result};
 use crate::host::Host;
-use crate::primitives::{AtomicBool, AtomicU64, CachePadded, Mutex, MutexGuard, Ordering};
+use crate::primitives::{
+    AtomicBool, AtomicU32, AtomicU64, CachePadded, Mutex, MutexGuard, Ordering,
+};
 use crate::storage::{Corruption, Storage};
 
 pub use self::pinned::Pinned;
@@ -93,6 +101,7 @@ struct Inner {
     releasing: usize,
     /// Slots that are being written.
     writing: Vec<u32>,
+    unflushed: Unflushed,
     waiters: Waiters,
 }
 
@@ -107,6 +116,8 @@ struct Counters {
     writes: AtomicU64,
     cleaned: AtomicU64,
     discarded: AtomicU64,
+    redirtied: AtomicU64,
+    lost: AtomicU64,
 }
 
 impl Counters {
@@ -136,6 +147,9 @@ pub struct Cache {
     poisoned: AtomicBool,
     /// A state owns the cache: it must not be destroyed by itself.
     is_owned_by_state: AtomicBool,
+    /// The errno that every flush returns; 0: none. See `durability`.
+    flush_error: AtomicU32,
+    device: Arc<Device>,
     storage: Arc<dyn Storage>,
     host: Arc<dyn Host>,
     // Every miss writes to the fields below. Hits read the fields above, most of them constant.
@@ -162,7 +176,8 @@ impl Cache {
         } = *options;
         let table_shift = table_size.trailing_zeros();
         let groups = zeroed::<Group>(tables.div_ceil(group::SLOTS))?;
-        Ok(Arc::new(Self {
+        let device = Device::of(storage.device());
+        let cache = Arc::new(Self {
             tables: Tables::new(tables, table_shift)?,
             slots: zeroed(tables)?,
             dirty: DirtySet::new(groups.len())?,
@@ -174,6 +189,8 @@ impl Cache {
             reserved,
             poisoned: AtomicBool::new(false),
             is_owned_by_state: AtomicBool::new(false),
+            flush_error: AtomicU32::new(0),
+            device,
             storage,
             host,
             inner: CachePadded(StructureLock::new(Inner {
@@ -185,11 +202,14 @@ impl Cache {
                 loading: 0,
                 releasing: 0,
                 writing: Vec::new(),
+                unflushed: Unflushed::default(),
                 waiters: Waiters::default(),
             })),
             dependencies: CachePadded(Mutex::new(Dependencies::default())),
             counters: CachePadded(Counters::default()),
-        }))
+        });
+        cache.device.join(&cache);
+        Ok(cache)
     }
 
     /// The host whose callers use this cache.
@@ -318,6 +338,14 @@ impl Cache {
 
     fn lock_inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock()
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        // Nothing is left to do for a cache that was retired.
+        let heirs = self.device.members();
+        self.leave_device(&heirs);
     }
 }
 

@@ -15,15 +15,15 @@
 //!
 //! What a copy without a pin looks at is in the lower half.
 //!
-//! | state | pin | put | claim (eviction, cleaning) | load ends | write begins / ends | discard |
-//! |---|---|---|---|---|---|---|
-//! | free | no | error | → loading (allocation) or releasing (cleaning) | | | |
-//! | loading | no | error | no | → resident, 1 pin; or → free | | flag `DISCARDED`; → free when the load ends |
-//! | resident, clean | +1 | −1 | pins 0: → loading (eviction, move) or free (cleaning) | | | pins 0: → free; else flag `DISCARDED` |
-//! | resident, dirty | +1 | −1 | no | | −`DIRTY` +`WRITING` / | pins 0: → free; else flag `DISCARDED`, −`DIRTY` |
-//! | resident, writing | +1 | −1 | no | | / −`WRITING`, failed: +`DIRTY` | flag `DISCARDED`, −`DIRTY` |
-//! | resident, discarded | no | −1; the last → free | no | | / the last of pins and writing → free | |
-//! | releasing | no | error | → free when the release ends | | | |
+//! | state | pin | put | claim (eviction, cleaning) | load ends | write begins / ends | a flush fails | discard |
+//! |---|---|---|---|---|---|---|---|
+//! | free | no | error | → loading (allocation) or releasing (cleaning) | | | | |
+//! | loading | no | error | no | → resident, 1 pin; or → free | | | flag `DISCARDED`; → free when the load ends |
+//! | resident, clean | +1 | −1 | pins 0: → loading (eviction, move) or free (cleaning) | | | its last write lost: +`DIRTY` | pins 0: → free; else flag `DISCARDED` |
+//! | resident, dirty | +1 | −1 | no | | −`DIRTY` +`WRITING` / | | pins 0: → free; else flag `DISCARDED`, −`DIRTY` |
+//! | resident, writing | +1 | −1 | no | | / −`WRITING`, failed: +`DIRTY` | +`DIRTY` | flag `DISCARDED`, −`DIRTY` |
+//! | resident, discarded | no | −1; the last → free | no | | / the last of pins and writing → free | | |
+//! | releasing | no | error | → free when the release ends | | | | |
 //!
 //! Pin, put and mark_dirty take no lock. All other transitions happen under the cache's structure
 //! lock, so they race only with these three. A slot that is free, loading or releasing has no pin
@@ -69,6 +69,11 @@ pub struct Word(u64);
 impl Word {
     fn state(self) -> u64 {
         self.0 & STATE_MASK
+    }
+
+    /// Tells what the slot holds from what it held before and will hold next.
+    pub fn version(self) -> u64 {
+        self.0 & VERSION_MASK
     }
 
     /// Number of pins.
@@ -373,6 +378,20 @@ impl Slot {
         self.update(|w| w.is_droppable().then(|| w.next(FREE)))
     }
 
+    /// Claims a droppable table: resident → loading, still the same version. Then either
+    /// [`Slot::return_droppable`] or [`Slot::abandon_load`], under the same hold of the structure
+    /// lock. Returns whether the table was droppable.
+    pub fn claim_droppable(&self) -> bool {
+        let claimed = |w: Word| Word(w.0 & !STATE_MASK | LOADING);
+        self.update(|w| w.is_droppable().then(|| claimed(w)))
+            .is_some()
+    }
+
+    /// Gives back what [`Slot::claim_droppable`] claimed: loading → resident, as before.
+    pub fn return_droppable(&self) {
+        self.update_idle(|w| Word(w.0 & !STATE_MASK | RESIDENT));
+    }
+
     /// A droppable table moves to another slot: resident → loading here, until the copy is made.
     /// Returns the word from before; `None` if the table is not droppable. Structure lock held.
     pub fn begin_move(&self) -> Option<Word> {
@@ -417,6 +436,16 @@ impl Slot {
         };
         let before = self.update(|w| Some(after(w)));
         before.map_or_else(|| self.word(), after)
+    }
+
+    /// Storage may have lost the write of the table that the slot held in `version`: marks it dirty
+    /// again, if it is still there and was not discarded. Returns the word from before; `None` if
+    /// it is not. Structure lock held.
+    pub fn redirty(&self, version: u64) -> Option<Word> {
+        self.update(|w| {
+            let is_there = w.is_readable() && w.version() == version;
+            is_there.then_some(Word(w.0 | DIRTY))
+        })
     }
 
     /// Discards the table, which has left the index. Also returns the word from before. Structure

@@ -27,6 +27,13 @@ pub struct CacheStats {
     pub cleaned: u64,
     /// Tables discarded.
     pub discarded: u64,
+    /// Tables that a failed flush of storage made dirty again.
+    pub redirtied: u64,
+    /// Tables that were written, and had left the cache when a flush of storage failed that should
+    /// have made them stable.
+    pub lost: u64,
+    /// The error that every flush returns since tables were lost; `None`: the cache is stable.
+    pub flush_error: Option<Errno>,
     /// Slots.
     pub tables: usize,
     /// Bytes of a table.
@@ -58,6 +65,9 @@ impl Cache {
             writes: count(&counters.writes),
             cleaned: count(&counters.cleaned),
             discarded: count(&counters.discarded),
+            redirtied: count(&counters.redirtied),
+            lost: count(&counters.lost),
+            flush_error: self.flush_error(),
             tables: self.slots.len(),
             table_size: self.table_size(),
             resident_bytes: self.resident_bytes(),

@@ -9,13 +9,14 @@
 //!    (`DIRTY` → `WRITING`). Then check once more; if one was set, give the claims up.
 //! 3. Ask storage's `pre_write_check` about each table.
 //! 4. Write each run of tables that the check allows, with one request.
-//! 5. End the claims.
+//! 5. End the claims, and record what was written: see `unflushed`.
 //!
 //! A table that is dirtied during its write stays dirty. If a table's check or write fails, the
 //! table is dirty again.
 
 use super::{Cache, Counters, group};
 use crate::error::Errno;
+use crate::primitives::Ordering;
 use crate::storage::IoBuf;
 use crate::sync::wait_list::{Waiter, WakeList};
 
@@ -37,15 +38,30 @@ impl Cache {
         self.write_back(listed).await
     }
 
-    /// [`Cache::write`], then flushes storage.
+    /// [`Cache::write`], then flushes storage. If the flush fails, the tables that it may have lost
+    /// are dirty again. If one of them has left the cache, this call returns the same error from
+    /// then on, until everything is given up: see [`Cache::discard_range`].
     pub async fn flush(&self) -> Result<(), Errno> {
+        let failures = self.device.failures();
         self.write().await?;
-        self.flush_storage()
+        self.flush_storage().await?;
+        // A flush that another cache asked for may have failed in between.
+        self.device.check_since(failures)
     }
 
-    /// Flushes, then drops every table. `EBUSY`: everything was written, but a table is in use, and
-    /// nothing was dropped. One exception: if a get without the state lock pinned a table
-    /// meanwhile, other tables may have been dropped.
+    /// [`Cache::write`], then flushes storage if something that was written may not be stable, or
+    /// if the next write would have to wait for a flush. Errors: see [`Cache::flush`].
+    pub async fn flush_if_owed(&self) -> Result<(), Errno> {
+        let failures = self.device.failures();
+        self.write().await?;
+        if self.owes_flush() {
+            self.flush_storage().await?;
+        }
+        self.device.check_since(failures)
+    }
+
+    /// Flushes, then drops every table. `EBUSY`: everything was flushed, but a table is in use, and
+    /// nothing was dropped.
     pub async fn empty(&self) -> Result<(), Errno> {
         self.flush().await?;
         self.drop_all_clean()
@@ -112,6 +128,7 @@ impl Cache {
         let before = (*rest, written_by_others.len());
         let mut batch = Batch {
             cache: self,
+            failures: self.device.failures(),
             tables: Vec::new(),
         };
         let limit = self
@@ -157,8 +174,8 @@ impl Cache {
         if !self.dependencies_satisfied() {
             *rest = before.0;
             written_by_others.truncate(before.1);
-            let claimed = std::mem::take(&mut batch.tables);
-            batch.end(&claimed, true);
+            let claimed = batch.tables.clone();
+            let _ = batch.end(&claimed, true);
         }
         batch
     }
@@ -176,7 +193,7 @@ impl Cache {
                     merge_error(&mut result, Err(error));
                     merge_error(&mut result, self.write_run(&mut batch, &run));
                     run.clear();
-                    batch.end(&[table], true);
+                    merge_error(&mut result, batch.end(&[table], true));
                 }
             }
         }
@@ -201,12 +218,12 @@ impl Cache {
         let written = self
             .check_poison()
             .and_then(|()| self.storage.pwritev(self.kind, *offset, &bufs));
-        batch.end(run, written.is_err());
         if written.is_ok() {
             Counters::add(&self.counters.writes, 1);
             Counters::add(&self.counters.write_backs, run.len());
         }
-        written
+        let ended = batch.end(run, written.is_err());
+        written.and(ended)
     }
 
     /// If the listed table still has to be written, a waiter for the moment to try again; `None`:
@@ -241,24 +258,39 @@ fn merge_error(result: &mut Result<(), Errno>, next: Result<(), Errno>) {
 /// Rust storage) become dirty again.
 struct Batch<'a> {
     cache: &'a Cache,
+    /// [`Device::failures`](super::device::Device::failures) from before the write.
+    failures: u64,
     tables: Vec<TableRef>,
 }
 
 impl Batch<'_> {
-    /// Ends the claims of `tables` and wakes the waiters; a failed write leaves the tables dirty.
-    fn end(&mut self, tables: &[TableRef], failed: bool) {
+    /// Ends the claims of `tables` and wakes the waiters. A failed write leaves the tables dirty.
+    /// So does a write during which a flush failed, which may have lost a part of it: returns the
+    /// flush's error then.
+    fn end(&mut self, tables: &[TableRef], failed: bool) -> Result<(), Errno> {
         let cache = self.cache;
         // `tables` is in offset order, as binary search needs.
         self.tables
             .retain(|table| tables.binary_search(table).is_err());
-        let wake_list = {
+        let (result, wake_list) = {
             let mut inner = cache.lock_inner();
+            // Under the lock: a flush that fails later finds the tables in the record.
+            let result = if failed {
+                Ok(())
+            } else {
+                cache.device.check_since(self.failures)
+            };
+            let stays_dirty = failed || result.is_err();
             let mut wake_list = WakeList::default();
-            for (_, slot) in tables {
+            for (offset, slot) in tables {
                 let number = *slot as usize;
-                let word = cache.slots[number].end_write(failed);
+                let word = cache.slots[number].end_write(stays_dirty);
                 if word.is_dirty() {
                     cache.dirty.insert(&cache.groups, *slot);
+                }
+                if !stays_dirty && !word.is_discarded() {
+                    let place = cache.place_of(*slot, word);
+                    cache.record_write(&mut inner, *offset, place);
                 }
                 cache.free_discarded_locked(&mut inner, *slot);
                 wake_list.append(inner.waiters.notify(*slot));
@@ -266,9 +298,10 @@ impl Batch<'_> {
             inner
                 .writing
                 .retain(|slot| cache.slots[*slot as usize].word().is_writing());
-            wake_list
+            (result, wake_list)
         };
         wake_list.wake();
+        result
     }
 }
 
@@ -276,40 +309,39 @@ impl Drop for Batch<'_> {
     fn drop(&mut self) {
         let left = std::mem::take(&mut self.tables);
         if !left.is_empty() {
-            self.end(&left, true);
+            let _ = self.end(&left, true);
         }
     }
 }
 
 impl Cache {
     /// Drops every table. `EBUSY`: a table is pinned, being loaded, being written, or was dirtied
-    /// again; nothing was dropped then, unless the pin came without the lock while tables were
-    /// being dropped.
+    /// again; nothing was dropped then.
     fn drop_all_clean(&self) -> Result<(), Errno> {
         let mut inner = self.lock_inner();
         let taken = || {
             (0..self.groups.len()).flat_map(|number| {
-                let taken = self.groups[number]
-                    .taken
-                    .load(crate::primitives::Ordering::Relaxed);
+                let taken = self.groups[number].taken.load(Ordering::Relaxed);
                 group::slots(number, taken)
             })
         };
-        let droppable = |slot: u32| {
-            let word = self.slots[slot as usize].word();
-            word.is_droppable() || word.is_releasing()
-        };
-        if !taken().all(droppable) {
+        let is_releasing = |slot: &u32| self.slots[*slot as usize].word().is_releasing();
+        // First all of them are claimed. A caller without a lock may pin a table until then.
+        let tables: Vec<u32> = taken().filter(|slot| !is_releasing(slot)).collect();
+        let claim = |slot: &&u32| self.slots[**slot as usize].claim_droppable();
+        let claimed = tables.iter().take_while(claim).count();
+        if claimed < tables.len() {
+            let give_back = |slot: &u32| self.slots[*slot as usize].return_droppable();
+            tables[..claimed].iter().for_each(give_back);
             return Err(Errno::BUSY);
         }
-        let mut result = Ok(());
-        for slot in taken() {
-            if !self.slots[slot as usize].word().is_releasing() && !self.drop_slot(&mut inner, slot)
-            {
-                // A caller without the structure lock pinned it since the check above.
-                result = Err(Errno::BUSY);
-            }
+        for slot in tables {
+            self.remove_from_index(&mut inner, slot);
+            let hits = self.slots[slot as usize].word().hits();
+            Counters::add(&self.counters.hits, hits as usize);
+            self.slots[slot as usize].abandon_load();
+            self.mark_free(&mut inner, slot);
         }
-        result
+        Ok(())
     }
 }

@@ -12,7 +12,6 @@ use super::{
 };
 use crate::cache::{Cache, CacheOptions};
 use crate::error::Errno;
-use crate::host::block_on;
 
 /// A cache of equally sized tables (L2 tables, slices of them, or refcount blocks) of one image
 /// file.
@@ -98,6 +97,14 @@ pub struct q2c_cache_stats {
     pub resident_bytes: u64,
     /// Bytes of memory for everything besides the tables.
     pub metadata_bytes: u64,
+    /// Tables that a failed flush of storage made dirty again, since it may have lost their writes.
+    pub redirtied: u64,
+    /// Tables that were written and had left the cache when the flush failed that should have made
+    /// them stable. It includes tables of destroyed caches of the same storage.
+    pub lost: u64,
+    /// What every flush of the cache returns since tables were lost, `-errno`; 0: the cache is
+    /// stable. See `q2c_cache_flush`.
+    pub flush_error: c_int,
 }
 
 // SAFETY: repr(C), its size first, numbers.
@@ -164,14 +171,22 @@ impl From<q2c_cache_options> for CacheOptions {
     }
 }
 
-/// Destroys a cache. It never writes a table of this cache: dirty tables are an error. If other
-/// caches depend on this one, it satisfies their dependencies first, which flushes storage.
+/// Destroys a cache. It calls no storage: dirty tables are an error.
+///
+/// A cache that depends on this one depends on a flush of storage instead, as after
+/// `q2c_cache_depends_on_flush`: its next write flushes first. If this cache is unstable (see
+/// `q2c_cache_flush`), or poisoned with dirty tables, the caches that depend on it are unstable
+/// from then on, since no flush helps them.
+///
+/// If something that this cache wrote may not be stable yet, that is left to the other caches of
+/// the same storage, and to those that depend on this one: one of their flushes makes it stable. If
+/// that flush fails, they are unstable. So flush before the last cache of an image is destroyed.
 ///
 /// Parameters:
 /// - `cache`: set to NULL on success. NULL, or a pointer to NULL, returns 0.
 ///
-/// Context: state lock held, or calls serialised otherwise; may wait. No other call may use the
-/// cache meanwhile. A cleaner that still holds the cache, asked to stop or not, does no harm.
+/// Context: state lock held, or calls serialised otherwise; never waits. No other call may use the
+/// cache meanwhile. A cleaner that was told of the cache does no harm, whether it runs or not.
 ///
 /// Returns: 0 on success. On an error the cache is as it was.
 /// - `-EBUSY`: a table is pinned, being loaded or being written.
@@ -179,12 +194,9 @@ impl From<q2c_cache_options> for CacheOptions {
 ///   `q2c_cache_discard_range(cache, 0, UINT64_MAX)`. Dirty tables of a poisoned cache are no
 ///   obstacle.
 /// - `-EPERM`: the cache belongs to a state, which will destroy it.
-/// - `-EIO`: the cache is poisoned and another cache depends on it. Destroy that one first.
-/// - any errno of `flush`: a dependency of another cache could not be satisfied.
 ///
-/// Ownership: frees the handle. A cleaner that was told of the cache keeps its memory until it lets
-/// go of it: each instance when it ends, the cleaner itself at the next `q2c_cleaner_set_caches` or
-/// when it is destroyed.
+/// Ownership: frees the handle and the tables' memory; if a cleaner is just looking at the cache,
+/// the memory is freed when that step of its pass ends, some µs later.
 ///
 /// # Safety
 /// `cache` is NULL or points to NULL or to a live cache, which nobody else uses during the call and
@@ -199,8 +211,8 @@ pub unsafe extern "C" fn q2c_cache_destroy(cache: *mut *mut q2c_cache) -> c_int 
             }
             cache.check_destroy()?;
             // SAFETY: live, as the caller promised.
-            let shared = unsafe { share(handle) }?;
-            block_on(cache.host(), &[], shared.flush_dependents())
+            unsafe { share(handle) }?.retire();
+            Ok(())
         })
     };
     // SAFETY: the pointer came from `Arc::into_raw` in `q2c_cache_create`, since the cache belongs
@@ -270,6 +282,9 @@ fn stats_of(struct_size: usize, cache: &Cache) -> q2c_cache_stats {
         writes: stats.writes,
         cleaned: stats.cleaned,
         discarded: stats.discarded,
+        redirtied: stats.redirtied,
+        lost: stats.lost,
+        flush_error: stats.flush_error.map_or(0, |errno| -errno.code()),
         tables: stats.tables,
         table_size: stats.table_size,
         resident_tables: stats.resident_tables,

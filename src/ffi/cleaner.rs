@@ -181,8 +181,8 @@ pub unsafe extern "C" fn q2c_cleaner_destroy(cleaner: *mut *mut q2c_cleaner) -> 
 /// - `-EINVAL`: `cleaner` is NULL; `n` is not 0 and `caches` or one of the handles is NULL; `n` is
 ///   larger than any array can be.
 ///
-/// Ownership: the array is copied and need not outlive the call. The cleaner holds the caches, and
-/// each instance holds those that it was started with, even after the caller has destroyed them.
+/// Ownership: the array is copied and need not outlive the call. The caches stay the caller's and
+/// may be destroyed at any time: the cleaner and its instances know when one is gone.
 ///
 /// # Safety
 /// `cleaner` is NULL or a live cleaner. `caches` is NULL or an array of `n` pointers, each NULL or
@@ -221,7 +221,10 @@ unsafe fn targets_from(
     let caches = unsafe { std::slice::from_raw_parts(caches, n) };
     let shared = caches.iter().map(|cache| {
         // SAFETY: NULL or live, as the caller promised.
-        unsafe { share(*cache) }.map(|cache| cache as Arc<dyn CleanTarget>)
+        let cache = unsafe { share(*cache) }?;
+        // The cleaner does not keep it alive: a destroyed cache is gone.
+        let target: Arc<dyn CleanTarget> = Arc::new(Arc::downgrade(&cache));
+        Ok(target)
     });
     shared.collect()
 }

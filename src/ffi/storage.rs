@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! C's storage callbacks as the core's [`Storage`].
 
-use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::mem::offset_of;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use libc::iovec;
-use parking_lot::Mutex;
 
 use super::{CStruct, read_struct};
 use crate::error::{Errno, Error, Result};
-use crate::storage::{Corruption, IoBuf, Storage};
+use crate::storage::{Corruption, DeviceKey, IoBuf, Storage};
 
 /// A table's offset is not a multiple of the table size: the image is damaged.
 pub const Q2C_CORRUPTION_UNALIGNED_OFFSET: c_int = 1;
@@ -144,7 +142,6 @@ struct CStorage {
     pwritev: Vectored,
     flush: unsafe extern "C" fn(*mut c_void) -> c_int,
     max_iov: usize,
-    device: Arc<Device>,
 }
 
 // SAFETY: `q2c_storage` says that the callbacks, with this `opaque`, are called from any thread.
@@ -174,7 +171,6 @@ pub(super) unsafe fn storage_from(storage: *const q2c_storage) -> Result<Arc<dyn
         pwritev: calls.pwritev.ok_or_else(|| missing("pwritev"))?,
         flush,
         max_iov: max_iov_of(calls.max_iov)?,
-        device: Device::of(calls.opaque.addr(), flush as usize),
     }))
 }
 
@@ -264,40 +260,8 @@ impl Storage for CStorage {
         self.max_iov
     }
 
-    fn device(&self) -> usize {
-        Arc::as_ptr(&self.device).addr()
-    }
-}
-
-/// Stands for one pair of `opaque` and `flush`. Its address is the same for all living storages
-/// with that pair, different for all others, and never 0.
-struct Device {
-    opaque: usize,
-    flush: usize,
-}
-
-static DEVICES: Mutex<BTreeMap<(usize, usize), Weak<Device>>> = Mutex::new(BTreeMap::new());
-
-impl Device {
-    fn of(opaque: usize, flush: usize) -> Arc<Self> {
-        let mut devices = DEVICES.lock();
-        let entry = devices.entry((opaque, flush)).or_default();
-        entry.upgrade().unwrap_or_else(|| {
-            let device = Arc::new(Self { opaque, flush });
-            *entry = Arc::downgrade(&device);
-            device
-        })
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        let mut devices = DEVICES.lock();
-        let key = (self.opaque, self.flush);
-        // After the last owner dropped this one, a new one may have been made for the same pair.
-        if devices.get(&key).is_some_and(|now| now.strong_count() == 0) {
-            devices.remove(&key);
-        }
+    fn device(&self) -> Option<DeviceKey> {
+        Some((self.calls.opaque.addr(), self.flush as usize))
     }
 }
 
@@ -346,20 +310,8 @@ mod tests {
         let first = storage(0, flush);
         let same = storage(0, flush);
         assert_eq!(first.device(), same.device());
-        assert_ne!(first.device(), 0);
         assert_ne!(first.device(), storage(8, flush).device());
         assert_ne!(first.device(), storage(0, another_flush).device());
-    }
-
-    #[test]
-    fn devices_are_forgotten_with_their_last_storage() {
-        let key = |flush: unsafe extern "C" fn(*mut c_void) -> c_int| (0x1230, flush as usize);
-        let first = storage(0x1230, flush);
-        let second = storage(0x1230, flush);
-        drop(first);
-        assert!(DEVICES.lock().contains_key(&key(flush)));
-        drop(second);
-        assert!(!DEVICES.lock().contains_key(&key(flush)));
     }
 
     #[test]

@@ -32,8 +32,15 @@ pub unsafe extern "C" fn q2c_cache_write(cache: *mut q2c_cache) -> c_int {
 }
 
 /// Writes every dirty table, as `q2c_cache_write` does, and then flushes storage. When it returns
-/// 0, everything that was dirty when it was called is stable. Storage is not flushed if a write
-/// failed.
+/// 0, everything that was dirty when it was called is stable, and so is what was written before.
+/// The call flushes storage also if nothing was dirty. It does not if a write failed.
+///
+/// A failed flush is not forgotten. Storage may have lost what it should have made stable, and may
+/// not say so again: Linux drops such pages, and the next `fsync` returns 0. So every table that
+/// was written since the last good flush is dirty again, in all caches of the same storage; the
+/// next flush writes it anew. If one of them has left its cache meanwhile, that cache is
+/// *unstable*: its flushes return this error from then on. `q2c_cache_discard_range(cache, 0,
+/// UINT64_MAX)` and `q2c_state_invalidate` give the tables up and make it stable again.
 ///
 /// Context: state lock held, or calls serialised otherwise; may wait, also for writes that somebody
 /// else has begun.
@@ -46,7 +53,8 @@ pub unsafe extern "C" fn q2c_cache_write(cache: *mut q2c_cache) -> c_int {
 /// - any errno of `pwritev` or `pre_write_check`: these tables were not written; all the others
 ///   were tried.
 /// - any errno of a flush of what the tables depend on: no table was written from then on.
-/// - any errno of `flush`: every table was written, but is not known to be stable.
+/// - any errno of `flush`: every table was written, but is not known to be stable, and is dirty
+///   again; or the cache is unstable since an earlier flush, and storage was not flushed.
 ///
 /// # Safety
 /// `cache` is NULL or a live cache.
@@ -67,14 +75,13 @@ pub unsafe extern "C" fn q2c_cache_flush(cache: *mut q2c_cache) -> c_int {
 /// before all others.
 /// - `-EINVAL`: `cache` is NULL.
 /// - `-EBUSY`: a table is pinned, being loaded or being written, or was dirtied again. Everything
-///   was written, nothing was dropped. One exception: if a get without the state lock pinned a
-///   table during the call, other tables may have been dropped.
+///   was written and flushed, nothing was dropped.
 /// - `-EIO`: the cache is poisoned, or it has dirty tables and the cache that it depends on is
 ///   poisoned.
 /// - any errno of `pwritev` or `pre_write_check`: these tables were not written; all the others
 ///   were tried.
 /// - any errno of a flush of what the tables depend on: no table was written from then on.
-/// - any errno of `flush`: every table was written, but is not known to be stable.
+/// - any errno of `flush`: see `q2c_cache_flush`.
 ///
 /// # Safety
 /// `cache` is NULL or a live cache.
@@ -99,8 +106,8 @@ pub unsafe extern "C" fn q2c_cache_empty(cache: *mut q2c_cache) -> c_int {
 /// - any errno of `pwritev`, `flush` or `pre_write_check`: what had to be flushed first could not
 ///   be.
 ///
-/// Ownership: `cache` holds `dependency` until the dependency is gone. Either may be destroyed
-/// before that: the destruction of `dependency` satisfies the dependency.
+/// Ownership: either may be destroyed before the dependency is gone. After the destruction of
+/// `dependency`, `cache` depends on a flush of its storage instead; see `q2c_cache_destroy`.
 ///
 /// # Safety
 /// `cache` and `dependency` are NULL or live caches.

@@ -29,6 +29,8 @@ pub struct Table {
     pub used: bool,
     pub pins: usize,
     pub discarded: bool,
+    /// Tells this stay of the table in the cache from all others.
+    pub stay: u64,
 }
 
 pub struct ModelCache {
@@ -38,6 +40,10 @@ pub struct ModelCache {
     pub slots: Vec<Option<Table>>,
     pub depends_on: Option<usize>,
     pub depends_on_flush: bool,
+    /// The tables that were written since the last good flush: offset and stay.
+    pub unflushed: BTreeMap<u64, u64>,
+    /// How many more such tables caches have left behind that were destroyed.
+    pub inherited: u64,
     pub stats: CacheStats,
 }
 
@@ -69,6 +75,7 @@ pub struct Model {
     pub log: Vec<Io>,
     /// Storage calls that fail, by number.
     pub faults: BTreeMap<usize, Errno>,
+    stays: u64,
 }
 
 type Done = Result<(), Errno>;
@@ -90,6 +97,48 @@ impl ModelCache {
 
     pub fn table(&mut self, slot: usize) -> &mut Table {
         self.slots[slot].as_mut().expect("a table in the slot")
+    }
+
+    pub fn new(kind: i32, size: usize, tables: usize, reserved: usize) -> Self {
+        Self {
+            kind,
+            size,
+            reserved,
+            slots: vec![None; tables],
+            depends_on: None,
+            depends_on_flush: false,
+            unflushed: BTreeMap::new(),
+            inherited: 0,
+            stats: CacheStats::default(),
+        }
+    }
+
+    fn flush_succeeded(&mut self) {
+        self.unflushed.clear();
+        self.inherited = 0;
+        if self.stats.flush_error.is_none() {
+            self.depends_on_flush = false;
+        }
+    }
+
+    /// What was written since the last good flush may be lost. Tables that are still here are dirty
+    /// again. If one is not, the cache is unstable.
+    fn flush_failed(&mut self, error: Errno) {
+        let mut lost = std::mem::take(&mut self.inherited);
+        for (_, stay) in std::mem::take(&mut self.unflushed) {
+            let mut tables = self.slots.iter_mut().flatten();
+            match tables.find(|t| t.stay == stay && !t.discarded) {
+                Some(table) => {
+                    self.stats.redirtied += u64::from(!table.dirty);
+                    table.dirty = true;
+                }
+                None => lost += 1,
+            }
+        }
+        self.stats.lost += lost;
+        if lost > 0 {
+            self.stats.flush_error = self.stats.flush_error.or(Some(error));
+        }
     }
 
     fn droppable(&self, slot: usize) -> bool {
@@ -195,6 +244,8 @@ impl Model {
             self.caches[c].stats.loads += 1;
         }
         let (dirty, used, pins, discarded) = (false, true, 1, false);
+        self.stays += 1;
+        let stay = self.stays;
         self.caches[c].slots[slot] = Some(Table {
             offset,
             bytes,
@@ -202,6 +253,7 @@ impl Model {
             used,
             pins,
             discarded,
+            stay,
         });
         Ok(slot)
     }
@@ -254,13 +306,29 @@ impl Model {
         if let Some(on) = self.caches[c].depends_on {
             self.flush(on)?;
             self.caches[c].depends_on = None;
-            self.caches[c].depends_on_flush &= !self.one_device;
         }
         if self.caches[c].depends_on_flush {
-            self.io(Io::Flush)?;
-            self.caches[c].depends_on_flush = false;
+            self.flush_storage(c)?;
         }
         Ok(())
+    }
+
+    /// The caches that a flush for `c` counts for.
+    fn device_of(&self, c: usize) -> Vec<usize> {
+        let all = 0..self.caches.len();
+        all.filter(|other| *other == c || self.one_device).collect()
+    }
+
+    fn flush_storage(&mut self, c: usize) -> Done {
+        self.caches[c].stats.flush_error.map_or(Ok(()), Err)?;
+        let result = self.io(Io::Flush);
+        for member in self.device_of(c) {
+            match result {
+                Ok(()) => self.caches[member].flush_succeeded(),
+                Err(error) => self.caches[member].flush_failed(error),
+            }
+        }
+        result
     }
 
     fn write_tables(&mut self, c: usize, mut slots: Vec<usize>) -> Done {
@@ -315,7 +383,9 @@ impl Model {
         for slot in run {
             let table = self.caches[c].table(*slot);
             table.dirty = false;
-            self.disk[table.offset as usize..][..size].copy_from_slice(&table.bytes);
+            let (offset, stay) = (table.offset, table.stay);
+            self.disk[offset as usize..][..size].copy_from_slice(&table.bytes);
+            self.caches[c].unflushed.insert(offset, stay);
         }
         self.caches[c].stats.writes += 1;
         self.caches[c].stats.write_backs += run.len() as u64;
@@ -334,9 +404,7 @@ impl Model {
 
     pub fn flush(&mut self, c: usize) -> Done {
         self.write(c)?;
-        self.io(Io::Flush)?;
-        self.caches[c].depends_on_flush = false;
-        Ok(())
+        self.flush_storage(c)
     }
 
     pub fn empty(&mut self, c: usize) -> Done {
@@ -368,6 +436,7 @@ impl Model {
 
     pub fn discard(&mut self, c: usize, offset: u64) {
         let cache = &mut self.caches[c];
+        cache.unflushed.remove(&offset);
         let Some(slot) = cache.find(offset) else {
             return;
         };
@@ -377,6 +446,58 @@ impl Model {
         if table.pins == 0 {
             cache.slots[slot] = None;
         }
+    }
+
+    /// Discards every table that overlaps the range.
+    pub fn discard_range(&mut self, c: usize, offset: u64, bytes: u64) {
+        let size = self.caches[c].size as u64;
+        let end = offset.saturating_add(bytes);
+        let overlaps = |t: &u64| *t < end && offset < t + size && bytes > 0;
+        let tables = self.caches[c].slots.iter().flatten().map(|t| t.offset);
+        let written = self.caches[c].unflushed.keys().copied();
+        let found: Vec<u64> = tables.chain(written).filter(overlaps).collect();
+        found.into_iter().for_each(|offset| self.discard(c, offset));
+    }
+
+    /// Discards every table. Nothing that was written matters any more.
+    pub fn give_up(&mut self, c: usize) {
+        self.discard_range(c, 0, u64::MAX);
+        let cache = &mut self.caches[c];
+        (cache.inherited, cache.depends_on_flush) = (0, false);
+        cache.stats.flush_error = None;
+    }
+
+    /// Destroys a cache and puts a new one in its place. It calls no storage.
+    pub fn replace(&mut self, c: usize) -> Done {
+        let old = &self.caches[c];
+        let tables = || old.slots.iter().flatten();
+        if tables().any(|t| t.pins > 0) {
+            return Err(Errno::BUSY);
+        }
+        if tables().any(|t| t.dirty) {
+            return Err(Errno::NOTEMPTY);
+        }
+        let (left, error) = (
+            old.unflushed.len() as u64 + old.inherited,
+            old.stats.flush_error,
+        );
+        let new = ModelCache::new(old.kind, old.size, old.slots.len(), old.reserved);
+        self.caches[c] = new;
+        let device = self.device_of(c);
+        for other in (0..self.caches.len()).filter(|other| *other != c) {
+            let heir = &mut self.caches[other];
+            let depended = heir.depends_on == Some(c);
+            if depended {
+                heir.depends_on = None;
+                heir.depends_on_flush = true;
+                heir.stats.flush_error = heir.stats.flush_error.or(error);
+            }
+            // An heir for both reasons inherits once.
+            if depended || device.contains(&other) {
+                heir.inherited += left;
+            }
+        }
+        Ok(())
     }
 
     pub fn put(&mut self, c: usize, slot: usize) {

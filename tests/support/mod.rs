@@ -23,7 +23,7 @@ use qcow2cache::cache::{Cache, CacheOptions, Pinned};
 use qcow2cache::error::Errno;
 use qcow2cache::host::block_on;
 use qcow2cache::host::threads::ThreadHost;
-use qcow2cache::storage::{Corruption, IoBuf, Storage};
+use qcow2cache::storage::{Corruption, DeviceKey, IoBuf, Storage};
 
 /// A clean interval that is much longer than any test.
 pub const NEVER: u64 = 600_000_000_000;
@@ -209,7 +209,7 @@ pub struct TestStorage {
     log: Mutex<Vec<Io>>,
     hook: Mutex<Arc<Hook>>,
     pub max_iov: usize,
-    pub device: usize,
+    pub device: Option<DeviceKey>,
 }
 
 /// The largest image that a test may create, in bytes.
@@ -234,7 +234,7 @@ impl TestStorage {
             log: Mutex::default(),
             hook: Mutex::new(Arc::new(|_, _| Ok(()))),
             max_iov: 1024,
-            device: 0,
+            device: None,
         }
     }
 
@@ -326,9 +326,15 @@ impl Storage for TestStorage {
         self.max_iov
     }
 
-    fn device(&self) -> usize {
+    fn device(&self) -> Option<DeviceKey> {
         self.device
     }
+}
+
+/// A device that no other storage has.
+pub fn unique_device() -> DeviceKey {
+    static NEXT: AtomicUsize = AtomicUsize::new(1);
+    (NEXT.fetch_add(1, Ordering::Relaxed), 0)
 }
 
 /// A cache of kind 1 on the thread host.
