@@ -58,6 +58,7 @@ struct q2c_dl {
     int (*cache_mark_dirty)(struct q2c_cache *cache, void *table);
     int (*cache_write)(struct q2c_cache *cache);
     int (*cache_flush)(struct q2c_cache *cache);
+    int (*cache_flush_storage)(struct q2c_cache *cache);
     int (*cache_empty)(struct q2c_cache *cache);
     int (*cache_set_dependency)(struct q2c_cache *cache, struct q2c_cache *dependency);
     int (*cache_depends_on_flush)(struct q2c_cache *cache);
@@ -199,6 +200,7 @@ static const struct {
     {"q2c_cache_mark_dirty", offsetof(struct q2c_dl, cache_mark_dirty)},
     {"q2c_cache_write", offsetof(struct q2c_dl, cache_write)},
     {"q2c_cache_flush", offsetof(struct q2c_dl, cache_flush)},
+    {"q2c_cache_flush_storage", offsetof(struct q2c_dl, cache_flush_storage)},
     {"q2c_cache_empty", offsetof(struct q2c_dl, cache_empty)},
     {"q2c_cache_set_dependency", offsetof(struct q2c_dl, cache_set_dependency)},
     {"q2c_cache_depends_on_flush", offsetof(struct q2c_dl, cache_depends_on_flush)},
@@ -364,6 +366,7 @@ Q2C_DL_LOCAL void q2c_dl_unload(void)
 #define q2c_cache_mark_dirty (*q2c_dl_shared.cache_mark_dirty)
 #define q2c_cache_write (*q2c_dl_shared.cache_write)
 #define q2c_cache_flush (*q2c_dl_shared.cache_flush)
+#define q2c_cache_flush_storage (*q2c_dl_shared.cache_flush_storage)
 #define q2c_cache_empty (*q2c_dl_shared.cache_empty)
 #define q2c_cache_set_dependency (*q2c_dl_shared.cache_set_dependency)
 #define q2c_cache_depends_on_flush (*q2c_dl_shared.cache_depends_on_flush)

@@ -252,14 +252,17 @@ typedef struct q2c_cache_options {
  * to the page size, whichever is less.
  *
  * Two storages with the same `opaque` and the same `flush` count as one: a flush of one makes the
- * other's writes stable, too. So the caches of one image best share one `opaque`; `kind` tells a
- * callback which of them it serves.
+ * other's writes stable, too, and a failed flush of one counts for the other (see
+ * `q2c_cache_flush`). So the caches of one image must share one `opaque` and one `flush`, unless
+ * the storage itself sees to it that every flush fails after one has failed. `kind` tells a
+ * callback which cache it serves.
  *
  * Context: callbacks are called in the caller's own coroutine or thread, never in one that the
  * library made, and with no lock of the library held. They can be called from several threads at
  * the same time for different tables. They may block or yield, and may return in another thread if
  * the host's coroutines do. They must not throw or `longjmp` out. They must not call functions on
- * the same cache that wait for the table at hand.
+ * the same cache that wait for the table at hand; and `flush` must not flush a cache of the same
+ * storage.
  *
  * Ownership: copied when something is made with it. `opaque` and what it leads to must live as
  * long as the cache or state. Buffers belong to the library and are valid during the call.
@@ -722,7 +725,8 @@ typedef struct q2c_state_config {
      */
     const struct q2c_storage *l2_storage;
     /**
-     * The storage below the refcount cache. NULL means `l2_storage`.
+     * The storage below the refcount cache. NULL means `l2_storage`; see `q2c_storage` for when it
+     * may be another one.
      */
     const struct q2c_storage *refcount_storage;
     /**
@@ -1139,6 +1143,29 @@ int q2c_cache_write(struct q2c_cache *cache);
 int q2c_cache_flush(struct q2c_cache *cache);
 
 /**
+ * Flushes storage, but writes no table. When it returns 0, what was written before the call is
+ * stable, by `q2c_cache_write` and by the caller itself, and the flush counts for all caches of
+ * the same storage. This is how a driver flushes for its guest without holding the state lock over
+ * it: it writes its caches with the lock, and calls this without.
+ *
+ * Calls at the same time share flushes: each waits for two of them at most.
+ *
+ * A driver that flushes the file in another way has to see to it itself that a failure is not
+ * forgotten: see `q2c_cache_flush`.
+ *
+ * Context: any thread or coroutine, with or without the state lock; may wait.
+ *
+ * Returns: 0 on success.
+ * - `-EINVAL`: `cache` is NULL.
+ * - `-EIO`: the cache is poisoned.
+ * - any errno of `flush`: see `q2c_cache_flush`.
+ *
+ * # Safety
+ * `cache` is NULL or a live cache.
+ */
+int q2c_cache_flush_storage(struct q2c_cache *cache);
+
+/**
  * Writes every dirty table, flushes storage, as `q2c_cache_flush` does, and then drops every
  * table.
  *
@@ -1170,6 +1197,9 @@ int q2c_cache_empty(struct q2c_cache *cache);
  *
  * There are no chains, no rings, and no second dependency of a cache: what would become one is
  * flushed first, inside this call.
+ *
+ * Both caches are of one image file: after the destruction of `dependency`, a flush of the storage
+ * of `cache` stands in for it.
  *
  * Context: state locks of both caches held, or calls serialised otherwise; may wait.
  *

@@ -296,8 +296,8 @@ impl State {
         if let Err(errno) = ready {
             return Err((errno, update));
         }
-        old.l2.hand_over_dependencies(&update.caches.l2);
-        old.refcount.hand_over_dependencies(&update.caches.refcount);
+        old.l2.hand_over_to(&update.caches.l2, &old.refcount);
+        old.refcount.hand_over_to(&update.caches.refcount, &old.l2);
         let replaced = {
             let mut inner = self.inner.lock();
             inner.geometry = update.geometry;
@@ -345,11 +345,8 @@ impl State {
         let host = &**self.cleaner.host();
         block_on(host, &[], async {
             for cache in [&caches.l2, &caches.refcount] {
-                // A poisoned cache never writes again. If its tables were given up, there is
-                // nothing to write, and that is no error.
-                if cache.check_poison().is_ok() || cache.has_dirty() {
-                    cache.flush_if_owed().await?;
-                }
+                // A poisoned cache never writes again. If it has nothing dirty, that is no error.
+                cache.flush_if_owed().await?;
             }
             Ok(())
         })

@@ -98,7 +98,7 @@ pub trait Storage: Send + Sync {
     }
 
     /// Identifies the device: equal for two storages exactly if a flush of one also makes the
-    /// other's writes stable. `None`: it is so for no other cache's storage.
+    /// other's writes stable. `None`: that is so only for the same value of this type.
     fn device(&self) -> Option<DeviceKey> {
         None
     }

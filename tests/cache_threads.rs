@@ -13,7 +13,7 @@ use qcow2cache::cache::Cache;
 use qcow2cache::error::Errno;
 use support::{
     Io, Latch, ManualPoll, PausePoint, SMALL_TABLE as SIZE, TestStorage, cache_on, edit, flush,
-    get, get_empty, get_unlocked, lock, pattern, small_cache, with_timeout, write,
+    get, get_empty, get_unlocked, lock, pattern, set_dependency, small_cache, with_timeout, write,
 };
 
 #[test]
@@ -491,4 +491,54 @@ fn cleaning_releases_memory_of_tables_on_probation() {
         assert_eq!(cache.clean_unused(), 64);
         assert_eq!(cache.stats().resident_bytes, 0);
     }
+}
+
+#[test]
+fn dependency_that_is_set_often_costs_no_memory() {
+    let storage = Arc::new(TestStorage::new(64 << 10));
+    let (l2, refcounts) = (cache_on(&storage, 2, 512, 0), cache_on(&storage, 2, 512, 0));
+    let bytes = || l2.stats().metadata_bytes + refcounts.stats().metadata_bytes;
+    let mut before = 0;
+    for round in 0..1000 {
+        edit(&l2, 512, round).unwrap();
+        set_dependency(&l2, &refcounts).unwrap();
+        flush(&l2).unwrap();
+        if round == 3 {
+            before = bytes();
+        }
+    }
+    assert_eq!(bytes(), before);
+}
+
+/// A thread without the lock asks for a flush and changes a table while everything is discarded. If
+/// the change survives, so does the request.
+#[test]
+fn discard_of_everything_keeps_newer_flush_request() {
+    with_timeout(|| {
+        const TABLES: u64 = 1900;
+        let mut survived = 0;
+        while survived < 20 {
+            let storage = Arc::new(TestStorage::new(1 << 20));
+            let cache = cache_on(&storage, TABLES as usize, 512, 0);
+            for n in 1..=TABLES {
+                drop(get(&cache, n * 512).unwrap());
+            }
+            let offset = TABLES * 512;
+            std::thread::scope(|scope| {
+                scope.spawn(|| cache.discard_range(0, u64::MAX).unwrap());
+                while cache.try_get(offset).is_ok() {}
+                cache.depends_on_flush().unwrap();
+                let pinned = get_unlocked(&cache, offset).unwrap();
+                pinned.store(0, 4).unwrap();
+                pinned.mark_dirty().unwrap();
+            });
+            if cache.stats().dirty_tables == 0 {
+                continue;
+            }
+            survived += 1;
+            let from = storage.log_len();
+            write(&cache).unwrap();
+            assert_eq!(storage.log_from(from)[0], Io::Flush);
+        }
+    });
 }

@@ -375,3 +375,117 @@ fn mark_dirty_during_two_flushes_loses_no_change() {
         assert_eq!(model.cache.check_destroy(), Ok(()));
     });
 }
+
+/// A flush, on a storage of which one fails. Returns whether it succeeded.
+fn try_flush(cache: &Cache) -> bool {
+    match block_on(cache.host(), &[], cache.flush()) {
+        Ok(()) => true,
+        Err(errno) => {
+            assert_eq!(errno, Errno::IO);
+            false
+        }
+    }
+}
+
+#[test]
+fn flush_beside_one_that_fails_keeps_its_promise() {
+    explore(Some(3), || {
+        let model = Model::on(ModelStorage::lossy(), 1, 0);
+        change(&model.get(A), 0, 7);
+        let flush = |m: &Model| {
+            if try_flush(&m.cache) {
+                assert_eq!(
+                    m.storage.stable(A)[0],
+                    7,
+                    "a flush returned 0 for what was lost"
+                );
+            }
+        };
+        let other = spawn(&model, flush);
+        flush(&model);
+        other.join().unwrap();
+        // The table is still there, so that it can be written again.
+        assert!(try_flush(&model.cache));
+        assert_eq!(model.storage.stable(A)[0], 7);
+    });
+}
+
+#[test]
+fn write_beside_a_flush_that_fails_is_not_taken_for_stable() {
+    explore(Some(3), || {
+        let storage = Arc::new(ModelStorage::lossy());
+        let host = ModelHost::new(Kind::Threads, false);
+        let cache = cache_on(&storage, &host, 1, 0);
+        let other = cache_on(&storage, &host, 1, 0);
+        let model = Arc::new(Model { cache, storage });
+        change(&model.get(A), 0, 7);
+        // The two caches share a device: a failed flush of one counts for the other.
+        let flush = spawn(&other, |other| {
+            let _ = try_flush(other);
+        });
+        let written = block_on(model.cache.host(), &[], model.cache.write());
+        assert!(matches!(written, Ok(()) | Err(Errno::IO)));
+        flush.join().unwrap();
+        while !try_flush(&model.cache) {}
+        assert_eq!(model.storage.stable(A)[0], 7, "a lost write was forgotten");
+    });
+}
+
+#[test]
+fn table_lost_by_a_failed_flush_is_dirty_or_the_cache_is_unstable() {
+    explore(Some(3), || {
+        let model = Model::on(ModelStorage::lossy(), 1, 0);
+        change(&model.get(A), 0, 7);
+        block_on(model.cache.host(), &[], model.cache.write()).unwrap();
+        let flush = spawn(&model, |m| {
+            assert!(!try_flush(&m.cache), "the first flush fails");
+        });
+        // A is clean until the flush has failed, and may be evicted.
+        let evicting = model.get_unlocked(B).map(drop);
+        assert!(matches!(evicting, Ok(()) | Err(Errno::AGAIN)));
+        flush.join().unwrap();
+        let unstable = model.cache.flush_error().is_some();
+        assert_eq!(unstable, evicting.is_ok());
+        assert_eq!(try_flush(&model.cache), !unstable);
+        assert_eq!(model.storage.stable(A)[0] == 7, !unstable);
+    });
+}
+
+#[test]
+fn change_during_a_flush_that_fails_is_not_lost() {
+    explore(Some(3), || {
+        let model = Model::on(ModelStorage::lossy(), 1, 0);
+        let pinned = model.get(A);
+        change(&pinned, 0, 7);
+        block_on(model.cache.host(), &[], model.cache.write()).unwrap();
+        let flush = spawn(&model, |m| {
+            let _ = try_flush(&m.cache);
+        });
+        change(&pinned, 8, 9);
+        drop(pinned);
+        flush.join().unwrap();
+        assert!(try_flush(&model.cache));
+        assert_eq!(model.storage.stable(A), [7, 9], "a change was lost");
+        assert_eq!(model.cache.check_destroy(), Ok(()));
+    });
+}
+
+#[test]
+fn emptying_drops_every_table_or_none() {
+    explore(Some(3), || {
+        let model = Model::new(2, 0);
+        model.check(A);
+        model.check(B);
+        let reader = spawn(&model, |m| {
+            m.try_check(B);
+            m.copy(B);
+        });
+        let emptied = block_on(model.cache.host(), &[], model.cache.empty());
+        reader.join().unwrap();
+        let left = [A, B].map(|offset| model.cache.try_get(offset).is_ok());
+        match emptied {
+            Ok(()) => assert_eq!(left, [false; 2]),
+            Err(errno) => assert_eq!((errno, left), (Errno::BUSY, [true; 2])),
+        }
+    });
+}

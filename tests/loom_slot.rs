@@ -461,6 +461,99 @@ fn dirty_table_is_never_evicted_cleaned_or_moved() {
     }
 }
 
+/// A failed flush marks the table dirty again if it is still there: against whatever removes it,
+/// and a thread that pins it and marks it dirty.
+#[test]
+fn table_made_dirty_by_a_failed_flush_is_never_dropped() {
+    for remove in [Slot::drop_clean, Slot::begin_move, |slot: &Slot| {
+        slot.evict_for(B)
+    }] {
+        for marks in [false, true] {
+            explore(Some(3), move || {
+                let table = Table::resident(A);
+                let version = table.slot.word().version();
+                let redirtied = Arc::new(AtomicUsize::new(0));
+                let flush = spawn(&table, {
+                    let redirtied = redirtied.clone();
+                    move |t| {
+                        let structure = t.lock();
+                        let found = t.slot.redirty(version).is_some();
+                        drop(structure);
+                        redirtied.store(usize::from(found), Relaxed);
+                    }
+                });
+                let user = spawn(&table, move |t| {
+                    if t.slot.offset() == A && t.slot.pin(&t.spilled_hits) {
+                        if marks {
+                            assert!(t.slot.mark_dirty());
+                        }
+                        t.put();
+                    }
+                });
+                let structure = table.lock();
+                let dropped = remove(&table.slot).is_some();
+                drop(structure);
+                join([flush, user]);
+                let redirtied = redirtied.load(Relaxed) == 1;
+                assert_ne!(dropped, redirtied, "dropped although dirty, or neither");
+                let word = table.slot.word();
+                assert_eq!((word.is_dirty(), word.pins()), (redirtied, 0));
+            });
+        }
+    }
+}
+
+#[test]
+fn discarded_table_is_not_made_dirty_by_a_failed_flush() {
+    explore(Some(3), || {
+        let table = Table::pinned(A);
+        let version = table.slot.word().version();
+        let flush = spawn(&table, move |t| {
+            let structure = t.lock();
+            let _ = t.slot.redirty(version);
+            drop(structure);
+        });
+        let discard = spawn(&table, Table::discard);
+        table.put();
+        join([flush, discard]);
+        assert_eq!(table.times_freed(), 1);
+        assert!(table.slot.allocate(B));
+        assert!(!table.slot.word().is_dirty());
+        // The next table in the slot is another one.
+        assert!(table.slot.redirty(version).is_none());
+    });
+}
+
+/// A failed flush finds the table in the middle of a write-back, or dirty, or clean: it is dirty
+/// afterwards, and a change that the image lacks keeps it dirty.
+#[test]
+fn failed_flush_during_write_back_leaves_table_dirty() {
+    explore(Some(3), || {
+        let table = Table::pinned(A);
+        let version = table.slot.word().version();
+        let contents = SharedWord::new();
+        contents.change(1);
+        assert!(table.slot.mark_dirty());
+        let flush = spawn(&table, move |t| {
+            let structure = t.lock();
+            assert!(t.slot.redirty(version).is_some());
+            drop(structure);
+        });
+        let writer = spawn(&table, {
+            let contents = contents.clone();
+            move |t| contents.write_back(t, false)
+        });
+        contents.change(2);
+        assert!(table.slot.mark_dirty());
+        join([flush, writer]);
+        let image = *contents.image.lock().unwrap();
+        assert!(
+            table.slot.word().is_dirty() || image == 3,
+            "a change was lost"
+        );
+    });
+}
+
 /// A slot and the dirty set. A marking thread and the holder of the structure lock change both.
 struct SlotAndDirtySet {
     table: Arc<Table>,

@@ -20,7 +20,7 @@ use support::image::{
 };
 use support::{
     BUSY, Io, Latch, NEVER, TestStorage, cache_on, edit, get, get_empty, lock, pattern, wait_until,
-    with_timeout,
+    with_timeout, write,
 };
 
 on_every_host! {
@@ -30,6 +30,7 @@ on_every_host! {
     cleaner_cleans_both_caches
     close_writes_all_dirty_tables
     failed_close_loses_no_dirty_table
+    close_of_poisoned_state_flushes_what_was_written
     detach_never_waits_and_attach_keeps_interval
     attach_rejects_attached_state_and_foreign_context
     invalidate_drops_all_tables
@@ -220,6 +221,28 @@ fn failed_close_loses_no_dirty_table(fixture: &dyn Fixture) {
         ),
         (43, 43, 44)
     );
+}
+
+fn close_of_poisoned_state_flushes_what_was_written(fixture: &dyn Fixture) {
+    for l2 in [false, true] {
+        let (storage, state) = open(fixture, NEVER);
+        let (cache, offset) = if l2 {
+            (state.l2_cache(), TABLE)
+        } else {
+            (state.refcount_cache(), BLOCKS)
+        };
+        edit(&cache, offset, 5).unwrap();
+        write(&cache).unwrap();
+        cache.poison();
+        let from = storage.log_len();
+        storage.set_hook(|_, _| Err(Errno::NOSPC));
+        assert_eq!(state.close(), Err(Errno::NOSPC));
+        storage.clear_hook();
+        drop(cache);
+        // A poisoned cache cannot write again what that flush may have lost.
+        assert_eq!(state.close(), Err(Errno::IO));
+        assert_eq!(storage.log_from(from), [Io::Flush]);
+    }
 }
 
 fn detach_never_waits_and_attach_keeps_interval(fixture: &dyn Fixture) {

@@ -16,7 +16,8 @@ use support::image::{
     BLOCKS, L2, TABLE, commit, commit_ok, dirty_both, geometry, open, options, prepared, shape,
 };
 use support::{
-    BUSY, Io, NEVER, Rng, edit, get, get_unlocked, lock, pattern, set_dependency, wait_until,
+    BUSY, Io, NEVER, Rng, cache_on, edit, flush, get, get_unlocked, lock, pattern, set_dependency,
+    wait_until, write,
 };
 
 on_every_host! {
@@ -27,6 +28,8 @@ on_every_host! {
     commit_turns_cleaner_off_and_on
     dropped_update_changes_nothing
     options_change_while_detached
+    commit_hands_on_that_a_cache_is_unstable
+    commit_keeps_dependency_on_another_cache
     options_change_under_load
 }
 
@@ -243,6 +246,52 @@ fn options_change_while_detached(fixture: &dyn Fixture) {
     drop(get(&l2, TABLE).unwrap());
     wait_until(|| l2.stats().cleaned == 1);
     drop(l2);
+    state.close().unwrap();
+}
+
+/// A table was lost by a failed flush after the change was prepared. The new caches' flushes fail,
+/// as the old ones' did.
+fn commit_hands_on_that_a_cache_is_unstable(fixture: &dyn Fixture) {
+    for first in [TABLE, BLOCKS] {
+        let (storage, state) = open(fixture, NEVER);
+        let update = prepared(&state, &options(4, 5), NEVER);
+        let cache = || {
+            if first == TABLE {
+                state.l2_cache()
+            } else {
+                state.refcount_cache()
+            }
+        };
+        edit(&cache(), first, 77).unwrap();
+        write(&cache()).unwrap();
+        for n in 1..6 {
+            drop(get(&cache(), first + n * TABLE).unwrap());
+        }
+        storage.set_hook(|_, io| match io {
+            Io::Flush => Err(Errno::IO),
+            _ => Ok(()),
+        });
+        assert_eq!(flush(&cache()), Err(Errno::IO));
+        storage.clear_hook();
+        assert_eq!(flush(&cache()), Err(Errno::IO), "unstable");
+        commit_ok(&state, update, false);
+        assert_eq!(flush(&cache()), Err(Errno::IO), "still unstable");
+        assert_eq!(state.close(), Err(Errno::IO));
+        state.invalidate().unwrap();
+        state.close().unwrap();
+    }
+}
+
+fn commit_keeps_dependency_on_another_cache(fixture: &dyn Fixture) {
+    let (storage, state) = open(fixture, NEVER);
+    let other = cache_on(&storage, 4, TABLE as usize, 0);
+    let update = prepared(&state, &options(4, 5), NEVER);
+    edit(&other, 40 * TABLE, 1).unwrap();
+    set_dependency(&state.l2_cache(), &other).unwrap();
+    commit_ok(&state, update, false);
+    edit(&state.l2_cache(), TABLE, 2).unwrap();
+    write(&state.l2_cache()).unwrap();
+    assert_eq!(storage.word(40 * TABLE), 1, "written after the L2 table");
     state.close().unwrap();
 }
 

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * q2c_cache_write and q2c_cache_flush: they write in offset order, join neighbours and write each
- * table once.
+ * q2c_cache_write, q2c_cache_flush and q2c_cache_flush_storage: the first two write in offset
+ * order, join neighbours and write each table once.
  */
 #include <stdio.h>
 
 #include "fixture.h"
+#include "threads.h"
 
 static struct storage storage;
 
@@ -210,6 +211,70 @@ static void wrong_arguments_are_rejected(void)
     CHECK_INT(q2c_cache_flush(NULL), -EINVAL);
 }
 
+static void flush_of_storage_writes_nothing_and_counts_for_all_caches(void)
+{
+    q2c_cache *cache = cache_new(&storage, 4, TABLE, 0);
+    q2c_cache *other = cache_new(&storage, 2, TABLE, 0);
+
+    cache_dirty(cache, AT(1), 1);
+    CHECK_INT(q2c_cache_depends_on_flush(other), 0);
+    journal_clear(storage.journal);
+    CHECK_INT(q2c_cache_flush_storage(cache), 0);
+    CHECK_JOURNAL(storage.journal, "flush; ");
+    CHECK_U64(cache_stats(cache).dirty_tables, 1);
+    cache_dirty(other, AT(2), 2);
+    journal_clear(storage.journal);
+    CHECK_INT(q2c_cache_write(other), 0);
+    CHECK_JOURNAL(storage.journal, "check 400+200; write 400+200; ");
+    /* a failure counts for all, too */
+    CHECK_INT(q2c_cache_write(cache), 0);
+    storage_fail(&storage, STORAGE_FLUSH, 0, 1, -EREMOTEIO);
+    CHECK_INT(q2c_cache_flush_storage(cache), -EREMOTEIO);
+    CHECK_U64(cache_stats(cache).redirtied, 1);
+    CHECK_U64(cache_stats(other).redirtied, 1);
+    CHECK_INT(q2c_cache_flush_storage(NULL), -EINVAL);
+    cache_drop(other);
+    cache_drop(cache);
+}
+
+static void flush_storage(void *argument)
+{
+    CHECK_INT(q2c_cache_flush_storage(argument), 0);
+}
+
+/* The first one flushes. The others wait for it, and then share one flush. */
+static void flushes_of_storage_at_the_same_time_are_shared(void)
+{
+    enum { THREADS = 6, ROUNDS = 50 };
+    q2c_cache *cache = cache_new(&storage, 4, TABLE, 0);
+    bool shared = false;
+
+    for (int round = 0; round < ROUNDS && !shared; round++) {
+        unsigned before = storage_count(&storage, STORAGE_FLUSH), flushes;
+        int hold = storage_hold(&storage, STORAGE_FLUSH, STORAGE_ANYWHERE);
+        struct thread threads[THREADS];
+
+        thread_start(&threads[0], flush_storage, cache);
+        storage_await_held(&storage, hold, 1);
+        for (int i = 1; i < THREADS; i++) {
+            thread_start(&threads[i], flush_storage, cache);
+        }
+        for (int i = 1; i < THREADS; i++) {
+            thread_settle(&threads[i]);
+        }
+        CHECK_U64(storage_count(&storage, STORAGE_FLUSH), before + 1);
+        storage_release(&storage, hold);
+        for (int i = 0; i < THREADS; i++) {
+            thread_join(&threads[i]);
+        }
+        flushes = storage_count(&storage, STORAGE_FLUSH) - before;
+        CHECK_BETWEEN(flushes, 2, THREADS);
+        shared = flushes == 2; /* a thread that came late made a third */
+    }
+    CHECK(shared);
+    cache_drop(cache);
+}
+
 int main(void)
 {
     test_begin();
@@ -226,6 +291,8 @@ int main(void)
     RUN(up_to_1024_tables_are_joined_by_default);
     RUN(each_table_is_checked_once);
     RUN(wrong_arguments_are_rejected);
+    RUN(flush_of_storage_writes_nothing_and_counts_for_all_caches);
+    RUN(flushes_of_storage_at_the_same_time_are_shared);
     storage_free(&storage);
     return test_end();
 }

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /* A change of options as a transaction: prepare, then commit (locked or unlocked) or abort. */
+#include <limits.h>
+
 #include "image.h"
 
 static struct image image;
@@ -373,6 +375,55 @@ static void options_change_during_continuous_passes(void)
     image_close(&image);
 }
 
+/*
+ * Nothing is dirty at the commit, but something was written since the last flush, and the caches
+ * depend on each other. The swap calls no storage; the new caches see to the rest.
+ */
+static void swap_of_clean_caches_calls_no_storage(void)
+{
+    q2c_options options = smaller_options();
+    q2c_update *update;
+
+    for (int l2_on_refcounts = 0; l2_on_refcounts < 2; l2_on_refcounts++) {
+        q2c_cache *l2, *refcounts;
+
+        image_init(&image);
+        image_open(&image);
+        update = prepare(&options, 0);
+        l2 = image_l2(&image);
+        refcounts = image_refcount(&image);
+        cache_dirty(l2, CLUSTER_AT(1), 1);
+        cache_dirty(refcounts, CLUSTER_AT(2), 2);
+        CHECK_INT(q2c_cache_write(l2), 0);
+        CHECK_INT(q2c_cache_write(refcounts), 0);
+        CHECK_INT(l2_on_refcounts ? q2c_cache_set_dependency(l2, refcounts)
+                                  : q2c_cache_set_dependency(refcounts, l2),
+                  0);
+        storage_fail(&image.l2_storage, STORAGE_ANY, 0, INT_MAX, -EIO);
+        storage_fail(&image.refcount_storage, STORAGE_ANY, 0, INT_MAX, -EIO);
+        journal_clear(&image.journal);
+        commit(update, false);
+        CHECK_JOURNAL(&image.journal, "");
+        check_smaller();
+        storage_heal(&image.l2_storage);
+        storage_heal(&image.refcount_storage);
+
+        /* The first write of the new cache waits for what the old one's write would wait for. */
+        cache_dirty(l2_on_refcounts ? image_l2(&image) : image_refcount(&image), CLUSTER_AT(3), 3);
+        journal_clear(&image.journal);
+        CHECK_INT(q2c_cache_write(image_l2(&image)), 0);
+        CHECK_INT(q2c_cache_write(image_refcount(&image)), 0);
+        CHECK_JOURNAL(&image.journal, l2_on_refcounts
+                                          ? "l2:flush; l2:check 3000+1000; l2:write 3000+1000; "
+                                          : "rb:flush; rb:check 3000+1000; rb:write 3000+1000; ");
+        /* What the old caches wrote is flushed at the latest when the image is closed. */
+        journal_clear(&image.journal);
+        CHECK_INT(q2c_state_close(&image.state), 0);
+        CHECK_JOURNAL(&image.journal, "l2:flush; rb:flush; ");
+        image_close(&image);
+    }
+}
+
 int main(void)
 {
     test_begin();
@@ -392,5 +443,6 @@ int main(void)
     RUN(update_of_another_state_is_rejected);
     RUN(detached_state_stays_detached);
     RUN(options_change_during_continuous_passes);
+    RUN(swap_of_clean_caches_calls_no_storage);
     return test_end();
 }

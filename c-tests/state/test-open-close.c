@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /* q2c_state_open, the objects that it creates, and q2c_state_close. */
+#include <limits.h>
+
 #include "image.h"
 
 static struct image image;
@@ -240,6 +242,90 @@ static void close_fails_with_the_lock_held(void)
     image_close(&image);
 }
 
+static void reading_leaves_nothing_to_flush(void)
+{
+    image_init(&image);
+    image_open(&image);
+    for (unsigned n = 1; n <= 8; n++) {
+        cache_touch(image_l2(&image), CLUSTER_AT(n));
+        cache_touch(image_refcount(&image), CLUSTER_AT(n));
+    }
+    CHECK_INT(q2c_state_close(&image.state), 0);
+    CHECK_U64(storage_count(&image.l2_storage, STORAGE_WRITE | STORAGE_FLUSH), 0);
+    CHECK_U64(storage_count(&image.refcount_storage, STORAGE_WRITE | STORAGE_FLUSH), 0);
+    image_close(&image);
+}
+
+static void close_flushes_what_was_only_written(void)
+{
+    image_init(&image);
+    image_open(&image);
+    cache_dirty(image_l2(&image), CLUSTER_AT(1), 1);
+    CHECK_INT(q2c_cache_write(image_l2(&image)), 0);
+    journal_clear(&image.journal);
+    CHECK_INT(q2c_state_close(&image.state), 0);
+    CHECK_JOURNAL(&image.journal, "l2:flush; ");
+    image_close(&image);
+
+    /* a flush that was asked for is owed, too */
+    image_init(&image);
+    image_open(&image);
+    CHECK_INT(q2c_cache_depends_on_flush(image_refcount(&image)), 0);
+    CHECK_INT(q2c_state_close(&image.state), 0);
+    CHECK_JOURNAL(&image.journal, "rb:flush; ");
+    image_close(&image);
+
+    /* what is stable already is not flushed again */
+    image_init(&image);
+    image_open(&image);
+    cache_dirty(image_l2(&image), CLUSTER_AT(1), 1);
+    CHECK_INT(q2c_cache_flush(image_l2(&image)), 0);
+    journal_clear(&image.journal);
+    CHECK_INT(q2c_state_close(&image.state), 0);
+    CHECK_JOURNAL(&image.journal, "");
+    image_close(&image);
+}
+
+/* Both caches dirty, with every dependency that they can have. */
+static void make_dependencies(bool l2_on_refcounts)
+{
+    q2c_cache *l2 = image_l2(&image), *refcounts = image_refcount(&image);
+
+    cache_dirty(l2, CLUSTER_AT(1), 1);
+    cache_dirty(refcounts, CLUSTER_AT(2), 2);
+    CHECK_INT(q2c_cache_write(l2), 0);
+    CHECK_INT(q2c_cache_write(refcounts), 0);
+    cache_dirty(l2, CLUSTER_AT(3), 3);
+    cache_dirty(refcounts, CLUSTER_AT(4), 4);
+    CHECK_INT(l2_on_refcounts ? q2c_cache_set_dependency(l2, refcounts)
+                              : q2c_cache_set_dependency(refcounts, l2),
+              0);
+    CHECK_INT(q2c_cache_depends_on_flush(l2), 0);
+    CHECK_INT(q2c_cache_depends_on_flush(refcounts), 0);
+}
+
+static void image_on_dead_storage_can_be_given_up(void)
+{
+    for (int round = 0; round < 4; round++) {
+        image_init(&image);
+        if (round % 2 != 0) {
+            image.config.refcount_storage = NULL; /* both caches on one storage */
+        }
+        image_open(&image);
+        make_dependencies(round < 2);
+        storage_fail(&image.l2_storage, STORAGE_ANY, 0, INT_MAX, -EIO);
+        storage_fail(&image.refcount_storage, STORAGE_ANY, 0, INT_MAX, -EIO);
+        CHECK_INT(q2c_state_close(&image.state), -EIO);
+        REQUIRE(image.state != NULL);
+        CHECK_U64(cache_stats(image_l2(&image)).dirty_tables != 0, 1);
+        CHECK_INT(q2c_state_invalidate(image.state), 0);
+        journal_clear(&image.journal);
+        CHECK_INT(q2c_state_close(&image.state), 0);
+        CHECK_JOURNAL(&image.journal, "");
+        image_close(&image);
+    }
+}
+
 static void objects_of_a_state_cannot_be_destroyed(void)
 {
     q2c_cache *l2;
@@ -287,6 +373,9 @@ int main(void)
     RUN(close_fails_when_its_flush_fails);
     RUN(invalidate_lets_close_give_up_dirty_tables);
     RUN(close_fails_with_the_lock_held);
+    RUN(reading_leaves_nothing_to_flush);
+    RUN(close_flushes_what_was_only_written);
+    RUN(image_on_dead_storage_can_be_given_up);
     RUN(objects_of_a_state_cannot_be_destroyed);
     RUN(state_opens_and_closes_repeatedly);
     return test_end();

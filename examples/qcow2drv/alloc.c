@@ -93,7 +93,7 @@ static int new_l2_table(qcow2drv *s, uint64_t l1_index, uint64_t *l2_offset)
     /* Slices of an earlier table there must not come out of the cache. */
     r = q2c_cache_discard_range(s->l2, host, s->cluster_size);
     if (r >= 0)
-        r = s->file->ops->zero(s->file, host, s->cluster_size);
+        r = qcow2drv_file_zero(s->file, host, s->cluster_size);
     if (r >= 0) {
         drv_file_reaches(s, host + s->cluster_size);
         r = q2c_cache_flush(s->refcounts); /* flushes storage, too, and with it the table */
@@ -206,7 +206,7 @@ static int write_padded(qcow2drv *s, uint64_t host, uint64_t head, const void *b
     int n = 0, r = 0;
 
     if (head > QCOW2DRV_FILE_ZEROS) {
-        r = s->file->ops->zero(s->file, host, head);
+        r = qcow2drv_file_zero(s->file, host, head);
         offset += head;
     } else if (head > 0) {
         iov[n++] = (struct iovec){ .iov_base = qcow2drv_file_zeros(), .iov_len = (size_t)head };
@@ -215,9 +215,9 @@ static int write_padded(qcow2drv *s, uint64_t host, uint64_t head, const void *b
     if (tail > 0 && tail <= QCOW2DRV_FILE_ZEROS)
         iov[n++] = (struct iovec){ .iov_base = qcow2drv_file_zeros(), .iov_len = (size_t)tail };
     if (r == 0)
-        r = s->file->ops->pwritev(s->file, offset, iov, n);
+        r = qcow2drv_file_pwritev(s->file, offset, iov, n);
     if (r >= 0 && tail > QCOW2DRV_FILE_ZEROS)
-        r = s->file->ops->zero(s->file, host + head + bytes, tail);
+        r = qcow2drv_file_zero(s->file, host + head + bytes, tail);
     return r < 0 ? r : 0;
 }
 

@@ -4,6 +4,7 @@
 #ifndef QCOW2DRV_FILE_H
 #define QCOW2DRV_FILE_H
 
+#include <stdatomic.h>
 #include <sys/uio.h>
 
 #include "qcow2.h"
@@ -11,6 +12,7 @@
 
 typedef struct qcow2drv_file qcow2drv_file;
 
+/* What a back end does. Callers use the functions below for all that writes or flushes. */
 typedef struct qcow2drv_file_ops {
     /* What lies past the end reads as zero. 0 = all done. */
     int (*preadv)(qcow2drv_file *file, uint64_t offset, const struct iovec *iov, int n);
@@ -27,7 +29,9 @@ struct qcow2drv_file {
     const qcow2drv_file_ops *ops;
     struct runtime *rt;
     bool writable;
-    bool fixed_size; /* does not grow by writing past the end */
+    bool fixed_size;                      /* does not grow by writing past the end */
+    atomic_int flush_error;               /* of the first flush that failed, -errno; 0: none */
+    atomic_ullong writes, writes_flushed; /* how many were made; how many of them are stable */
 };
 
 /* Picks the back end by the name. error is filled. */
@@ -42,6 +46,17 @@ int qcow2drv_file_open_nbd(const char *uri, bool writable, struct runtime *rt, q
 /* Puts a recorder of all writes and flushes over *file; see file_log.c for the form. Closing it
  * closes both. */
 int qcow2drv_file_log(qcow2drv_file **file, const char *path, qcow2drv_error *error);
+
+/* Reads and writes as `ops` do. */
+int qcow2drv_file_pwritev(qcow2drv_file *file, uint64_t offset, const struct iovec *iov, int n);
+int qcow2drv_file_zero(qcow2drv_file *file, uint64_t offset, uint64_t bytes);
+/*
+ * Flushes, if something was written since the last good flush. After one flush that failed, every
+ * later one fails with the same error, until the image is opened anew: the kernel, or the server,
+ * may have dropped what it could not write, and says 0 the next time. (QEMU's file driver does so,
+ * too, but not with O_DIRECT.)
+ */
+int qcow2drv_file_flush(qcow2drv_file *file);
 
 /* One buffer. */
 int qcow2drv_file_read(qcow2drv_file *file, uint64_t offset, void *buf, size_t bytes);

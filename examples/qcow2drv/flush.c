@@ -22,8 +22,9 @@ int drv_flush(qcow2drv *s)
     r = keep_first(r, q2c_cache_write(s->refcounts));
     q2c_state_unlock(s->state);
 
-    /* Without the lock: requests go on meanwhile. What they change belongs to the next flush. */
-    r = keep_first(r, s->file->ops->flush(s->file));
+    /* Without the lock: requests go on meanwhile. What they change belongs to the next flush. The
+     * library flushes, so that it knows what is stable. */
+    r = keep_first(r, q2c_cache_flush_storage(s->l2));
     if (r < 0)
         return r;
 

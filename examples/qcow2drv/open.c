@@ -145,7 +145,7 @@ int drv_clear_autoclear(qcow2drv *s, qcow2drv_error *error)
         return 0;
     r = qcow2drv_file_write(s->file, DRV_HEADER_AUTOCLEAR, &none, sizeof(none));
     if (r == 0)
-        r = s->file->ops->flush(s->file);
+        r = qcow2drv_file_flush(s->file);
     if (r < 0)
         return drv_fail(error, -r, "%s: cannot write the header: %s", s->name, strerror(-r));
     s->header.autoclear = 0;

@@ -35,7 +35,7 @@ static int write_header(qcow2drv *s)
     int r = qcow2drv_file_write(s->file, DRV_HEADER_REFTABLE, &field, sizeof(field));
 
     if (r == 0)
-        r = s->file->ops->flush(s->file);
+        r = qcow2drv_file_flush(s->file);
     s->header_unwritten = r < 0;
     return r;
 }
@@ -92,7 +92,7 @@ static int write_growth(qcow2drv *s, uint64_t start, const uint64_t *table, uint
     if (r >= 0)
         r = qcow2drv_file_write(s->file, start, area, blocks_bytes + table_bytes);
     if (r >= 0)
-        r = s->file->ops->flush(s->file);
+        r = qcow2drv_file_flush(s->file);
     free(area);
     return r < 0 ? r : 0;
 }

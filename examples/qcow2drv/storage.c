@@ -26,14 +26,14 @@ static int storage_pwritev(void *opaque, int kind, uint64_t offset, const struct
     qcow2drv *s = opaque;
 
     (void)kind; /* L2 tables and refcount blocks are in the same file */
-    return s->file->ops->pwritev(s->file, offset, iov, n);
+    return qcow2drv_file_pwritev(s->file, offset, iov, n);
 }
 
 static int storage_flush(void *opaque)
 {
     qcow2drv *s = opaque;
 
-    return atomic_load(&s->abandoned) ? 0 : s->file->ops->flush(s->file);
+    return atomic_load(&s->abandoned) ? 0 : qcow2drv_file_flush(s->file);
 }
 
 static bool overlap(uint64_t a, uint64_t a_bytes, uint64_t b, uint64_t b_bytes)

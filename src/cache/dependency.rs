@@ -29,6 +29,12 @@ pub(super) struct Dependencies {
     flushes_satisfied: u64,
 }
 
+/// What a cache depended on at one moment.
+pub(super) struct DependenciesThen {
+    flushes_requested: u64,
+    setting: Option<u64>,
+}
+
 enum Unsatisfied {
     Cache(u64, Arc<Cache>),
     Flush,
@@ -70,15 +76,22 @@ impl Cache {
             }
             break;
         }
-        {
-            let mut ours = self.dependencies.lock();
-            ours.settings += 1;
-            ours.on = Some((ours.settings, dependency.clone()));
-        }
-        let mut theirs = dependency.dependencies.lock();
-        theirs.dependents.retain(|weak| weak.strong_count() > 0);
-        theirs.dependents.push(Arc::downgrade(self));
+        self.depend_on(dependency.clone());
         Ok(())
+    }
+
+    fn depend_on(self: &Arc<Self>, dependency: Arc<Cache>) {
+        {
+            let mut theirs = dependency.dependencies.lock();
+            theirs.dependents.retain(|weak| weak.strong_count() > 0);
+            let ours = Arc::downgrade(self);
+            if !theirs.dependents.iter().any(|weak| weak.ptr_eq(&ours)) {
+                theirs.dependents.push(ours);
+            }
+        }
+        let mut ours = self.dependencies.lock();
+        ours.settings += 1;
+        ours.on = Some((ours.settings, dependency));
     }
 
     /// Has this cache's storage flushed before a table of the cache is written. A flush that is
@@ -116,7 +129,7 @@ impl Cache {
             let never_written = self.check_poison().is_err() && self.has_dirty();
             never_written.then_some(Errno::IO)
         });
-        let mut heirs = self.device.members();
+        let mut former = Vec::new();
         while let Some(dependent) = self.find_dependent() {
             let settled = {
                 let mut theirs = dependent.dependencies.lock();
@@ -127,24 +140,41 @@ impl Cache {
             if let Some(errno) = lost {
                 dependent.set_unstable(errno);
             }
-            if !heirs.iter().any(|heir| Arc::ptr_eq(heir, &dependent)) {
-                heirs.push(dependent);
-            }
+            former.push(dependent);
         }
         let (settled, dependents) = {
             let mut ours = self.dependencies.lock();
             (ours.on.take(), std::mem::take(&mut ours.dependents))
         };
         drop((settled, dependents));
-        self.leave_device(&heirs);
+        self.leave_device(&former);
     }
 
-    /// A new cache takes this one's place: its first write waits for what this one's next write
-    /// would wait for.
-    pub fn hand_over_dependencies(&self, successor: &Cache) {
-        if !self.dependencies_satisfied() {
+    /// A new cache takes this one's place, and this one will be retired, together with `sibling`.
+    /// The new cache's first write waits for what this one's next write would wait for. If this one
+    /// is unstable, so is the new one.
+    pub fn hand_over_to(&self, successor: &Arc<Cache>, sibling: &Arc<Cache>) {
+        let (on, wants_flush) = {
+            let ours = self.dependencies.lock();
+            let wants_flush = ours.flushes_requested > ours.flushes_satisfied;
+            (ours.on.as_ref().map(|(_, on)| on.clone()), wants_flush)
+        };
+        let on_sibling = on.as_ref().is_some_and(|on| Arc::ptr_eq(on, sibling));
+        if wants_flush || on_sibling {
             successor.dependencies.lock().flushes_requested += 1;
         }
+        let lost = self.flush_error();
+        if let Some(errno) = lost.or_else(|| sibling.flush_error().filter(|_| on_sibling)) {
+            successor.set_unstable(errno);
+        }
+        if let Some(on) = on.filter(|_| !on_sibling) {
+            successor.depend_on(on);
+        }
+    }
+
+    /// Memory of the list of dependents, in bytes.
+    pub(super) fn dependents_bytes(&self) -> usize {
+        self.dependencies.lock().dependents.capacity() * size_of::<Weak<Cache>>()
     }
 
     /// Whether a write may go ahead: no flush of another cache or of storage has to come first.
@@ -199,10 +229,25 @@ impl Cache {
         ours.flushes_satisfied = ours.flushes_satisfied.max(ours.flushes_running);
     }
 
-    /// Withdraws the requests for a flush: the tables that had to wait for it were given up.
-    pub(super) fn withdraw_requests(&self) {
-        let mut ours = self.dependencies.lock();
-        ours.flushes_satisfied = ours.flushes_requested;
+    /// What the cache depends on at this moment, for [`Cache::withdraw_dependencies`].
+    pub(super) fn dependencies_now(&self) -> DependenciesThen {
+        let ours = self.dependencies.lock();
+        DependenciesThen {
+            flushes_requested: ours.flushes_requested,
+            setting: ours.on.as_ref().map(|(setting, _)| *setting),
+        }
+    }
+
+    /// The tables that had to wait for these dependencies were given up. What was asked for since
+    /// stays.
+    pub(super) fn withdraw_dependencies(&self, then: DependenciesThen) {
+        let withdrawn = {
+            let mut ours = self.dependencies.lock();
+            ours.flushes_satisfied = ours.flushes_satisfied.max(then.flushes_requested);
+            ours.on.take_if(|(now, _)| Some(*now) == then.setting)
+        };
+        // Without the lock: it may be the other cache's last owner.
+        drop(withdrawn);
     }
 
     pub(super) fn is_flush_requested(&self) -> bool {

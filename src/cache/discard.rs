@@ -32,14 +32,15 @@ impl Cache {
     /// several slices is freed. What was written there need not become stable any more. `EIO`: the
     /// cache is poisoned.
     ///
-    /// 0 and `u64::MAX` give everything up: an unstable cache is stable again then, and the next
-    /// write waits for no flush that was requested before.
+    /// 0 and `u64::MAX` give everything up: an unstable cache is stable again then, and what it
+    /// depended on before is withdrawn.
     pub fn discard_range(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
         self.check_poison()?;
         let Some(last_byte) = bytes.checked_sub(1).map(|n| offset.saturating_add(n)) else {
             return Ok(());
         };
         let (first, last) = (offset >> self.table_shift, last_byte >> self.table_shift);
+        let dependencies = self.dependencies_now();
         if last - first < self.slots.len() as u64 {
             let mut key = first;
             while key <= last {
@@ -58,7 +59,7 @@ impl Cache {
             self.forget_writes_to(first << self.table_shift..=last << self.table_shift);
         }
         if first == 0 && last == u64::MAX >> self.table_shift {
-            self.forget_writes();
+            self.forget_writes(dependencies);
         }
         Ok(())
     }
@@ -98,8 +99,9 @@ impl Cache {
         if self.is_in_use() {
             return Err(Errno::BUSY);
         }
+        let dependencies = self.dependencies_now();
         self.discard_matching(|_| true);
-        self.forget_writes();
+        self.forget_writes(dependencies);
         Ok(())
     }
 

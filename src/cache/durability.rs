@@ -4,36 +4,44 @@
 
 use std::sync::Arc;
 
+use super::dependency::DependenciesThen;
+use super::device::Orphans;
 use super::slot::Word;
 use super::unflushed::Place;
 use super::{Cache, Counters, Inner};
 use crate::error::Errno;
 use crate::primitives::Ordering;
 
-/// How many tables are made dirty again under one hold of the structure lock.
-const CHUNK: usize = 256;
-
 impl Cache {
-    /// Flushes storage. Records that this satisfies every request made before it began. On an
-    /// error, requests stay, and the tables that storage may have lost are dirty again. No lock may
-    /// be held.
+    /// Flushes storage, without a write: what was written before the call is stable then, by
+    /// whatever cache of the device. Needs no lock. On an error, what has to wait for a flush still
+    /// waits, and the tables that storage may have lost are dirty again.
     ///
-    /// The error of an earlier flush, if it cannot be made good: the cache is unstable.
-    pub(super) async fn flush_storage(&self) -> Result<(), Errno> {
+    /// The error may be that of an earlier flush which cannot be made good: the cache is unstable.
+    pub async fn flush_storage(&self) -> Result<(), Errno> {
         self.check_poison()?;
+        self.flush_device().await
+    }
+
+    /// [`Cache::flush_storage`] also of a poisoned cache, which may have written before.
+    pub(super) async fn flush_device(&self) -> Result<(), Errno> {
         self.check_stable()?;
-        let flush = self.device.begin_flush().await;
-        flush.end(self.storage.flush())?;
+        let failures = self.device.failures();
+        self.device.flush(self).await?;
         // While this flush waited for its turn, another one may have failed.
+        self.device.check_since(failures)?;
         self.check_stable()
     }
 
     /// Whether something that was written may not be stable, or the next write has to wait for a
     /// flush of storage.
     pub(super) fn owes_flush(&self) -> bool {
-        self.flush_error().is_some()
-            || self.is_flush_requested()
-            || self.lock_inner().unflushed.count() > 0
+        let orphans = self.device.orphans();
+        let unflushed = {
+            let inner = self.lock_inner();
+            inner.unflushed.count() + unsettled(orphans, &inner)
+        };
+        unflushed > 0 || self.is_flush_requested() || self.flush_error().is_some()
     }
 
     /// The error that every flush returns: a flush failed that should have made stable what is no
@@ -87,14 +95,17 @@ impl Cache {
     }
 
     /// The flush of the device failed, with `errno`. What was written since the last good flush is
-    /// dirty again. What of it has left the cache is lost.
-    pub(super) fn flush_failed(&self, errno: Errno) {
-        let written = self.lock_inner().unflushed.take_all();
-        let tables: Vec<Place> = written.tables.into_values().collect();
-        let (mut redirtied, mut lost) = (0, written.gone as usize);
-        for chunk in tables.chunks(CHUNK) {
-            let inner = self.lock_inner();
-            for place in chunk {
+    /// dirty again. What of it has left the cache is lost, and so are the orphans.
+    ///
+    /// All under one hold of the structure lock, however long: a table that was evicted in between
+    /// would be lost without need.
+    pub(super) fn flush_failed(&self, errno: Errno, orphans: Orphans) {
+        let (mut redirtied, mut lost) = (0, 0);
+        {
+            let mut inner = self.lock_inner();
+            let written = inner.unflushed.take_all();
+            lost += (written.gone + unsettled(orphans, &inner)) as usize;
+            for place in written.tables.into_values() {
                 match self.slots[place.slot as usize].redirty(place.version) {
                     Some(before) => {
                         self.dirty.insert(&self.groups, place.slot);
@@ -103,7 +114,6 @@ impl Cache {
                     None => lost += 1,
                 }
             }
-            self.inner.yield_to_waiters(inner);
         }
         Counters::add(&self.counters.redirtied, redirtied);
         Counters::add(&self.counters.lost, lost);
@@ -113,26 +123,38 @@ impl Cache {
     }
 
     /// Every table was given up: nothing of this cache has to become stable any more, and nothing
-    /// has to wait for a flush.
-    pub(super) fn forget_writes(&self) {
-        let written = self.lock_inner().unflushed.take_all();
+    /// has to wait for what [`Cache::dependencies_now`] returned before.
+    pub(super) fn forget_writes(&self, dependencies: DependenciesThen) {
+        let orphans = self.device.orphans();
+        let written = {
+            let mut inner = self.lock_inner();
+            inner.orphans_given_up = orphans.left;
+            inner.unflushed.take_all()
+        };
         drop(written);
         self.flush_error.store(0, Ordering::SeqCst);
-        self.withdraw_requests();
+        self.withdraw_dependencies(dependencies);
     }
 
-    /// Leaves the device. `heirs` take over what is in this cache's record: if the next flush
-    /// fails, they are unstable.
-    pub(super) fn leave_device(&self, heirs: &[Arc<Cache>]) {
+    /// Leaves the device. What is in the record is the device's from now on, and also that of its
+    /// `dependents` on other devices.
+    pub(super) fn leave_device(&self, dependents: &[Arc<Cache>]) {
         self.device.leave(self);
         let left = self.lock_inner().unflushed.take_all().count();
         if left == 0 {
             return;
         }
-        for heir in heirs {
-            if !std::ptr::eq(&**heir, self) {
-                heir.lock_inner().unflushed.inherit(left);
+        self.device.adopt(left);
+        for dependent in dependents {
+            if !Arc::ptr_eq(&dependent.device, &self.device) {
+                dependent.device.adopt(left);
             }
         }
     }
+}
+
+/// How many orphans are not settled that the cache was not given up with.
+fn unsettled(orphans: Orphans, inner: &Inner) -> u64 {
+    let settled = orphans.settled.max(inner.orphans_given_up);
+    orphans.left.saturating_sub(settled)
 }

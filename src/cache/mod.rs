@@ -102,6 +102,8 @@ struct Inner {
     /// Slots that are being written.
     writing: Vec<u32>,
     unflushed: Unflushed,
+    /// [`Orphans::left`](device::Orphans::left) when everything was given up.
+    orphans_given_up: u64,
     waiters: Waiters,
 }
 
@@ -176,7 +178,7 @@ impl Cache {
         } = *options;
         let table_shift = table_size.trailing_zeros();
         let groups = zeroed::<Group>(tables.div_ceil(group::SLOTS))?;
-        let device = Device::of(storage.device());
+        let device = Device::of(&storage);
         let cache = Arc::new(Self {
             tables: Tables::new(tables, table_shift)?,
             slots: zeroed(tables)?,
@@ -203,6 +205,7 @@ impl Cache {
                 releasing: 0,
                 writing: Vec::new(),
                 unflushed: Unflushed::default(),
+                orphans_given_up: 0,
                 waiters: Waiters::default(),
             })),
             dependencies: CachePadded(Mutex::new(Dependencies::default())),
@@ -343,9 +346,8 @@ impl Cache {
 
 impl Drop for Cache {
     fn drop(&mut self) {
-        // Nothing is left to do for a cache that was retired.
-        let heirs = self.device.members();
-        self.leave_device(&heirs);
+        // A cache that was retired has left already. Nothing can depend on this one any more.
+        self.leave_device(&[]);
     }
 }
 

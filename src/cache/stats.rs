@@ -109,7 +109,9 @@ impl Cache {
             + self.index.bytes()
             + self.dirty.bytes()
             + self.ghosts.bytes()
-            + RecentArrivals::bytes(self.slots.len());
+            + RecentArrivals::bytes(self.slots.len())
+            + self.lock_inner().unflushed.bytes()
+            + self.dependents_bytes();
         bytes as u64
     }
 

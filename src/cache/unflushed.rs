@@ -6,12 +6,12 @@
 //! next flush succeeds. So the library must not rely on the next flush. It writes these tables
 //! again.
 //!
-//! | a table | a flush begins | the flush succeeds | the flush fails | evicted, cleaned | discarded |
-//! |---|---|---|---|---|---|
-//! | written since the flush began | → written before | stays | dirty again | stays; it is *gone* | → forgotten |
-//! | written before the flush began | | → stable, forgotten | dirty again | stays; it is *gone* | → forgotten |
-//! | gone | | as if it were there | lost: the cache is *unstable* | | → forgotten |
-//! | being written | | → written since the flush began | its write fails, so that it stays dirty | impossible | → forgotten |
+//! | a table | a flush begins | the flush succeeds | the flush fails | evicted, cleaned | written again | discarded |
+//! |---|---|---|---|---|---|---|
+//! | written since the flush began | → written before | stays | dirty again | stays; it is *gone* | stays | → forgotten |
+//! | written before the flush began | | → stable, forgotten | dirty again | stays; it is *gone* | → written since | → forgotten |
+//! | gone | | as if it were there | lost: the cache is *unstable* | | stays beside the new write | → forgotten, unless only its number is known |
+//! | being written | | → written since the flush began | its write fails, so that it stays dirty | impossible | impossible | → forgotten |
 //!
 //! Eviction and cleaning do not touch this record. An entry says where the table was when it was
 //! written: slot and version. If the slot's version is another one when a flush fails, the table
@@ -47,10 +47,11 @@ impl Written {
     }
 }
 
-/// The record is swept when it has grown to this many entries for each slot of the cache.
-const ENTRIES_PER_SLOT: usize = 2;
-/// A shorter record is not swept.
+/// A record of more entries than the cache has slots, and more than this, is swept.
 const MIN_SWEEP: usize = 64;
+/// How many entries are looked at for each new one then. A lap over n entries takes n / 4 writes,
+/// so that the record has fewer than twice as many entries as the cache has slots.
+const SWEEP_STEP: usize = 4;
 
 /// See the module. Guarded by the structure lock.
 #[derive(Default)]
@@ -59,11 +60,16 @@ pub(super) struct Unflushed {
     before: Written,
     /// Written since then.
     since: Written,
+    /// The offset at which the sweep goes on.
+    sweep_at: u64,
 }
 
 impl Unflushed {
     /// A table was written. `slots`: the cache's number of slots. `is_there`: whether a table is
     /// still where it was when it was written.
+    ///
+    /// If it was written before, and has left the cache and come back in between, that older write
+    /// stays in the record: what came back may be without it.
     pub(super) fn record(
         &mut self,
         offset: u64,
@@ -71,15 +77,42 @@ impl Unflushed {
         slots: usize,
         is_there: impl Fn(Place) -> bool,
     ) {
-        self.before.tables.remove(&offset);
-        self.since.tables.insert(offset, place);
-        if self.since.tables.len() > (slots * ENTRIES_PER_SLOT).max(MIN_SWEEP) {
-            // A caller that never flushes would make it grow for ever. Tables that are gone are
-            // only counted from now on.
-            let all = self.since.tables.len();
-            self.since.tables.retain(|_, place| is_there(*place));
-            self.since.gone += (all - self.since.tables.len()) as u64;
+        for written in [&mut self.before, &mut self.since] {
+            let older = written.tables.remove(&offset);
+            written.gone += u64::from(older.is_some_and(|older| older != place));
         }
+        self.since.tables.insert(offset, place);
+        if self.since.tables.len() > slots.max(MIN_SWEEP) {
+            self.sweep(is_there);
+        }
+    }
+
+    /// Tables that have left the cache are only counted. A caller that never flushes would make the
+    /// record grow for ever otherwise.
+    fn sweep(&mut self, is_there: impl Fn(Place) -> bool) {
+        let rest = self.since.tables.range(self.sweep_at..);
+        let mut gone = [None; SWEEP_STEP];
+        let mut next = None;
+        for ((&offset, place), n) in rest.zip(0..) {
+            if n == SWEEP_STEP {
+                next = Some(offset);
+                break;
+            }
+            if !is_there(*place) {
+                gone[n] = Some(offset);
+            }
+        }
+        self.sweep_at = next.unwrap_or(0);
+        for offset in gone.into_iter().flatten() {
+            self.since.tables.remove(&offset);
+            self.since.gone += 1;
+        }
+    }
+
+    /// Memory in bytes, about: an entry, and the room that a B-tree leaves free.
+    pub(super) fn bytes(&self) -> usize {
+        let entries = self.before.tables.len() + self.since.tables.len();
+        entries * size_of::<(u64, Place)>() * 3 / 2
     }
 
     /// A table moved to another slot.
@@ -124,11 +157,6 @@ impl Unflushed {
         all
     }
 
-    /// Another cache of the device has left, with `count` tables in its record.
-    pub(super) fn inherit(&mut self, count: u64) {
-        self.since.gone += count;
-    }
-
     /// How many tables are not known to be stable.
     pub(super) fn count(&self) -> u64 {
         self.before.count() + self.since.count()
@@ -152,30 +180,53 @@ mod tests {
         let mut unflushed = Unflushed::default();
         record(&mut unflushed, 1);
         record(&mut unflushed, 2);
-        unflushed.inherit(3);
         unflushed.flush_begins();
         record(&mut unflushed, 2);
-        unflushed.inherit(1);
-        assert_eq!(unflushed.count(), 6);
-        assert_eq!(unflushed.flush_succeeded().count(), 4);
         assert_eq!(unflushed.count(), 2);
+        assert_eq!(unflushed.flush_succeeded().count(), 1);
+        assert_eq!(unflushed.count(), 1);
         let rest = unflushed.take_all();
-        assert_eq!((rest.tables.into_keys().collect(), rest.gone), (vec![2], 1));
+        assert_eq!(rest.tables.into_keys().collect::<Vec<_>>(), [2]);
         assert_eq!(unflushed.count(), 0);
     }
 
     #[test]
     fn the_record_stays_bounded_and_counts_what_left() {
+        const SLOTS: u64 = 500;
         let mut unflushed = Unflushed::default();
-        // Only the tables in slots below 10 are still there.
-        for n in 0..10_000 {
-            let slot = (n % 100) as u32;
-            unflushed.record(n, place(slot), 50, |place| place.slot < 10);
+        // Tables of which only the 500 that were written last are still there.
+        for n in 0..100_000 {
+            let version = n;
+            let slot = (n % SLOTS) as u32;
+            let is_there = |place: Place| n - place.version < SLOTS;
+            unflushed.record(n, Place { slot, version }, SLOTS as usize, is_there);
+            assert_eq!(unflushed.count(), n + 1);
+            assert!(unflushed.since.tables.len() as u64 <= 2 * SLOTS);
         }
-        assert_eq!(unflushed.count(), 10_000);
-        // 1,000 are there, more than the slots of any real cache of 50.
-        assert!(unflushed.since.tables.len() <= 1_100);
-        assert!(unflushed.since.gone >= 8_900);
+    }
+
+    #[test]
+    fn a_write_before_the_table_left_and_came_back_stays() {
+        let mut unflushed = Unflushed::default();
+        record(&mut unflushed, 1);
+        unflushed.flush_begins();
+        unflushed.record(1, place(0), 1, |_| true);
+        assert_eq!(unflushed.count(), 1, "the same stay");
+        unflushed.record(
+            1,
+            Place {
+                slot: 0,
+                version: 3,
+            },
+            1,
+            |_| true,
+        );
+        assert_eq!(unflushed.count(), 2, "another stay");
+        assert_eq!(unflushed.flush_succeeded().count(), 0);
+        unflushed.flush_begins();
+        unflushed.record(1, place(5), 1, |_| true);
+        assert_eq!(unflushed.flush_succeeded().count(), 2);
+        assert_eq!(unflushed.count(), 1);
     }
 
     #[test]

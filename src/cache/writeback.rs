@@ -50,12 +50,15 @@ impl Cache {
     }
 
     /// [`Cache::write`], then flushes storage if something that was written may not be stable, or
-    /// if the next write would have to wait for a flush. Errors: see [`Cache::flush`].
+    /// if the next write would have to wait for a flush. Errors: see [`Cache::flush`]; but it is no
+    /// error if the cache is poisoned and has nothing dirty.
     pub async fn flush_if_owed(&self) -> Result<(), Errno> {
         let failures = self.device.failures();
-        self.write().await?;
+        if self.check_poison().is_ok() || self.has_dirty() {
+            self.write().await?;
+        }
         if self.owes_flush() {
-            self.flush_storage().await?;
+            self.flush_device().await?;
         }
         self.device.check_since(failures)
     }

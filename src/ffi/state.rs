@@ -43,7 +43,8 @@ pub struct q2c_state_config {
     pub host: *const q2c_host,
     /// The storage below the L2 cache. Must not be NULL.
     pub l2_storage: *const q2c_storage,
-    /// The storage below the refcount cache. NULL means `l2_storage`.
+    /// The storage below the refcount cache. NULL means `l2_storage`; see `q2c_storage` for when it
+    /// may be another one.
     pub refcount_storage: *const q2c_storage,
     /// The caller's own number for L2 tables; any value. The library passes it to every callback of
     /// the storage but `flush`.

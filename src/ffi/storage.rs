@@ -32,14 +32,17 @@ const IOV_MAX: usize = 1024;
 /// to the page size, whichever is less.
 ///
 /// Two storages with the same `opaque` and the same `flush` count as one: a flush of one makes the
-/// other's writes stable, too. So the caches of one image best share one `opaque`; `kind` tells a
-/// callback which of them it serves.
+/// other's writes stable, too, and a failed flush of one counts for the other (see
+/// `q2c_cache_flush`). So the caches of one image must share one `opaque` and one `flush`, unless
+/// the storage itself sees to it that every flush fails after one has failed. `kind` tells a
+/// callback which cache it serves.
 ///
 /// Context: callbacks are called in the caller's own coroutine or thread, never in one that the
 /// library made, and with no lock of the library held. They can be called from several threads at
 /// the same time for different tables. They may block or yield, and may return in another thread if
 /// the host's coroutines do. They must not throw or `longjmp` out. They must not call functions on
-/// the same cache that wait for the table at hand.
+/// the same cache that wait for the table at hand; and `flush` must not flush a cache of the same
+/// storage.
 ///
 /// Ownership: copied when something is made with it. `opaque` and what it leads to must live as
 /// long as the cache or state. Buffers belong to the library and are valid during the call.

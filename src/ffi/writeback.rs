@@ -64,6 +64,35 @@ pub unsafe extern "C" fn q2c_cache_flush(cache: *mut q2c_cache) -> c_int {
     unsafe { call_cache(cache, |cache| block_on(cache.host(), &[], cache.flush())) }
 }
 
+/// Flushes storage, but writes no table. When it returns 0, what was written before the call is
+/// stable, by `q2c_cache_write` and by the caller itself, and the flush counts for all caches of
+/// the same storage. This is how a driver flushes for its guest without holding the state lock over
+/// it: it writes its caches with the lock, and calls this without.
+///
+/// Calls at the same time share flushes: each waits for two of them at most.
+///
+/// A driver that flushes the file in another way has to see to it itself that a failure is not
+/// forgotten: see `q2c_cache_flush`.
+///
+/// Context: any thread or coroutine, with or without the state lock; may wait.
+///
+/// Returns: 0 on success.
+/// - `-EINVAL`: `cache` is NULL.
+/// - `-EIO`: the cache is poisoned.
+/// - any errno of `flush`: see `q2c_cache_flush`.
+///
+/// # Safety
+/// `cache` is NULL or a live cache.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn q2c_cache_flush_storage(cache: *mut q2c_cache) -> c_int {
+    // SAFETY: NULL or live, as the caller promised.
+    unsafe {
+        call_cache(cache, |cache| {
+            block_on(cache.host(), &[], cache.flush_storage())
+        })
+    }
+}
+
 /// Writes every dirty table, flushes storage, as `q2c_cache_flush` does, and then drops every
 /// table.
 ///
@@ -97,6 +126,9 @@ pub unsafe extern "C" fn q2c_cache_empty(cache: *mut q2c_cache) -> c_int {
 ///
 /// There are no chains, no rings, and no second dependency of a cache: what would become one is
 /// flushed first, inside this call.
+///
+/// Both caches are of one image file: after the destruction of `dependency`, a flush of the storage
+/// of `cache` stands in for it.
 ///
 /// Context: state locks of both caches held, or calls serialised otherwise; may wait.
 ///

@@ -35,6 +35,11 @@ pub struct ModelStorage {
     pub parallel_reads: AtomicUsize,
     /// Every second write fails.
     pub flaky: bool,
+    /// The first flush fails, and loses what was written since the one before.
+    pub lossy: bool,
+    /// The tables that are stable, and those that were written since the last flush.
+    stable: StdMutex<HashMap<u64, Words>>,
+    unflushed: StdMutex<HashMap<u64, Words>>,
 }
 
 impl ModelStorage {
@@ -44,6 +49,24 @@ impl ModelStorage {
             flaky: true,
             ..Self::default()
         }
+    }
+
+    /// A storage that several caches share, of which the first flush fails and loses what was
+    /// written since the one before.
+    pub fn lossy() -> Self {
+        Self {
+            lossy: true,
+            ..Self::default()
+        }
+    }
+
+    /// The table at `offset` as a crash would leave it.
+    pub fn stable(&self, offset: u64) -> Words {
+        let stable = self.stable.lock().unwrap();
+        stable
+            .get(&offset)
+            .copied()
+            .unwrap_or_else(|| fresh(offset))
     }
 
     /// The table at `offset` in the image.
@@ -57,6 +80,7 @@ impl ModelStorage {
 
     pub fn set(&self, offset: u64, words: Words) {
         self.tables.lock().unwrap().insert(offset, words);
+        self.unflushed.lock().unwrap().insert(offset, words);
     }
 }
 
@@ -112,7 +136,12 @@ impl Storage for ModelStorage {
     }
 
     fn flush(&self) -> Result<(), Errno> {
-        self.flushes.fetch_add(1, Relaxed);
+        let count = self.flushes.fetch_add(1, Relaxed);
+        let written = std::mem::take(&mut *self.unflushed.lock().unwrap());
+        if self.lossy && count == 0 {
+            return Err(Errno::IO);
+        }
+        self.stable.lock().unwrap().extend(written);
         Ok(())
     }
 }

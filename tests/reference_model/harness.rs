@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use qcow2cache::cache::{Cache, CacheOptions, CacheStats};
 use qcow2cache::error::Errno;
+use qcow2cache::host::threads::ThreadHost;
 
 use super::{GetMode, Model, ModelCache, Observed};
 use crate::support::{
-    Io, TestStorage, cache_with, empty, flush, get, get_empty, get_unlocked, lock, set_dependency,
-    unique_device, write,
+    Io, OwnDevice, TestStorage, cache_with, empty, flush, get, get_empty, get_unlocked, lock,
+    set_dependency, write,
 };
 
 /// Bytes of the image for each cache. Cache `c` has the region that starts at `(c + 1) * REGION`.
@@ -76,6 +77,15 @@ fn address_of(pinned: qcow2cache::cache::Pinned<'_>) -> usize {
     pinned.into_ptr().as_ptr() as usize
 }
 
+/// A cache on the storage; if it is not to share its device, on a storage of its own above it.
+fn new_cache(storage: &Arc<TestStorage>, one_device: bool, options: &CacheOptions) -> Arc<Cache> {
+    if one_device {
+        return cache_with(storage, options);
+    }
+    let own = Arc::new(OwnDevice(storage.clone()));
+    Cache::new(options, own, ThreadHost::shared()).unwrap()
+}
+
 /// Fills a new cache once. Returns the address of its first slot, and the counters afterwards.
 fn measure(cache: &Cache) -> (usize, CacheStats) {
     let size = cache.table_size() as u64;
@@ -92,7 +102,6 @@ impl Harness {
     pub fn new(shape: &Shape, region_tables: u64, faults: &BTreeMap<usize, Errno>) -> Self {
         let mut storage = TestStorage::new(REGION as usize * (shape.caches.len() + 1));
         storage.max_iov = shape.max_iov;
-        storage.device = shape.one_device.then(unique_device);
         let storage = Arc::new(storage);
         let caches: Vec<_> = shape
             .caches
@@ -105,7 +114,7 @@ impl Harness {
                     kind,
                     reserved,
                 };
-                cache_with(&storage, &options)
+                new_cache(&storage, shape.one_device, &options)
             })
             .collect();
         let model = Model {
@@ -241,7 +250,7 @@ impl Harness {
         };
         cache.retire();
         assert_eq!(Arc::strong_count(cache), 1, "a destroyed cache is gone");
-        self.caches[c] = cache_with(&self.storage, &options);
+        self.caches[c] = new_cache(&self.storage, self.model.one_device, &options);
         (self.bases[c], self.initial_stats[c]) = measure(&self.caches[c]);
         Ok(())
     }

@@ -42,8 +42,9 @@ pub struct ModelCache {
     pub depends_on_flush: bool,
     /// The tables that were written since the last good flush: offset and stay.
     pub unflushed: BTreeMap<u64, u64>,
-    /// How many more such tables caches have left behind that were destroyed.
-    pub inherited: u64,
+    /// How many more writes were made to tables that left the cache and came back before the last
+    /// one.
+    pub gone: u64,
     pub stats: CacheStats,
 }
 
@@ -75,6 +76,9 @@ pub struct Model {
     pub log: Vec<Io>,
     /// Storage calls that fail, by number.
     pub faults: BTreeMap<usize, Errno>,
+    /// How many tables destroyed caches have left on each cache's device that are not stable yet;
+    /// and how many of these the cache was given up with.
+    pub orphans: BTreeMap<usize, (u64, u64)>,
     stays: u64,
 }
 
@@ -108,14 +112,14 @@ impl ModelCache {
             depends_on: None,
             depends_on_flush: false,
             unflushed: BTreeMap::new(),
-            inherited: 0,
+            gone: 0,
             stats: CacheStats::default(),
         }
     }
 
     fn flush_succeeded(&mut self) {
         self.unflushed.clear();
-        self.inherited = 0;
+        self.gone = 0;
         if self.stats.flush_error.is_none() {
             self.depends_on_flush = false;
         }
@@ -123,8 +127,8 @@ impl ModelCache {
 
     /// What was written since the last good flush may be lost. Tables that are still here are dirty
     /// again. If one is not, the cache is unstable.
-    fn flush_failed(&mut self, error: Errno) {
-        let mut lost = std::mem::take(&mut self.inherited);
+    fn flush_failed(&mut self, error: Errno, orphans: u64) {
+        let mut lost = orphans + std::mem::take(&mut self.gone);
         for (_, stay) in std::mem::take(&mut self.unflushed) {
             let mut tables = self.slots.iter_mut().flatten();
             match tables.find(|t| t.stay == stay && !t.discarded) {
@@ -323,9 +327,10 @@ impl Model {
         self.caches[c].stats.flush_error.map_or(Ok(()), Err)?;
         let result = self.io(Io::Flush);
         for member in self.device_of(c) {
+            let (left, given_up) = self.orphans.remove(&member).unwrap_or_default();
             match result {
                 Ok(()) => self.caches[member].flush_succeeded(),
-                Err(error) => self.caches[member].flush_failed(error),
+                Err(error) => self.caches[member].flush_failed(error, left - given_up),
             }
         }
         result
@@ -385,7 +390,8 @@ impl Model {
             table.dirty = false;
             let (offset, stay) = (table.offset, table.stay);
             self.disk[offset as usize..][..size].copy_from_slice(&table.bytes);
-            self.caches[c].unflushed.insert(offset, stay);
+            let older = self.caches[c].unflushed.insert(offset, stay);
+            self.caches[c].gone += u64::from(older.is_some_and(|older| older != stay));
         }
         self.caches[c].stats.writes += 1;
         self.caches[c].stats.write_backs += run.len() as u64;
@@ -463,8 +469,11 @@ impl Model {
     pub fn give_up(&mut self, c: usize) {
         self.discard_range(c, 0, u64::MAX);
         let cache = &mut self.caches[c];
-        (cache.inherited, cache.depends_on_flush) = (0, false);
+        cache.gone = 0;
+        (cache.depends_on, cache.depends_on_flush) = (None, false);
         cache.stats.flush_error = None;
+        let (left, given_up) = self.orphans.entry(c).or_default();
+        *given_up = *left;
     }
 
     /// Destroys a cache and puts a new one in its place. It calls no storage.
@@ -477,24 +486,28 @@ impl Model {
         if tables().any(|t| t.dirty) {
             return Err(Errno::NOTEMPTY);
         }
-        let (left, error) = (
-            old.unflushed.len() as u64 + old.inherited,
-            old.stats.flush_error,
-        );
+        let left = old.unflushed.len() as u64 + old.gone;
+        let error = old.stats.flush_error;
         let new = ModelCache::new(old.kind, old.size, old.slots.len(), old.reserved);
         self.caches[c] = new;
-        let device = self.device_of(c);
+        let (orphans, given_up) = self.orphans.entry(c).or_default();
+        *given_up = 0;
+        if self.one_device {
+            *orphans += left;
+        } else {
+            // A new device: the old one is gone with its only member.
+            *orphans = 0;
+        }
         for other in (0..self.caches.len()).filter(|other| *other != c) {
-            let heir = &mut self.caches[other];
-            let depended = heir.depends_on == Some(c);
+            let cache = &mut self.caches[other];
+            let depended = cache.depends_on == Some(c);
             if depended {
-                heir.depends_on = None;
-                heir.depends_on_flush = true;
-                heir.stats.flush_error = heir.stats.flush_error.or(error);
+                cache.depends_on = None;
+                cache.depends_on_flush = true;
+                cache.stats.flush_error = cache.stats.flush_error.or(error);
             }
-            // An heir for both reasons inherits once.
-            if depended || device.contains(&other) {
-                heir.inherited += left;
+            if depended || self.one_device {
+                self.orphans.entry(other).or_default().0 += left;
             }
         }
         Ok(())

@@ -23,7 +23,7 @@ use qcow2cache::cache::{Cache, CacheOptions, Pinned};
 use qcow2cache::error::Errno;
 use qcow2cache::host::block_on;
 use qcow2cache::host::threads::ThreadHost;
-use qcow2cache::storage::{Corruption, DeviceKey, IoBuf, Storage};
+use qcow2cache::storage::{Corruption, IoBuf, Storage};
 
 /// A clean interval that is much longer than any test.
 pub const NEVER: u64 = 600_000_000_000;
@@ -209,7 +209,6 @@ pub struct TestStorage {
     log: Mutex<Vec<Io>>,
     hook: Mutex<Arc<Hook>>,
     pub max_iov: usize,
-    pub device: Option<DeviceKey>,
 }
 
 /// The largest image that a test may create, in bytes.
@@ -234,7 +233,6 @@ impl TestStorage {
             log: Mutex::default(),
             hook: Mutex::new(Arc::new(|_, _| Ok(()))),
             max_iov: 1024,
-            device: None,
         }
     }
 
@@ -325,16 +323,35 @@ impl Storage for TestStorage {
     fn max_iov(&self) -> usize {
         self.max_iov
     }
-
-    fn device(&self) -> Option<DeviceKey> {
-        self.device
-    }
 }
 
-/// A device that no other storage has.
-pub fn unique_device() -> DeviceKey {
-    static NEXT: AtomicUsize = AtomicUsize::new(1);
-    (NEXT.fetch_add(1, Ordering::Relaxed), 0)
+/// A storage above another one that counts as a device of its own.
+pub struct OwnDevice(pub Arc<TestStorage>);
+
+impl Storage for OwnDevice {
+    fn preadv(&self, kind: i32, offset: u64, bufs: &[IoBuf]) -> Result<(), Errno> {
+        self.0.preadv(kind, offset, bufs)
+    }
+
+    fn pwritev(&self, kind: i32, offset: u64, bufs: &[IoBuf]) -> Result<(), Errno> {
+        self.0.pwritev(kind, offset, bufs)
+    }
+
+    fn flush(&self) -> Result<(), Errno> {
+        self.0.flush()
+    }
+
+    fn pre_write_check(&self, kind: i32, offset: u64, bytes: u64) -> Result<(), Errno> {
+        self.0.pre_write_check(kind, offset, bytes)
+    }
+
+    fn corruption(&self, reason: Corruption, kind: i32, offset: u64, message: &str) {
+        self.0.corruption(reason, kind, offset, message);
+    }
+
+    fn max_iov(&self) -> usize {
+        self.0.max_iov()
+    }
 }
 
 /// A cache of kind 1 on the thread host.
