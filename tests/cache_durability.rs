@@ -571,3 +571,25 @@ fn faults_do_what_the_tests_are_for() {
     let (_, _, unstable) = run(&ops, lost, BTreeSet::new());
     assert!(unstable > 0);
 }
+
+/// A table is written, leaves the cache, and comes back without that write, since the kernel has
+/// lost it meanwhile. It is written again. The flush that tells of the loss must not be made good
+/// by writing what came back.
+#[test]
+fn write_that_a_later_one_hides_is_not_forgotten() {
+    for fate in 0..64 {
+        let ops = [
+            Op::Allocate(0, 0, 10),
+            Op::Write(REFCOUNTS),
+            Op::Clean(REFCOUNTS),
+            Op::Clean(REFCOUNTS),
+            Op::LoseInBackground(fate << 58),
+            Op::Allocate(1, 1, 20),
+            Op::Write(REFCOUNTS),
+            Op::Flush(REFCOUNTS),
+            Op::Flush(REFCOUNTS),
+        ];
+        let (_, _, unstable) = run(&ops, BTreeMap::new(), BTreeSet::new());
+        assert!(unstable > 0);
+    }
+}

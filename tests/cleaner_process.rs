@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The thread host's cleaners and the process: there is one background thread, none if no cleaner
-//! needs it, and a forked child can use its cleaners. There is only one test in this process,
+//! The thread host's cleaners and the process: there is one background thread, none some time after
+//! the last cleaner, and a forked child can use its cleaners. There is only one test in this process,
 //! because it counts threads and forks.
 
 mod support;
 
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use qcow2cache::cleaner::{CleanTarget, Cleaner};
@@ -14,31 +15,12 @@ use qcow2cache::host::Context;
 use qcow2cache::host::threads::ThreadHost;
 use support::{NEVER, wait_until, with_timeout};
 
-static THREAD_ENDED: AtomicBool = AtomicBool::new(false);
-
-/// A thread-local value of the background thread. Its destructor is the last code of that thread
-/// that a test can observe.
-struct EndObserver;
-
-impl Drop for EndObserver {
-    fn drop(&mut self) {
-        // A caller that does not wait for the end of the thread looks at the flag meanwhile.
-        std::thread::sleep(Duration::from_millis(50));
-        THREAD_ENDED.store(true, Ordering::SeqCst);
-    }
-}
-
-thread_local! {
-    static END_OBSERVER: EndObserver = const { EndObserver };
-}
-
 /// Counts passes without a lock, so that a forked child can go on using it.
 #[derive(Default)]
 struct Passes(AtomicUsize);
 
 impl CleanTarget for Passes {
     fn drop_unused(&self, _from: usize) -> (usize, Option<usize>) {
-        END_OBSERVER.with(|_| ());
         self.0.fetch_add(1, Ordering::SeqCst);
         (0, None)
     }
@@ -50,13 +32,18 @@ impl CleanTarget for Passes {
     fn poison(&self) {}
 }
 
-/// Counts the threads with the background thread's name. A new thread has that name only a moment
-/// after its start, and a joined thread may be listed for a moment.
-fn background_threads() -> usize {
+/// The threads with the background thread's name. A new thread has that name only a moment after its
+/// start, and an ended thread may be listed for a moment.
+fn background_threads() -> Vec<std::ffi::OsString> {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-    let names =
-        tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
-    names.filter(|name| name.trim() == "qcow2cache").count()
+    let is_ours = |id: &std::ffi::OsString| {
+        let name = std::fs::read_to_string(Path::new("/proc/self/task").join(id).join("comm"));
+        name.is_ok_and(|name| name.trim() == "qcow2cache")
+    };
+    tasks
+        .map(|task| task.unwrap().file_name())
+        .filter(is_ours)
+        .collect()
 }
 
 fn running_cleaner(interval_ns: u64) -> (Arc<Passes>, Cleaner) {
@@ -87,29 +74,51 @@ fn in_child(child: impl FnOnce() -> i32) -> i32 {
 }
 
 fn all_cleaners_share_one_background_thread() {
-    assert_eq!(
-        background_threads(),
-        0,
-        "a background thread before the first start"
-    );
+    assert!(background_threads().is_empty(), "before the first start");
     let cleaners: Vec<_> = (0..50).map(|_| running_cleaner(1_000_000)).collect();
     for (passes, _) in &cleaners {
         wait_until(|| passes.0.load(Ordering::SeqCst) > 1);
     }
-    wait_until(|| background_threads() == 1);
+    wait_until(|| background_threads().len() == 1);
     for (_, cleaner) in &cleaners {
         cleaner.del_and_wait().unwrap();
     }
-    assert!(!THREAD_ENDED.load(Ordering::SeqCst));
     drop(cleaners);
-    assert!(
-        THREAD_ENDED.load(Ordering::SeqCst),
-        "the last handle is closed, and the thread still runs"
-    );
     // The thread ends with the last cleaner, also if that cleaner is dropped while it runs.
-    wait_until(|| background_threads() == 0);
+    wait_until(|| background_threads().is_empty());
     drop(running_cleaner(1000));
-    wait_until(|| background_threads() == 0);
+    wait_until(|| background_threads().is_empty());
+}
+
+/// Cleaners that follow one another use one thread, which is not woken for them.
+fn background_thread_stays_for_a_while() {
+    let context_switches = |thread: &std::ffi::OsString| {
+        let status = Path::new("/proc/self/task").join(thread).join("status");
+        let status = std::fs::read_to_string(status).unwrap();
+        let line = status.lines().find(|l| l.starts_with("voluntary_ctxt"));
+        let count: u64 = line.unwrap().split('\t').nth(1).unwrap().parse().unwrap();
+        count
+    };
+    drop(running_cleaner(NEVER));
+    wait_until(|| background_threads().len() == 1);
+    let thread = background_threads().remove(0);
+    let before = context_switches(&thread);
+    let begun = std::time::Instant::now();
+    let mut rounds = 0;
+    while begun.elapsed() < Duration::from_millis(500) {
+        let (_, cleaner) = running_cleaner(NEVER);
+        if rounds % 2 == 0 {
+            cleaner.del_and_wait().unwrap();
+        }
+        rounds += 1;
+    }
+    assert_eq!(background_threads(), [thread.clone()]);
+    let switches = context_switches(&thread) - before;
+    assert!(
+        rounds > 100 && switches < 20,
+        "{switches} in {rounds} rounds"
+    );
+    wait_until(|| background_threads().is_empty());
 }
 
 fn forked_child_can_stop_and_restart_cleaners() {
@@ -120,7 +129,10 @@ fn forked_child_can_stop_and_restart_cleaners() {
             wait_until(|| passes.0.load(Ordering::SeqCst) > 0);
         }
         let status = in_child(|| {
-            if background_threads() != 0 || cleaner.check_idle().is_err() || cleaner.is_running() {
+            if !background_threads().is_empty()
+                || cleaner.check_idle().is_err()
+                || cleaner.is_running()
+            {
                 return 1;
             }
             if cleaner.del_and_wait().is_err() || cleaner.lock().is_err() {
@@ -133,13 +145,13 @@ fn forked_child_can_stop_and_restart_cleaners() {
             if cleaner.start(Context::Default, 1000).is_err() {
                 return 4;
             }
-            wait_until(|| background_threads() == 1);
+            wait_until(|| background_threads().len() == 1);
             wait_until(|| passes.0.load(Ordering::SeqCst) > before);
             if cleaner.del_and_wait().is_err() {
                 return 5;
             }
             drop(cleaner);
-            wait_until(|| background_threads() == 0);
+            wait_until(|| background_threads().is_empty());
             0
         });
         assert_eq!(
@@ -153,6 +165,7 @@ fn forked_child_can_stop_and_restart_cleaners() {
 fn process_has_one_background_thread_and_survives_fork() {
     with_timeout(|| {
         all_cleaners_share_one_background_thread();
+        background_thread_stays_for_a_while();
         forked_child_can_stop_and_restart_cleaners();
     });
 }

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::cell::UnsafeCell;
 use loom::sync::{Mutex, MutexGuard};
 use model_checking::{explore, join, spawn};
+use qcow2cache::cache::arena::Arena;
 use qcow2cache::cache::dirty::DirtySet;
 use qcow2cache::cache::group::Group;
 use qcow2cache::cache::slot::{Discard, Slot, UnpinResult};
@@ -568,7 +569,7 @@ impl SlotAndDirtySet {
         let set = Self {
             table: Table::pinned(A),
             groups: [Group::default()],
-            dirty: DirtySet::new(1).unwrap(),
+            dirty: DirtySet::new(&mut Arena::new(DirtySet::bytes(1)).unwrap(), 1),
         };
         set.dirty.insert(&set.groups, 0);
         if !bit {

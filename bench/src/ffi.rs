@@ -106,6 +106,9 @@ pub struct CacheStats {
     pub pinned_tables: usize,
     pub resident_bytes: u64,
     pub metadata_bytes: u64,
+    pub redirtied: u64,
+    pub lost: u64,
+    pub flush_error: c_int,
 }
 
 pub const OPTION_L2_CACHE_SIZE: u32 = 2;

@@ -12,7 +12,7 @@ pub struct Opener {
     pub host: Option<ffi::Host>,
     /// The storage of both caches.
     pub storage: ffi::Storage,
-    /// Size of the L2 cache in bytes.
+    /// Size of the L2 cache in bytes. 0: the options' default.
     pub l2_cache_size: u64,
     /// The cleaner's interval in ns. 0: the options' default, 600 s.
     pub clean_interval_ns: u64,
@@ -28,7 +28,7 @@ const GEOMETRY: ffi::Geometry = ffi::Geometry {
     l2_entry_size: 8,
 };
 
-/// Options of which only the L2 cache's size and entry size are set.
+/// Options of which only the L2 cache's size and entry size are set; none if the size is 0.
 pub fn options(l2_cache_size: u64) -> ffi::Options {
     let mut options = ffi::Options {
         struct_size: size_of::<ffi::Options>(),
@@ -37,6 +37,9 @@ pub fn options(l2_cache_size: u64) -> ffi::Options {
     // SAFETY: the struct is complete and tells its size.
     let r = unsafe { ffi::q2c_options_init(&mut options) };
     assert!(r == 0, "q2c_options_init: {r}");
+    if l2_cache_size == 0 {
+        return options;
+    }
     options.set |= ffi::OPTION_L2_CACHE_SIZE | ffi::OPTION_L2_CACHE_ENTRY_SIZE;
     options.l2_cache_size = l2_cache_size;
     options.l2_cache_entry_size = 4096;
@@ -86,6 +89,19 @@ impl Opener {
 }
 
 impl OpenState {
+    /// Loads an L2 table.
+    pub fn read_table(&self, offset: u64) {
+        let mut table = null_mut();
+        // SAFETY: an open state, whose L2 cache lives as long; the table is put once.
+        unsafe {
+            let cache = ffi::q2c_state_l2_cache(self.0).cast();
+            let r = ffi::q2c_cache_get(cache, offset, &mut table);
+            assert!(r == 0, "q2c_cache_get: {r}");
+            let r = ffi::q2c_cache_put(cache, &mut table);
+            assert!(r == 0, "q2c_cache_put: {r}");
+        }
+    }
+
     /// Changes the L2 cache's size. Prepares under the state lock and commits without it.
     pub fn change_options(&self, l2_cache_size: u64) {
         let options = options(l2_cache_size);

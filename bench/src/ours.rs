@@ -126,6 +126,70 @@ unsafe extern "C" fn record_write(
     0
 }
 
+/// How often a storage was written and flushed.
+#[derive(Default)]
+pub struct WriteCounter(AtomicU64);
+
+impl WriteCounter {
+    /// The number now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+unsafe extern "C" fn count_write(
+    opaque: *mut c_void,
+    _: c_int,
+    _: u64,
+    _: *const libc::iovec,
+    _: c_int,
+) -> c_int {
+    // SAFETY: see `count_flush`.
+    unsafe { count_flush(opaque) }
+}
+
+unsafe extern "C" fn count_flush(opaque: *mut c_void) -> c_int {
+    // SAFETY: `opaque` is the counter that the caller of `counting_storage` keeps alive.
+    let counter = unsafe { &*opaque.cast::<WriteCounter>() };
+    counter.0.fetch_add(1, Ordering::Relaxed);
+    0
+}
+
+unsafe extern "C" fn read_file(
+    opaque: *mut c_void,
+    _: c_int,
+    offset: u64,
+    iov: *const libc::iovec,
+    count: c_int,
+) -> c_int {
+    // SAFETY: the library passes `count` buffers; `opaque` is a descriptor.
+    let n = unsafe { libc::preadv(opaque.addr() as c_int, iov, count, offset as libc::off_t) };
+    if n < 0 { -libc::EIO } else { 0 }
+}
+
+/// A storage that reads a file, which must outlive every cache on it.
+pub fn file_storage(file: &std::fs::File) -> ffi::Storage {
+    let fd = std::os::fd::AsRawFd::as_raw_fd(file);
+    ffi::Storage {
+        opaque: core::ptr::without_provenance_mut(fd as usize),
+        preadv: Some(read_file),
+        ..null_storage()
+    }
+}
+
+/// A storage that counts writes and flushes.
+///
+/// # Safety
+/// `counter` outlives every cache on this storage.
+pub unsafe fn counting_storage(counter: &WriteCounter) -> ffi::Storage {
+    ffi::Storage {
+        opaque: core::ptr::from_ref(counter).cast_mut().cast(),
+        pwritev: Some(count_write),
+        flush: Some(count_flush),
+        ..null_storage()
+    }
+}
+
 /// The writes seen: offset and number of tables.
 pub type Recorder = Mutex<Vec<(u64, usize)>>;
 
@@ -195,10 +259,15 @@ pub fn linear_without_io(tables: usize) -> Contender {
 
 /// Creates a cache of the library on `storage`, on the thread host.
 pub fn create(tables: usize, storage: &ffi::Storage) -> Contender {
+    create_sized(tables, TABLE_SIZE, storage)
+}
+
+/// [`create`], with tables of any size.
+pub fn create_sized(tables: usize, table_size: usize, storage: &ffi::Storage) -> Contender {
     let options = ffi::CacheOptions {
         struct_size: size_of::<ffi::CacheOptions>(),
         tables,
-        table_size: TABLE_SIZE,
+        table_size,
         kind: 1,
         reserved_tables: 0,
     };

@@ -85,6 +85,9 @@ void setting_end(void)
 
 bool state_exists(enum host host, enum state state)
 {
+    if (host == THREADS && state == NOT_YET_RUN) {
+        return false; /* the start runs it */
+    }
     return host != STANDING_LOOP || state != ABOUT_TO_SLEEP;
 }
 
@@ -136,18 +139,28 @@ uint32_t setting_instances(void)
     return cleaner_stats(setting.cleaner).instances;
 }
 
-/* The thread is held after it was woken to run the cleaner, which no other thread can run. */
-static void hold_before_its_first_run(void)
+/*
+ * The thread is held after it was woken to run the cleaner, which no other thread can run. On
+ * threads the cleaner has run once then: the start itself runs it, as far as its first sleep.
+ */
+static void hold_before_it_runs(void)
 {
+    if (setting.host == THREADS) {
+        setting_fall_asleep();
+    }
     seam_hold(SEAM_WOKEN, 0);
-    CHECK_INT(setting_start(), 0);
+    if (setting.host == THREADS) {
+        CHECK_INT(q2c_cleaner_set_interval(setting.cleaner, FOREVER - 1), 0);
+    } else {
+        CHECK_INT(setting_start(), 0);
+    }
     EVENTUALLY(seam_is_held());
 }
 
-/* Holds the thread before its first run, then at @seam after @skip calls there. */
+/* Holds the thread before it runs the cleaner, then at @seam after @skip calls there. */
 static void hold_further_on(enum seam seam, unsigned skip)
 {
-    hold_before_its_first_run();
+    hold_before_it_runs();
     seam_move(seam, skip);
     EVENTUALLY(seam_is_held());
 }
@@ -205,7 +218,7 @@ void setting_reach(enum state state)
     case NEVER_STARTED:
         break;
     case NOT_YET_RUN:
-        hold_before_its_first_run();
+        hold_before_it_runs();
         break;
     case ABOUT_TO_SLEEP:
         hold_further_on(SEAM_CLOCK, 1); /* skips the loop's own look, for timers that are due */

@@ -41,7 +41,7 @@ impl CleanTarget for Cache {
         let mut cleaned = 0;
         let mut next = None;
         if self.check_poison().is_ok() {
-            for number in from..self.groups.len() {
+            for number in from..self.touched_groups().end {
                 if cleaned >= STEP || number - from == STEP_GROUPS {
                     next = Some(number);
                     break;
@@ -162,7 +162,7 @@ impl Cache {
     /// The first free slot, from `from` on, whose memory may be resident. Takes no lock, so the
     /// result is a hint.
     fn next_releasable(&self, from: usize) -> Option<usize> {
-        (from / group::SLOTS..self.groups.len()).find_map(|number| {
+        (from / group::SLOTS..self.touched_groups().end).find_map(|number| {
             let stale =
                 self.groups[number].releasable() & group::mask(number, &(from..self.slots.len()));
             group::slots(number, stale).next().map(|slot| slot as usize)

@@ -7,9 +7,8 @@
 //! group's bit and then looks at the summary; the sweeper clears the summary bit and then looks at
 //! the group. One of the two sees the other's change.
 
+use super::arena::{Arena, Zeroed, array_bytes};
 use super::group::{self, Group};
-use super::zeroed::{Zeroed, zeroed};
-use crate::error::Result;
 use crate::primitives::{AtomicU64, Ordering};
 
 /// The summary. The bits of the single slots are in the groups.
@@ -19,14 +18,14 @@ pub struct DirtySet {
 
 impl DirtySet {
     /// An empty set over `groups` groups.
-    pub fn new(groups: usize) -> Result<Self> {
-        let summary = zeroed(groups.div_ceil(64))?;
-        Ok(Self { summary })
+    pub fn new(arena: &mut Arena, groups: usize) -> Self {
+        let summary = arena.zeroed(groups.div_ceil(64));
+        Self { summary }
     }
 
-    /// Memory in bytes.
-    pub fn bytes(&self) -> usize {
-        self.summary.len() * size_of::<AtomicU64>()
+    /// What it takes of the arena, in bytes.
+    pub const fn bytes(groups: usize) -> usize {
+        array_bytes::<AtomicU64>(groups.div_ceil(64))
     }
 
     /// Adds a slot that is dirty. Call it after the flag in the slot's word was set. Any thread.

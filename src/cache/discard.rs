@@ -110,7 +110,7 @@ impl Cache {
         let inner = self.lock_inner();
         let in_flight = inner.loading + inner.writing.len() > 0;
         drop(inner);
-        in_flight || self.slots.iter().any(|slot| slot.word().pins() > 0)
+        in_flight || (self.touched_slots().iter()).any(|slot| slot.word().pins() > 0)
     }
 
     /// Checks the offset of a call that asks for a table but never loads it. A get of an unaligned
@@ -127,7 +127,7 @@ impl Cache {
     fn discard_matching(&self, matches: impl Fn(u64) -> bool) {
         // In descending order: a table that is moved out of the reserve meanwhile goes to a lower
         // slot, which is still to be visited.
-        for number in (0..self.groups.len()).rev() {
+        for number in self.touched_groups().rev() {
             let mut inner = self.lock_inner();
             let taken = self.groups[number].taken.load(Ordering::Relaxed);
             for slot in group::slots(number, taken) {

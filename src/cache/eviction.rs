@@ -26,10 +26,9 @@
 
 use std::ops::Range;
 
+use super::arena::{Arena, Zeroed, array_bytes};
 use super::group::{self, Group};
-use super::zeroed::{Zeroed, zeroed};
 use super::{Cache, Counters, Inner};
-use crate::error::Result;
 use crate::primitives::{AtomicU32, Ordering};
 
 /// After this many laps of the hand, a table has lost every degree of use if nothing hit it again.
@@ -49,13 +48,13 @@ pub(super) struct RecentArrivals {
 }
 
 impl RecentArrivals {
-    /// For a cache of `slots` slots. `ENOMEM`: not enough memory.
-    pub(super) fn new(slots: usize) -> Result<Self> {
-        let slots = zeroed(Self::capacity(slots))?;
-        Ok(Self { slots, oldest: 0 })
+    /// For a cache of `slots` slots.
+    pub(super) fn new(arena: &mut Arena, slots: usize) -> Self {
+        let slots = arena.zeroed(Self::capacity(slots));
+        Self { slots, oldest: 0 }
     }
 
-    fn capacity(slots: usize) -> usize {
+    const fn capacity(slots: usize) -> usize {
         if slots < PROBATION_FROM {
             0
         } else {
@@ -63,9 +62,9 @@ impl RecentArrivals {
         }
     }
 
-    /// Memory in bytes, in a cache of `slots` slots.
-    pub(super) fn bytes(slots: usize) -> usize {
-        Self::capacity(slots) * size_of::<AtomicU32>()
+    /// What it takes of the arena, in bytes, in a cache of `slots` slots.
+    pub(super) const fn bytes(slots: usize) -> usize {
+        array_bytes::<AtomicU32>(Self::capacity(slots))
     }
 
     /// Begins the youth of a slot. Returns the slot whose youth ends, if any.
@@ -102,6 +101,10 @@ impl Cache {
             }
             for slot in group::slots(number, free & group::mask(number, range)) {
                 if self.slots[slot as usize].allocate(offset) {
+                    if number >= self.touched_groups().end {
+                        // Release, for those who look without the structure lock.
+                        self.touched.store(number as u64 + 1, Ordering::Release);
+                    }
                     bits.admit(group::place(slot).1, false);
                     return Some(slot);
                 }

@@ -7,9 +7,8 @@
 //! that is forgotten or mistaken for another costs a miss at most. Structure lock held, except for
 //! a prefetch.
 
+use super::arena::{Arena, Zeroed, array_bytes};
 use super::index;
-use super::zeroed::{Zeroed, zeroed};
-use crate::error::Result;
 use crate::primitives::{AtomicU32, AtomicU64, CachePadded, Ordering, prefetch};
 
 /// See the module.
@@ -21,16 +20,16 @@ pub struct Ghosts {
 }
 
 impl Ghosts {
-    /// Memory for `n` entries. `ENOMEM`: not enough memory.
-    pub fn new(n: usize) -> Result<Self> {
-        let entries = zeroed(n)?;
+    /// Room for `n` entries.
+    pub fn new(arena: &mut Arena, n: usize) -> Self {
+        let entries = arena.zeroed(n);
         let now = CachePadded(AtomicU32::new(0));
-        Ok(Self { entries, now })
+        Self { entries, now }
     }
 
-    /// Memory in bytes.
-    pub fn bytes(&self) -> usize {
-        self.entries.len() * size_of::<AtomicU64>()
+    /// What it takes of the arena, in bytes.
+    pub const fn bytes(n: usize) -> usize {
+        array_bytes::<AtomicU64>(n)
     }
 
     /// Records the eviction of a table.
@@ -73,7 +72,8 @@ mod tests {
 
     #[test]
     fn ghost_entry_expires_after_capacity_evictions() {
-        let ghosts = Ghosts::new(64).unwrap();
+        let mut arena = Arena::new(Ghosts::bytes(64)).unwrap();
+        let ghosts = Ghosts::new(&mut arena, 64);
         assert!(!ghosts.contains(7));
         ghosts.insert(7);
         assert!(ghosts.contains(7));

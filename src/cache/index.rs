@@ -20,8 +20,7 @@
 //! that is being shifted, or find one that is already stale. The reader has to resolve both: a miss
 //! by another lookup under the lock, a stale entry by the slot's own offset.
 
-use super::zeroed::{Zeroed, zeroed};
-use crate::error::Result;
+use super::arena::{Arena, Zeroed, array_bytes};
 use crate::primitives::{AtomicU32, Ordering, prefetch};
 
 /// 2^64 divided by the golden ratio: multiplicative hashing (Knuth, vol. 3, 6.4).
@@ -61,12 +60,9 @@ pub struct Index {
 
 impl Index {
     /// An empty index for `slots` slots, at least 1 and at most 2^31 − 1.
-    pub fn new(slots: usize) -> Result<Self> {
-        let buckets = zeroed(slots * BUCKETS + 1)?;
-        Ok(Self::over(
-            buckets,
-            u32::BITS - (slots as u32).leading_zeros(),
-        ))
+    pub fn new(arena: &mut Arena, slots: usize) -> Self {
+        let buckets = arena.zeroed(slots * BUCKETS + 1);
+        Self::over(buckets, u32::BITS - (slots as u32).leading_zeros())
     }
 
     fn over(buckets: Zeroed<AtomicU32>, slot_bits: u32) -> Self {
@@ -80,9 +76,9 @@ impl Index {
         }
     }
 
-    /// Memory in bytes.
-    pub fn bytes(&self) -> usize {
-        self.buckets.len() * size_of::<AtomicU32>()
+    /// What it takes of the arena, in bytes.
+    pub const fn bytes(slots: usize) -> usize {
+        array_bytes::<AtomicU32>(slots.saturating_mul(BUCKETS).saturating_add(1))
     }
 
     #[inline]
@@ -273,7 +269,8 @@ mod tests {
     /// Room for 16 slots. Few buckets make long probe sequences. With 31 bits for the slot, one bit
     /// is left for the distance code.
     fn index(crowded: bool, few_bits: bool) -> Index {
-        let buckets = zeroed(if crowded { 18 } else { 65 }).unwrap();
+        let mut arena = Arena::new(4096).unwrap();
+        let buckets = arena.zeroed(if crowded { 18 } else { 65 });
         Index::over(buckets, if few_bits { 31 } else { 5 })
     }
 
@@ -331,7 +328,7 @@ mod tests {
     #[test]
     fn find_fast_finds_most_keys_in_a_full_index() {
         let slots = 10_000;
-        let index = Index::new(slots).unwrap();
+        let index = Index::new(&mut Arena::new(Index::bytes(slots)).unwrap(), slots);
         (0..slots as u32).for_each(|slot| index.insert(u64::from(slot) * 4096, slot));
         let is_found = |slot: &u32| index.find_fast(u64::from(*slot) * 4096) == Some(*slot);
         let found = (0..slots as u32).filter(is_found).count();

@@ -15,7 +15,7 @@
 //! | `writeback`, `dependency` | writing dirty tables, in order |
 //! | `durability`, `unflushed`, `device` | flushes of storage: what they make stable, what a failed one may have lost |
 //! | `discard`, `cleaning` | dropping tables |
-//! | `tables`, `words`, `zeroed`, `mapping` | memory: the tables', and what is kept about them |
+//! | `tables`, `words`, `arena`, `mapping` | memory: the tables', and what is kept about them |
 //! | `structure` | the structure lock |
 //! | `stats` | statistics |
 //!
@@ -23,6 +23,7 @@
 //! callback, a wake-up or another cache's lock. Hits, puts, `mark_dirty`, `read` and `store` do not
 //! take it.
 
+pub mod arena;
 pub mod cleaning;
 pub mod dependency;
 mod device;
@@ -47,10 +48,11 @@ mod unflushed;
 mod waiters;
 mod words;
 pub mod writeback;
-mod zeroed;
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use self::arena::{Zeroed, array_bytes};
 use self::dependency::Dependencies;
 use self::device::Device;
 use self::dirty::DirtySet;
@@ -63,7 +65,6 @@ use self::structure::StructureLock;
 use self::tables::Tables;
 use self::unflushed::Unflushed;
 use self::waiters::Waiters;
-use self::zeroed::{Zeroed, zeroed};
 use crate::error::{Errno, Error, Result};
 use crate::host::Host;
 use crate::primitives::{
@@ -152,6 +153,8 @@ pub struct Cache {
     /// The errno that every flush returns; 0: none. See `durability`.
     flush_error: AtomicU32,
     device: Arc<Device>,
+    /// How many groups, from the first on, have ever had a table: see [`Cache::touched_groups`].
+    touched: AtomicU64,
     storage: Arc<dyn Storage>,
     host: Arc<dyn Host>,
     // Every miss writes to the fields below. Hits read the fields above, most of them constant.
@@ -177,15 +180,17 @@ impl Cache {
             reserved,
         } = *options;
         let table_shift = table_size.trailing_zeros();
-        let groups = zeroed::<Group>(tables.div_ceil(group::SLOTS))?;
+        let (memory, mut arena) = Tables::new(tables, table_shift, Self::array_bytes(tables))?;
+        let arena = &mut arena;
+        let groups = arena.zeroed::<Group>(tables.div_ceil(group::SLOTS));
         let device = Device::of(&storage);
         let cache = Arc::new(Self {
-            tables: Tables::new(tables, table_shift)?,
-            slots: zeroed(tables)?,
-            dirty: DirtySet::new(groups.len())?,
+            tables: memory,
+            slots: arena.zeroed(tables),
+            dirty: DirtySet::new(arena, groups.len()),
             groups,
-            index: Index::new(tables)?,
-            ghosts: Ghosts::new(tables)?,
+            index: Index::new(arena, tables),
+            ghosts: Ghosts::new(arena, tables),
             table_shift,
             kind,
             reserved,
@@ -193,13 +198,14 @@ impl Cache {
             is_owned_by_state: AtomicBool::new(false),
             flush_error: AtomicU32::new(0),
             device,
+            touched: AtomicU64::new(0),
             storage,
             host,
             inner: CachePadded(StructureLock::new(Inner {
                 hand: 0,
                 probation_hand: 0,
                 probation: 0,
-                recent_arrivals: RecentArrivals::new(tables)?,
+                recent_arrivals: RecentArrivals::new(arena, tables),
                 free_hint: 0,
                 loading: 0,
                 releasing: 0,
@@ -213,6 +219,21 @@ impl Cache {
         });
         cache.device.join(&cache);
         Ok(cache)
+    }
+
+    /// Bytes of all arrays of a cache of `tables` slots. Saturates.
+    fn array_bytes(tables: usize) -> usize {
+        let groups = tables.div_ceil(group::SLOTS);
+        [
+            array_bytes::<Slot>(tables),
+            array_bytes::<Group>(groups),
+            DirtySet::bytes(groups),
+            Index::bytes(tables),
+            Ghosts::bytes(tables),
+            RecentArrivals::bytes(tables),
+        ]
+        .into_iter()
+        .fold(0, usize::saturating_add)
     }
 
     /// The host whose callers use this cache.
@@ -280,6 +301,18 @@ impl Cache {
         self.storage
             .corruption(Corruption::UnalignedOffset, self.kind, offset, &message);
         Errno::IO
+    }
+
+    /// The groups that have ever had a table. What walks over all tables does not look at the
+    /// others: in a cache that is mostly unused, that would make their memory resident.
+    fn touched_groups(&self) -> Range<usize> {
+        0..self.touched.load(Ordering::Acquire) as usize
+    }
+
+    /// The slots of [`Cache::touched_groups`].
+    fn touched_slots(&self) -> &[Slot] {
+        let end = self.touched_groups().end * group::SLOTS;
+        &self.slots[..end.min(self.slots.len())]
     }
 
     fn is_reserved(&self, slot: u32) -> bool {

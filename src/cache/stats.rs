@@ -3,7 +3,6 @@
 //! tables are computed when they are asked for. The fast path counts its hits in a field of the
 //! slot's word, which the pin changes anyway.
 
-use super::eviction::RecentArrivals;
 use super::{Cache, group};
 use crate::error::Errno;
 use crate::primitives::Ordering;
@@ -74,7 +73,7 @@ impl Cache {
             metadata_bytes: self.metadata_bytes(),
             ..CacheStats::default()
         };
-        for slot in &self.slots {
+        for slot in self.touched_slots() {
             let word = slot.word();
             stats.hits += word.hits();
             stats.resident_tables += usize::from(word.is_resident());
@@ -88,14 +87,13 @@ impl Cache {
     fn resident_bytes(&self) -> u64 {
         let unit = self.tables.slots_per_page();
         let is_touched = |page: &usize| {
-            (page / group::SLOTS..(page + unit).div_ceil(group::SLOTS).min(self.groups.len())).any(
-                |number| {
-                    let touched = self.groups[number].populated.load(Ordering::Relaxed);
-                    touched & group::mask(number, &(*page..page + unit)) != 0
-                },
-            )
+            let end = (page + unit).div_ceil(group::SLOTS).min(self.groups.len());
+            (page / group::SLOTS..end).any(|number| {
+                let touched = self.groups[number].populated.load(Ordering::Relaxed);
+                touched & group::mask(number, &(*page..page + unit)) != 0
+            })
         };
-        let pages = (0..self.slots.len())
+        let pages = (0..self.touched_slots().len())
             .step_by(unit)
             .filter(is_touched)
             .count();
@@ -104,12 +102,7 @@ impl Cache {
 
     fn metadata_bytes(&self) -> u64 {
         let bytes = size_of::<Self>()
-            + size_of_val(&*self.slots)
-            + size_of_val(&*self.groups)
-            + self.index.bytes()
-            + self.dirty.bytes()
-            + self.ghosts.bytes()
-            + RecentArrivals::bytes(self.slots.len())
+            + Self::array_bytes(self.slots.len())
             + self.lock_inner().unflushed.bytes()
             + self.dependents_bytes();
         bytes as u64
@@ -129,7 +122,7 @@ impl Cache {
 
     /// Whether any table is dirty. Any thread; looks at every slot.
     pub fn has_dirty(&self) -> bool {
-        let mut words = self.slots.iter().map(super::Slot::word);
+        let mut words = self.touched_slots().iter().map(super::Slot::word);
         words.any(|word| word.is_resident() && word.is_dirty())
     }
 }

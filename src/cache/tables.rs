@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The tables' memory: one page-aligned anonymous mapping. Its pages use no memory until they are
-//! touched.
+//! The tables' memory: pages of the cache's arena. They use no memory until they are touched.
 
 use std::ops::Range;
 use std::ptr::NonNull;
 
-use super::mapping::{map, unmap};
+use super::arena::{Arena, Pages};
 use crate::error::{Errno, Error, Result};
 
 /// Smallest table: qcow2's smallest cluster (QEMU's `MIN_CLUSTER_BITS`, 9).
@@ -18,7 +17,7 @@ pub const CAN_RELEASE: bool = cfg!(target_os = "linux");
 
 /// Memory for a number of tables of one size.
 pub struct Tables {
-    base: NonNull<u8>,
+    pages: Pages,
     table_shift: u32,
     /// `1 << table_shift`.
     table_size: usize,
@@ -28,10 +27,9 @@ pub struct Tables {
     page: usize,
 }
 
-// SAFETY: this value alone owns the mapping; the slots' states decide who may access which table.
+// SAFETY: this value alone uses the pages; the slots' states decide who may access which table.
 unsafe impl Send for Tables {}
-// SAFETY: the mapping is owned, see `Send`; every method only computes addresses or calls the
-// kernel.
+// SAFETY: see `Send`; every method only computes addresses or calls the kernel.
 unsafe impl Sync for Tables {}
 
 /// Why the kernel refused a mapping: the limit of the process, if it has one.
@@ -51,9 +49,16 @@ fn why_map_failed() -> String {
     )
 }
 
+/// Bytes of a page.
+fn page_size() -> usize {
+    // SAFETY: sysconf reads a constant of the system.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
 impl Tables {
-    /// Maps memory for `count` tables of `1 << table_shift` bytes. `ENOMEM`: no address space.
-    pub fn new(count: usize, table_shift: u32) -> Result<Self> {
+    /// Memory for `count` tables of `1 << table_shift` bytes, in an arena that has room for
+    /// `arrays` more bytes. `ENOMEM`: no address space.
+    pub fn new(count: usize, table_shift: u32, arrays: usize) -> Result<(Self, Arena)> {
         let no_room = |why: String| {
             let size = 1_u64 << table_shift;
             Error::new(
@@ -61,22 +66,19 @@ impl Tables {
                 format!("{count} tables of {size} bytes cannot be mapped: {why}"),
             )
         };
-        let bytes = count
-            .checked_mul(1 << table_shift)
-            .filter(|bytes| isize::try_from(*bytes).is_ok())
-            .ok_or_else(|| no_room("they are larger than any address space".to_owned()))?;
-        let base = map(bytes, libc::MAP_NORESERVE).ok_or_else(|| no_room(why_map_failed()))?;
-        #[cfg(target_os = "linux")]
-        // Without this advice, one touched table could cost a huge page of 2 MiB. A kernel that
-        // does not know the advice has no huge pages, so its error is ignored.
-        // SAFETY: the mapping made above.
-        unsafe {
-            libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_NOHUGEPAGE);
-        }
-        // SAFETY: sysconf reads a constant of the system.
-        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+        let page = page_size();
+        // Both whole pages, so that the tables begin and end at a page's border.
+        let whole_pages = |bytes: usize| bytes.checked_next_multiple_of(page);
+        let bytes = count.checked_mul(1 << table_shift).and_then(whole_pages);
+        let arrays = whole_pages(arrays);
+        let whole = bytes.and_then(|bytes| bytes.checked_add(arrays?));
+        let (Some(bytes), Some(whole)) = (bytes, whole.filter(|n| isize::try_from(*n).is_ok()))
+        else {
+            return Err(no_room("they are larger than any address space".to_owned()));
+        };
+        let mut arena = Arena::new(whole).ok_or_else(|| no_room(why_map_failed()))?;
         let tables = Self {
-            base,
+            pages: arena.take_end(bytes),
             table_shift,
             table_size: 1 << table_shift,
             not_an_entry: !((1 << table_shift) - 8),
@@ -85,7 +87,7 @@ impl Tables {
         };
         #[cfg(any(loom, shuttle))]
         (0..count as u32).for_each(|slot| crate::model::create(tables.table(slot)));
-        Ok(tables)
+        Ok((tables, arena))
     }
 
     /// Bytes of one table.
@@ -110,13 +112,13 @@ impl Tables {
         debug_assert!((slot as usize) < self.count);
         // SAFETY: slots are below `count` (every slot number comes from this cache's own index,
         // bits or `slot_of`), so the address is inside the mapping.
-        unsafe { self.base.add(slot as usize * self.table_size) }
+        unsafe { self.pages.base.add(slot as usize * self.table_size) }
     }
 
     /// The slot whose table begins exactly at `address`; `None`: there is none.
     #[inline]
     pub fn slot_of(&self, address: usize) -> Option<u32> {
-        let distance = address.wrapping_sub(self.base.as_ptr() as usize);
+        let distance = address.wrapping_sub(self.pages.base.as_ptr() as usize);
         // If the distance is not a multiple of the table size, its low bits are now the highest
         // bits, so `slot` is larger than any slot's number.
         let slot = distance.rotate_right(self.table_shift);
@@ -168,14 +170,14 @@ impl Tables {
         let start = (slots.start << self.table_shift).next_multiple_of(self.page);
         let end = slots.end << self.table_shift;
         let end = if slots.end == self.count {
-            // The mapping consists of whole pages; the tables need not fill the last one.
+            // The tables have whole pages; they need not fill the last one.
             end.next_multiple_of(self.page)
         } else {
             end & !(self.page - 1)
         };
         (start < end).then(|| libc::iovec {
-            // SAFETY: `start` is inside the mapping.
-            iov_base: unsafe { self.base.as_ptr().add(start).cast() },
+            // SAFETY: `start` is inside the tables' pages.
+            iov_base: unsafe { self.pages.base.as_ptr().add(start).cast() },
             iov_len: end - start,
         })
     }
@@ -224,13 +226,10 @@ fn release_vectored(_ranges: &[libc::iovec]) -> usize {
     0
 }
 
+#[cfg(any(loom, shuttle))]
 impl Drop for Tables {
     fn drop(&mut self) {
-        #[cfg(any(loom, shuttle))]
         (0..self.count as u32).for_each(|slot| crate::model::remove(self.table(slot)));
-        // SAFETY: the mapping that `new` made, with its length; no table pointer outlives the
-        // cache.
-        unsafe { unmap(self.base, self.count << self.table_shift) };
     }
 }
 
@@ -247,7 +246,7 @@ mod tests {
     }
 
     fn filled(count: usize, table_shift: u32) -> Tables {
-        let tables = Tables::new(count, table_shift).unwrap();
+        let (tables, _) = Tables::new(count, table_shift, 0).unwrap();
         for slot in 0..count as u32 {
             // SAFETY: inside the mapping, which only this test uses.
             unsafe { tables.table(slot).write_bytes(1, tables.table_size()) };
@@ -283,7 +282,7 @@ mod tests {
 
     #[test]
     fn slot_of_accepts_only_exact_table_addresses() {
-        let tables = Tables::new(4, 9).unwrap();
+        let (tables, _) = Tables::new(4, 9, 0).unwrap();
         let base = tables.table(0).as_ptr() as usize;
         assert_eq!(tables.slot_of(base), Some(0));
         assert_eq!(tables.slot_of(base + 3 * 512), Some(3));
@@ -295,7 +294,7 @@ mod tests {
     #[test]
     fn new_fails_with_enomem_if_tables_exceed_address_space() {
         assert_eq!(
-            Tables::new(usize::MAX, 21).err().unwrap().errno(),
+            Tables::new(usize::MAX, 21, 0).err().unwrap().errno(),
             Errno::NOMEM
         );
     }

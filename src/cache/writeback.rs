@@ -323,7 +323,7 @@ impl Cache {
     fn drop_all_clean(&self) -> Result<(), Errno> {
         let mut inner = self.lock_inner();
         let taken = || {
-            (0..self.groups.len()).flat_map(|number| {
+            self.touched_groups().flat_map(|number| {
                 let taken = self.groups[number].taken.load(Ordering::Relaxed);
                 group::slots(number, taken)
             })

@@ -111,6 +111,12 @@ impl EventLoop {
         self.executor.spawn(task(clock))
     }
 
+    /// Adds a task, with the loop's clock, and polls it once in the calling thread. Any thread.
+    pub(super) fn spawn_polled(&self, task: Task) -> Box<dyn CancelHandle> {
+        let clock = Arc::new(ExecutorClock(self.executor.clone()));
+        self.executor.spawn_polled(task(clock))
+    }
+
     /// The loop's clock and tasks.
     pub fn executor(&self) -> &Arc<Executor> {
         &self.executor

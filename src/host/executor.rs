@@ -40,13 +40,14 @@ struct TaskEntry {
     cancelled: bool,
 }
 
-#[derive(Default)]
 struct Inner {
     tasks: HashMap<u64, TaskEntry>,
     ready: VecDeque<u64>,
     timers: BTreeMap<TimerKey, Waker>,
     next_id: u64,
     clock: PausableClock,
+    /// The turner looks at the timers at this time in any case, in ns of the clock.
+    turner_wakes: u64,
 }
 
 /// See the module. `notify` is called, with no lock held, when there is something to turn for.
@@ -59,7 +60,14 @@ impl Executor {
     /// An executor without tasks.
     pub fn new(notify: Box<dyn Fn() + Send + Sync>) -> Arc<Self> {
         Arc::new(Self {
-            inner: Mutex::default(),
+            inner: Mutex::new(Inner {
+                tasks: HashMap::new(),
+                ready: VecDeque::new(),
+                timers: BTreeMap::new(),
+                next_id: 0,
+                clock: PausableClock::default(),
+                turner_wakes: u64::MAX,
+            }),
             notify,
         })
     }
@@ -80,10 +88,33 @@ impl Executor {
         Box::new(TaskHandle {
             executor: Arc::downgrade(self),
             id,
+            notifies: true,
         })
     }
 
-    fn cancel(&self, id: u64) {
+    /// Adds a task and polls it once, in the calling thread. The turner is not notified, neither of
+    /// a task that waits then, nor of its cancellation. Any thread.
+    pub fn spawn_polled(self: &Arc<Self>, future: BoxFuture) -> Box<dyn CancelHandle> {
+        let id = {
+            let mut inner = self.inner.lock();
+            let id = inner.next_id();
+            let entry = TaskEntry {
+                future: None,
+                queued: false,
+                cancelled: false,
+            };
+            inner.tasks.insert(id, entry);
+            id
+        };
+        self.poll_task(id, future);
+        Box::new(TaskHandle {
+            executor: Arc::downgrade(self),
+            id,
+            notifies: false,
+        })
+    }
+
+    fn cancel(&self, id: u64, notifies: bool) {
         let future = {
             let mut inner = self.inner.lock();
             let Some(entry) = inner.tasks.get_mut(&id) else {
@@ -98,8 +129,10 @@ impl Executor {
         };
         // Without the lock: its drop deletes timers and wakes others.
         drop(future);
-        // Whoever turns may wait for the last task to go.
-        (self.notify)();
+        if notifies {
+            // Whoever turns may wait for the last task to go.
+            (self.notify)();
+        }
     }
 
     /// Whether a task is alive.
@@ -133,6 +166,25 @@ impl Executor {
             return None;
         }
         Some(deadline.saturating_sub(now))
+    }
+
+    /// ns for which the turner may sleep: until the first timer, or the clock's `limit` (`u64::MAX`:
+    /// none), or until it is notified; `None`: until it is notified. It is not notified of timers
+    /// that are due later than it wakes anyway. The clock must not be paused.
+    pub fn begin_sleep(&self, limit: u64) -> Option<u64> {
+        let mut inner = self.inner.lock();
+        if !inner.ready.is_empty() {
+            return Some(0);
+        }
+        let first = inner.timers.first_key_value();
+        let wakes = first.map_or(limit, |(&(deadline, _), _)| deadline.min(limit));
+        inner.turner_wakes = wakes;
+        (wakes < u64::MAX).then(|| wakes.saturating_sub(inner.clock.now_ns()))
+    }
+
+    /// When the turner wakes at the latest, in ns of the clock: see [`Executor::begin_sleep`].
+    pub fn turner_wakes(&self) -> u64 {
+        self.inner.lock().turner_wakes
     }
 
     /// Stops the clock. False if it stands already.
@@ -193,9 +245,14 @@ impl Executor {
             (id, taken)
         };
         // None: the task is gone.
-        let Some(mut future) = future else {
-            return true;
-        };
+        if let Some(future) = future {
+            self.poll_task(id, future);
+        }
+        true
+    }
+
+    /// Polls a task whose future was taken out of its entry.
+    fn poll_task(self: &Arc<Self>, id: u64, mut future: BoxFuture) {
         let waker = Waker::from(Arc::new(TaskWaker {
             executor: self.clone(),
             id,
@@ -212,13 +269,12 @@ impl Executor {
                     drop(inner);
                     (self.notify)();
                 }
-                return true;
+                return;
             }
             _ => inner.tasks.remove(&id),
         };
         drop(inner);
         let _ = catch_unwind(AssertUnwindSafe(|| drop(future)));
-        true
     }
 
     fn wake_task(&self, id: u64) {
@@ -256,12 +312,13 @@ impl PausableClock {
 struct TaskHandle {
     executor: Weak<Executor>,
     id: u64,
+    notifies: bool,
 }
 
 impl CancelHandle for TaskHandle {
     fn cancel(&self) {
         if let Some(executor) = self.executor.upgrade() {
-            executor.cancel(self.id);
+            executor.cancel(self.id, self.notifies);
         }
     }
 }
@@ -299,8 +356,9 @@ impl Clock for ExecutorClock {
         let key = (deadline_ns, inner.next_id());
         inner.timers.insert(key, waker);
         let first = inner.timers.first_key_value().map(|(key, _)| *key) == Some(key);
+        let too_late = deadline_ns < inner.turner_wakes;
         drop(inner);
-        if first {
+        if first && too_late {
             (self.0.notify)();
         }
         Box::new(ExecutorTimer {

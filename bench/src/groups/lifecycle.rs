@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 use super::Setting;
 use crate::figure::{Report, Target};
 use crate::image_state::Opener;
-use crate::measure::{Samples, process_cpu};
+use crate::measure::{Samples, process_cpu, time};
 use crate::{ffi, ours, programs, progress};
 
 /// How often a sleeping cleaner is stopped.
 const STOPS: usize = 10_000;
+/// Life cycles a second that a state with default options must reach.
+const OPENS: f64 = 50_000.0;
 /// µs that 99 of 100 stops may take.
 const STOP_P99: f64 = 200.0;
 /// Switches to a coroutine that a stop may need on the coroutine host.
@@ -234,27 +236,48 @@ fn entries(directory: &str) -> Result<i64, String> {
     Ok(list.count() as i64)
 }
 
-/// Life cycles per second.
+/// Life cycles of a state with default options per second, and the writes and flushes of one in
+/// which tables are only read.
 fn open_close(report: &mut Report) {
     progress::show("lifecycle: open and close");
-    let opener = Opener::on_threads(ours::null_storage());
-    // Once with another state open, as in a program with several images. Once alone: then each
-    // cycle also starts and ends the background thread.
+    let calls = ours::WriteCounter::default();
+    // SAFETY: the counter outlives every state below.
+    let mut opener = Opener::on_threads(unsafe { ours::counting_storage(&calls) });
+    opener.l2_cache_size = 0;
+    // Once with another state open, as in a program with several images, and once alone.
     for (name, other) in [("beside_another", Some(opener.open())), ("alone", None)] {
-        let begun = Instant::now();
-        let mut count = 0;
-        while begun.elapsed() < Duration::from_secs(2) {
-            drop(opener.open());
-            count += 1;
+        let mut rates = Samples::default();
+        for _ in 0..10 {
+            let mut count = 0;
+            let (taken, disturbed) = time(|| {
+                let begun = Instant::now();
+                while begun.elapsed() < Duration::from_millis(200) {
+                    drop(opener.open());
+                    count += 1;
+                }
+            });
+            rates.push(f64::from(count) / taken.as_secs_f64(), disturbed);
         }
-        let rate = f64::from(count) / begun.elapsed().as_secs_f64();
         drop(other);
-        report.info(
+        report.figure(
             format!("lifecycle.open_close.{name}"),
             "/s",
-            &Samples::exact(rate),
+            Target::AtLeast(OPENS),
+            rates,
         );
     }
+    let before = calls.get();
+    let state = opener.open();
+    for n in 1..100 {
+        state.read_table(n * 4096);
+    }
+    drop(state);
+    report.figure(
+        "lifecycle.open_close.writes_and_flushes_of_a_reader",
+        "",
+        Target::AtMost(0.0),
+        Samples::exact((calls.get() - before) as f64),
+    );
 }
 
 /// Memory and file descriptors that are left after many life cycles.
