@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The thread host's cleaners and the process: there is one background thread, none some time after
-//! the last cleaner, and a forked child can use its cleaners. There is only one test in this process,
-//! because it counts threads and forks.
+//! the last cleaner, and a forked child can use its cleaners. There is only one test in this
+//! process, because it counts threads and forks.
 
 mod support;
 
@@ -32,8 +32,8 @@ impl CleanTarget for Passes {
     fn poison(&self) {}
 }
 
-/// The threads with the background thread's name. A new thread has that name only a moment after its
-/// start, and an ended thread may be listed for a moment.
+/// The threads with the background thread's name. A new thread has that name only a moment after
+/// its start, and an ended thread may be listed for a moment.
 fn background_threads() -> Vec<std::ffi::OsString> {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
     let is_ours = |id: &std::ffi::OsString| {
@@ -112,7 +112,7 @@ fn background_thread_stays_for_a_while() {
         }
         rounds += 1;
     }
-    assert_eq!(background_threads(), [thread.clone()]);
+    assert_eq!(background_threads(), std::slice::from_ref(&thread));
     let switches = context_switches(&thread) - before;
     assert!(
         rounds > 100 && switches < 20,
