@@ -168,9 +168,9 @@ impl Executor {
         Some(deadline.saturating_sub(now))
     }
 
-    /// ns for which the turner may sleep: until the first timer, or the clock's `limit` (`u64::MAX`:
-    /// none), or until it is notified; `None`: until it is notified. It is not notified of timers
-    /// that are due later than it wakes anyway. The clock must not be paused.
+    /// ns for which the turner may sleep: until the first timer, or the clock's `limit`
+    /// (`u64::MAX`: none), or until it is notified; `None`: until it is notified. It is not
+    /// notified of timers that are due later than it wakes anyway. The clock must not be paused.
     pub fn begin_sleep(&self, limit: u64) -> Option<u64> {
         let mut inner = self.inner.lock();
         if !inner.ready.is_empty() {

@@ -7,14 +7,14 @@
 //! other does not make a thread for each.
 //!
 //! *Unloading*: once every handle is closed, the thread touches nothing of the program's, but its
-//! code must stay. The shared library is linked with `-z nodelete`. Where the static library is part
-//! of a module that is unloaded, the C library keeps the module as long as one of its threads has a
-//! destructor of that module to run; the background thread has one (`STAYS_LOADED`).
+//! code must stay. The shared library is linked with `-z nodelete`. Where the static library is
+//! part of a module that is unloaded, the C library keeps the module as long as one of its threads
+//! has a destructor of that module to run; the background thread has one (`STAYS_LOADED`).
 //!
 //! The thread dispatches an event loop of the library's own kind. While it has nothing to run, it
 //! waits in the kernel for the loop's descriptor. A start polls the cleaner's task once in the
-//! caller's thread, as far as its first sleep; the thread is not woken for a timer that is due later
-//! than it wakes anyway. So a cleaner that is stopped before its first pass never wakes it.
+//! caller's thread, as far as its first sleep; the thread is not woken for a timer that is due
+//! later than it wakes anyway. So a cleaner that is stopped before its first pass never wakes it.
 //!
 //! `fork`: the child has no background thread. The thread holds a gate while it dispatches, and
 //! `fork` holds it while it forks. So at the moment of a `fork` the thread holds no lock and waits
@@ -72,8 +72,8 @@ impl Host for ThreadHost {
         }
     }
 
-    /// A task is polled first in the thread that starts it, and then in the background thread, where
-    /// nothing else runs.
+    /// A task is polled first in the thread that starts it, and then in the background thread,
+    /// where nothing else runs.
     fn cleaner_owner(&self) -> Option<Owner> {
         None
     }
