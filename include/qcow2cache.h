@@ -119,8 +119,9 @@
 
 /**
  * Callers are operating system threads, which park where they wait. One background thread for the
- * whole process runs all cleaners. It comes with the first start of a cleaner and goes with the
- * last handle of a cleaner that was started.
+ * whole process runs all cleaners. It comes with the first start of a cleaner, and goes a second
+ * after the last handle of a cleaner that was started. The library may be unloaded once every
+ * handle is closed: its code stays until that thread has ended.
  */
 #define Q2C_HOST_THREADS 0
 
@@ -1364,9 +1365,8 @@ int q2c_cleaner_create(const struct q2c_host *host,
  * Parameters:
  * - `cleaner`: set to NULL on success. NULL, or a pointer to NULL, returns 0.
  *
- * Context: any thread, state lock not held. May wait on the thread host: the destruction of the
- * last cleaner that was started waits for the end of the background thread. No other call may use
- * the cleaner meanwhile.
+ * Context: any thread, state lock not held; never waits. No other call may use the cleaner
+ * meanwhile.
  *
  * Returns: 0 on success. On an error nothing happened.
  * - `-EBUSY`: an instance is alive (stop it first), or somebody holds the built-in lock.

@@ -412,7 +412,7 @@ fn flush_beside_one_that_fails_keeps_its_promise() {
 
 #[test]
 fn write_beside_a_flush_that_fails_is_not_taken_for_stable() {
-    explore(Some(3), || {
+    explore(None, || {
         let storage = Arc::new(ModelStorage::lossy());
         let host = ModelHost::new(Kind::Threads, false);
         let cache = cache_on(&storage, &host, 1, 0);
@@ -433,7 +433,7 @@ fn write_beside_a_flush_that_fails_is_not_taken_for_stable() {
 
 #[test]
 fn table_lost_by_a_failed_flush_is_dirty_or_the_cache_is_unstable() {
-    explore(Some(3), || {
+    explore(None, || {
         let model = Model::on(ModelStorage::lossy(), 1, 0);
         change(&model.get(A), 0, 7);
         block_on(model.cache.host(), &[], model.cache.write()).unwrap();
@@ -453,7 +453,7 @@ fn table_lost_by_a_failed_flush_is_dirty_or_the_cache_is_unstable() {
 
 #[test]
 fn change_during_a_flush_that_fails_is_not_lost() {
-    explore(Some(3), || {
+    explore(None, || {
         let model = Model::on(ModelStorage::lossy(), 1, 0);
         let pinned = model.get(A);
         change(&pinned, 0, 7);
@@ -472,7 +472,7 @@ fn change_during_a_flush_that_fails_is_not_lost() {
 
 #[test]
 fn emptying_drops_every_table_or_none() {
-    explore(Some(3), || {
+    explore(None, || {
         let model = Model::new(2, 0);
         model.check(A);
         model.check(B);

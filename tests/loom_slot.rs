@@ -506,7 +506,7 @@ fn table_made_dirty_by_a_failed_flush_is_never_dropped() {
 
 #[test]
 fn discarded_table_is_not_made_dirty_by_a_failed_flush() {
-    explore(Some(3), || {
+    explore(None, || {
         let table = Table::pinned(A);
         let version = table.slot.word().version();
         let flush = spawn(&table, move |t| {
@@ -529,7 +529,7 @@ fn discarded_table_is_not_made_dirty_by_a_failed_flush() {
 /// afterwards, and a change that the image lacks keeps it dirty.
 #[test]
 fn failed_flush_during_write_back_leaves_table_dirty() {
-    explore(Some(3), || {
+    explore(None, || {
         let table = Table::pinned(A);
         let version = table.slot.word().version();
         let contents = SharedWord::new();

@@ -289,7 +289,7 @@ impl Cleaner {
     fn hold_lease(&self) -> Result<(), Errno> {
         let lease = self.shared.host.lease()?;
         let before = std::mem::replace(&mut *self.lease.lock(), lease);
-        // Dropped without the lock: the last lease joins its thread.
+        // Dropped without the lock: that takes the host's own.
         drop(before);
         Ok(())
     }

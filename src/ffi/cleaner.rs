@@ -138,9 +138,8 @@ pub unsafe extern "C" fn q2c_cleaner_create(
 /// Parameters:
 /// - `cleaner`: set to NULL on success. NULL, or a pointer to NULL, returns 0.
 ///
-/// Context: any thread, state lock not held. May wait on the thread host: the destruction of the
-/// last cleaner that was started waits for the end of the background thread. No other call may use
-/// the cleaner meanwhile.
+/// Context: any thread, state lock not held; never waits. No other call may use the cleaner
+/// meanwhile.
 ///
 /// Returns: 0 on success. On an error nothing happened.
 /// - `-EBUSY`: an instance is alive (stop it first), or somebody holds the built-in lock.

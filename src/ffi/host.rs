@@ -15,8 +15,9 @@ use crate::host::{Context, Host};
 use crate::sync::sleep::Timer;
 
 /// Callers are operating system threads, which park where they wait. One background thread for the
-/// whole process runs all cleaners. It comes with the first start of a cleaner and goes with the
-/// last handle of a cleaner that was started.
+/// whole process runs all cleaners. It comes with the first start of a cleaner, and goes a second
+/// after the last handle of a cleaner that was started. The library may be unloaded once every
+/// handle is closed: its code stays until that thread has ended.
 pub const Q2C_HOST_THREADS: u32 = 0;
 /// Callers are threads, which park where they wait. Cleaners are tasks of a `q2c_loop`. A wait for
 /// the end of a cleaner does not turn its loop: a stop takes the cleaner out of the loop.

@@ -130,8 +130,7 @@ pub trait Host: Send + Sync {
     }
 
     /// Returns a lease that keeps alive what this host's cleaners run on, such as a thread, until
-    /// it is dropped. Dropping the last one may wait for the cleaners to end. An error: cleaners
-    /// cannot run now.
+    /// it is dropped. An error: cleaners cannot run now.
     fn lease(&self) -> Result<Option<Box<dyn std::any::Any + Send + Sync>>, Errno> {
         Ok(None)
     }
