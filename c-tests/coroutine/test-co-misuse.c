@@ -203,6 +203,7 @@ static void start_fails_if_spawn_fails(void)
     host_adapter_fail_spawn(world.host, ENOMEM);
     CHECK_INT(q2c_cleaner_start(cleaner, world.io[0], SECOND), -ENOMEM);
     CHECK_U64(cleaner_stats(cleaner).instances, 0);
+    CHECK_U64(cleaner_stats(cleaner).starts, 0);
     CHECK_INT(q2c_cleaner_is_running(cleaner), 0);
     stop(); /* there is no instance */
     start();

@@ -2,6 +2,7 @@
 #include "seams.h"
 
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
@@ -23,6 +24,7 @@ static atomic_uint to_skip, given_back;
 static atomic_int waiting;
 static void (*_Atomic to_call)(void);
 static _Thread_local bool cleans_not;
+static pthread_mutex_t call_mutex = PTHREAD_MUTEX_INITIALIZER;
 
 void seam_thread_cleans(bool cleans)
 {
@@ -82,7 +84,9 @@ static void pass(enum seam seam)
     }
     function = atomic_exchange(&to_call, NULL);
     if (function != NULL) {
+        pthread_mutex_lock(&call_mutex);
         function();
+        pthread_mutex_unlock(&call_mutex);
         atomic_store(&word, SEAM_NONE);
         return;
     }
@@ -90,6 +94,12 @@ static void pass(enum seam seam)
         test_pause();
     }
     atomic_compare_exchange_strong(&word, &released, SEAM_NONE);
+}
+
+void seam_await_calls(void)
+{
+    pthread_mutex_lock(&call_mutex);
+    pthread_mutex_unlock(&call_mutex);
 }
 
 enum seam_wait seam_waits(void)

@@ -34,6 +34,12 @@ void seam_release(void);
 /* Makes the cleaner's thread call @function there, once, and does not hold it. */
 void seam_call(enum seam seam, void (*function)(void));
 
+/*
+ * What functions of seam_call() did comes before what the caller does next. Helgrind needs it,
+ * which knows mutexes: the library's thread lives on after a test case.
+ */
+void seam_await_calls(void);
+
 /* How the cleaner's thread waits in the kernel now. */
 enum seam_wait {
     SEAM_NOT_WAITING,

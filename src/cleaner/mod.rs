@@ -193,6 +193,7 @@ impl Cleaner {
                 Box::pin(run(body))
             }),
         )?;
+        shared.registry.lock().starts += 1;
         instance.set_cancel(cancel);
         Ok(())
     }
@@ -313,7 +314,6 @@ impl Shared {
         if registry.instances.iter().any(|i| !i.is_stopped()) {
             return Err(Errno::ALREADY);
         }
-        registry.starts += 1;
         registry.interval_ns = interval_ns;
         registry.instances.push(instance.clone());
         Ok(plan

@@ -218,19 +218,24 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let mut current = CURRENT.lock();
-        let current = (current.as_mut())
-            .filter(|now| Arc::ptr_eq(&now.service, &self.0) && !self.0.is_lost());
-        let Some(current) = current else {
-            // A fork left the service behind.
-            return;
-        };
-        current.leases -= 1;
-        if current.leases > 0 {
+        if self.0.is_lost() {
+            // In the child of a fork.
             return;
         }
-        current.idle_since = monotonic_ns();
-        if self.0.event_loop.executor().turner_wakes() > current.idle_since + LINGER_NS {
+        let sleeps_too_long = {
+            let mut current = CURRENT.lock();
+            let Some(current) = (current.as_mut()).filter(|now| Arc::ptr_eq(&now.service, &self.0))
+            else {
+                return;
+            };
+            current.leases -= 1;
+            if current.leases > 0 {
+                return;
+            }
+            current.idle_since = monotonic_ns();
+            self.0.event_loop.executor().turner_wakes() > current.idle_since + LINGER_NS
+        };
+        if sleeps_too_long {
             self.0.event_loop.kick();
         }
     }
