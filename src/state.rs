@@ -165,10 +165,11 @@ impl State {
         let dropped = if caches.l2.is_in_use() || caches.refcount.is_in_use() {
             Err(Errno::BUSY)
         } else {
-            caches
-                .refcount
-                .discard_all()
-                .and_then(|()| caches.l2.discard_all())
+            // A caller without the lock may pin a table from now on. It keeps what it pinned; the
+            // next get loads it anew.
+            caches.refcount.give_up();
+            caches.l2.give_up();
+            Ok(())
         };
         let started = self.start_cleaner();
         drop(held);

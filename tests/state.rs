@@ -35,6 +35,7 @@ on_every_host! {
     attach_rejects_attached_state_and_foreign_context
     invalidate_drops_all_tables
     invalidate_drops_nothing_while_table_is_pinned
+    invalidate_drops_both_caches_or_none
     waiting_calls_return_edeadlk_while_caller_holds_lock
     poll_until_done_returns_once_condition_holds
 }
@@ -343,6 +344,33 @@ fn invalidate_drops_nothing_while_table_is_pinned(fixture: &dyn Fixture) {
     }
     state.close().unwrap();
     assert_eq!((storage.word(TABLE), storage.word(BLOCKS)), (10, 10));
+}
+
+fn invalidate_drops_both_caches_or_none(fixture: &dyn Fixture) {
+    let (_storage, state) = open(fixture, 0);
+    let (l2, refcount) = (state.l2_cache(), state.refcount_cache());
+    let done = AtomicBool::new(false);
+    let mut dropped = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                let _ = support::get_unlocked(&l2, TABLE).map(drop);
+            }
+        });
+        for _ in 0..2000 {
+            drop(get(&refcount, BLOCKS).unwrap());
+            let invalidated = state.invalidate();
+            let resident = refcount.try_get(BLOCKS).map(drop).is_ok();
+            match invalidated {
+                Ok(()) => dropped += usize::from(!resident),
+                Err(error) => assert_eq!((error, resident), (Errno::BUSY, true)),
+            }
+        }
+        done.store(true, Ordering::SeqCst);
+    });
+    assert!(dropped > 0);
+    drop((l2, refcount));
+    state.close().unwrap();
 }
 
 fn waiting_calls_return_edeadlk_while_caller_holds_lock(fixture: &dyn Fixture) {

@@ -99,10 +99,15 @@ impl Cache {
         if self.is_in_use() {
             return Err(Errno::BUSY);
         }
+        self.give_up();
+        Ok(())
+    }
+
+    /// Discards every table, whoever uses it: see the module for those.
+    pub fn give_up(&self) {
         let dependencies = self.dependencies_now();
         self.discard_matching(|_| true);
         self.forget_writes(dependencies);
-        Ok(())
     }
 
     /// Whether a table is pinned, being loaded or being written.
