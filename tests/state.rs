@@ -351,13 +351,17 @@ fn invalidate_drops_both_caches_or_none(fixture: &dyn Fixture) {
     let (l2, refcount) = (state.l2_cache(), state.refcount_cache());
     let done = AtomicBool::new(false);
     let mut dropped = 0;
+    let mut rng = support::Rng::new(1);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
-                let _ = support::get_unlocked(&l2, TABLE).map(drop);
+                let pinned = support::get_unlocked(&l2, TABLE);
+                support::spin(rng.below(200));
+                drop(pinned);
+                support::spin(rng.below(200));
             }
         });
-        for _ in 0..2000 {
+        for _ in 0..5000 {
             drop(get(&refcount, BLOCKS).unwrap());
             let invalidated = state.invalidate();
             let resident = refcount.try_get(BLOCKS).map(drop).is_ok();

@@ -219,8 +219,8 @@ pub unsafe extern "C" fn q2c_state_close(state: *mut *mut q2c_state) -> c_int {
 /// - `-EINVAL`: `state` is NULL.
 /// - `-EBUSY`: a table is pinned, being loaded or being written. Nothing was dropped, and the
 ///   cleaner was started again if the host could start it. A table that comes into use only while
-///   others are dropped, by a get without the state lock, is no obstacle: it is dropped, and who has
-///   it pinned keeps what it was.
+///   others are dropped, by a get without the state lock, is no obstacle: it is dropped, and who
+///   has it pinned keeps what it was.
 /// - `-EDEADLK`: the caller holds the built-in lock, or is the cleaner itself. Nothing was stopped.
 /// - `-EAGAIN`, `-EMFILE`, `-ENFILE`, `-ENOMEM`, any errno of `co_spawn`: every table was dropped,
 ///   but the cleaner could not be started again; see `q2c_cleaner_start`.
