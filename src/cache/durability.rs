@@ -139,17 +139,20 @@ impl Cache {
     /// Leaves the device. What is in the record is the device's from now on, and also that of its
     /// `dependents` on other devices.
     pub(super) fn leave_device(&self, dependents: &[Arc<Cache>]) {
-        self.device.leave(self);
-        let left = self.lock_inner().unflushed.take_all().count();
-        if left == 0 {
-            return;
-        }
-        self.device.adopt(left);
-        for dependent in dependents {
-            if !Arc::ptr_eq(&dependent.device, &self.device) {
-                dependent.device.adopt(left);
+        {
+            // One step: a flush that fails finds them here, or with the device.
+            let mut inner = self.lock_inner();
+            let left = inner.unflushed.take_all().count();
+            if left > 0 {
+                self.device.adopt(left);
+                for dependent in dependents {
+                    if !Arc::ptr_eq(&dependent.device, &self.device) {
+                        dependent.device.adopt(left);
+                    }
+                }
             }
         }
+        self.device.leave(self);
     }
 }
 
