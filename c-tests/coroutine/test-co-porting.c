@@ -148,7 +148,7 @@ static int find_free(struct image *image, uint64_t *cluster)
 /* State lock held. The cluster is in use from now on, but no entry names it yet. */
 static int allocate(struct image *image, uint64_t *host)
 {
-    uint64_t cluster;
+    uint64_t cluster = 0;
     int r;
 
     if (atomic_load(&image->reads_in_flight) == 0)
