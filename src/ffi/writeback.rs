@@ -160,6 +160,9 @@ pub unsafe extern "C" fn q2c_cache_set_dependency(
 /// Makes `cache` depend on a flush: before the next write of a table of `cache`, its storage is
 /// flushed, once. If this is asked for while a flush runs, that flush does not count.
 ///
+/// It orders changes that are made afterwards with the state lock held. A change without the lock
+/// may get into a write of its table that runs already, and reach storage before the flush.
+///
 /// Context: any thread; never waits.
 ///
 /// Returns: 0 on success.
