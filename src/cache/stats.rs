@@ -120,7 +120,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Whether any table is dirty. Any thread; looks at every slot.
+    /// Whether any table is dirty. Any thread; looks at every slot that was ever used.
     pub fn has_dirty(&self) -> bool {
         let mut words = self.touched_slots().iter().map(super::Slot::word);
         words.any(|word| word.is_resident() && word.is_dirty())

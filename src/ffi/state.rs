@@ -170,8 +170,12 @@ pub(super) fn interval_in_words(interval_ns: u64) -> Result<()> {
     })
 }
 
-/// Closes a state: stops the cleaner and waits for its end, writes what is dirty, flushes storage,
-/// and frees everything.
+/// Closes a state: stops the cleaner and waits for its end, writes what is dirty, flushes storage
+/// where that is owed, and frees everything.
+///
+/// A flush is owed if a table was written since the last good flush, if one was asked for with
+/// `q2c_cache_depends_on_flush` and has not happened, or if a cache is unstable. Else the call does
+/// not flush: a driver that wrote data of its own flushes it before.
 ///
 /// Parameters:
 /// - `state`: set to NULL on success. NULL, or a pointer to NULL, returns 0.

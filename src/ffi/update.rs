@@ -44,8 +44,9 @@ impl Prepared {
     }
 }
 
-/// Works out new options, allocates their caches and flushes the old ones. Nothing else changes,
-/// and the cleaner runs on.
+/// Works out new options, allocates their caches, writes what is dirty in the old ones, and flushes
+/// storage where that is owed (see `q2c_state_close`). Nothing else changes, and the cleaner runs
+/// on.
 ///
 /// Parameters:
 /// - `options`: NULL means that no option is set, that is, the defaults.
@@ -122,20 +123,23 @@ unsafe fn prepare(
     })
 }
 
-/// Puts a prepared change into effect: stops the cleaner and waits for its end, flushes the old
-/// caches, swaps the caches, sets every option, and starts the cleaner if the image is attached. If
-/// the host cannot start the cleaner, that is no error and does not undo the change:
-/// `q2c_cleaner_is_running` tells.
+/// Puts a prepared change into effect: stops the cleaner and waits for its end, swaps the caches,
+/// sets every option, and starts the cleaner if the image is attached. If the host cannot start the
+/// cleaner, that is no error and does not undo the change: `q2c_cleaner_is_running` tells.
+///
+/// An old cache in which a table was dirtied since the prepare is flushed first; else the call does
+/// not use storage. The new caches take over what the old ones' next writes would wait for, and
+/// that an old one is unstable (see `q2c_cache_flush`).
 ///
 /// Parameters:
 /// - `update`: set to NULL on success.
 /// - `locked`: whether the caller holds the state lock.
 ///
-/// Context: may wait, and may write. No request may use the old caches. With `locked` true: a
-/// thread or coroutine that holds the state lock, which is released while the call waits for the
-/// cleaner. With `locked` false: thread, coroutine, or plain code of a coroutine host, which polls;
-/// the state lock is not held. The call takes it itself. Plain code cannot take a host's own lock:
-/// there the image must be quiesced.
+/// Context: may wait. Writes only what is dirty. No request may use the old caches. With `locked`
+/// true: a thread or coroutine that holds the state lock, which is released while the call waits
+/// for the cleaner. With `locked` false: thread, coroutine, or plain code of a coroutine host,
+/// which polls; the state lock is not held. The call takes it itself. Plain code cannot take a
+/// host's own lock: there the image must be quiesced.
 ///
 /// Returns: 0 on success. On an error caches and options are as they were, and `*update` stays, to
 /// be committed again or aborted. The cleaner was not touched after `-EINVAL`, `-EPERM` and
@@ -148,7 +152,7 @@ unsafe fn prepare(
 ///   on a coroutine host.
 /// - `-EDEADLK`: `locked` is false, and the caller holds the built-in lock; or the caller is the
 ///   cleaner itself.
-/// - `-EIO`: an old cache is poisoned.
+/// - `-EIO`: an old cache is poisoned, and that cache or one that depends on it has dirty tables.
 /// - any errno of `pwritev`, `flush` or `pre_write_check`: an old cache could not be flushed.
 ///
 /// Ownership: frees the update. Caches that were borrowed from the state before are invalid from
